@@ -1,0 +1,82 @@
+"""What every dataset gives: samples with the labels that it has, and no others. NumPy only; torch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mtl_cloud.tasks import TASKS, Task
+
+__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Sample"]
+
+IGNORE = 255
+"""Mask value of pixels that count neither in the loss nor in the metrics (VOC's border)."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a split before any sample is read."""
+
+    name: str
+    split: str
+    classes: Mapping[Task, tuple[str, ...]]
+    """Class names of each task that the dataset labels. Segmentation counts ``background`` as class 0;
+    classification and detection have no background."""
+    multi_label: bool = False
+    """Classification labels are sets of classes (VOC) rather than one class (CIFAR-10, ImageNet)."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(task for task in TASKS if task in self.classes)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The objects of one image. ``n`` may be 0: the image is known to hold none."""
+
+    xyxy: npt.NDArray[np.float32]
+    """[n, 4] left, top, right, bottom in pixels; 0-based, right and bottom exclusive."""
+    classes: npt.NDArray[np.int64]
+    """[n] index into ``DatasetInfo.classes["detection"]``."""
+    difficult: npt.NDArray[np.bool_]
+    """[n] VOC's flag: not trained on, and neither hit nor miss in evaluation."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its labels. A label of None means: this sample does not carry it."""
+
+    key: str
+    """Names the sample for people: the file, or the archive and member."""
+    image: npt.NDArray[np.uint8]
+    """[height, width, 3] RGB."""
+    classification: int | npt.NDArray[np.float32] | None = None
+    """Class index; or, for multi-label sets, [classes] with 1 present, 0 absent, -1 unknown (VOC's difficult only)."""
+    detection: Boxes | None = None
+    segmentation: npt.NDArray[np.uint8] | None = None
+    """[height, width] class index, ``IGNORE`` where unknown."""
+
+
+class Dataset(Protocol):
+    """A split, random access. Instances are picklable (loader workers are spawned) and open files lazily."""
+
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode one sample. Raises ``DatasetError`` naming the file when it is damaged or wrongly labelled."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The name of a sample, without decoding it. Equal keys are the same image, in any split."""
+        ...
+
+    def labels(self, index: int) -> frozenset[Task]:
+        """Which labels the sample carries, without decoding it."""
+        ...

@@ -1,0 +1,137 @@
+"""Every error that a user can meet, and the exit code it ends with.
+
+::
+
+    MtlCloudError                 1   anything of ours
+    ├── UsageError                2   the command line asks for something that is not there
+    ├── SpecError                 2   the job file is wrong (all its mistakes at once)
+    ├── PlanError                 3   the job is valid but cannot be planned
+    ├── ImageError                4   the container image cannot be built or found
+    ├── LaunchError               5   the backend refused to start the run
+    │   └── CapacityError         6   the cloud has no such machine free at present
+    ├── RunFailedError            7   the run ended, and not well
+    ├── StorageError              8   the run record cannot be read or written
+    │   ├── NotFoundError         8   no object under that key
+    │   ├── AlreadyExistsError    8   a create-only write found the key taken
+    │   └── RecordError           8   an object is there but is not what it should be
+    ├── DatasetError              9   the dataset is missing, damaged or wrongly labelled
+    ├── TrainingError            10   training cannot go on (diverged, out of memory, …)
+    └── MissingExtraError        11   an optional part of mtl-cloud is not installed
+
+A message says what is wrong and where; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyExistsError",
+    "CapacityError",
+    "DatasetError",
+    "ImageError",
+    "LaunchError",
+    "MissingExtraError",
+    "MtlCloudError",
+    "NotFoundError",
+    "PlanError",
+    "RecordError",
+    "RunFailedError",
+    "SpecError",
+    "StorageError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class MtlCloudError(Exception):
+    """Root of the tree. ``str(error)`` is the message for the user, without the hint."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(MtlCloudError):
+    """The command line names something that does not exist or is ambiguous."""
+
+    exit_code = 2
+
+
+class SpecError(MtlCloudError):
+    """A job file is wrong. The message holds every mistake, one a line, each at its place."""
+
+    exit_code = 2
+
+
+class PlanError(MtlCloudError):
+    """A valid job that cannot be planned: unknown price, impossible budget, ..."""
+
+    exit_code = 3
+
+
+class ImageError(MtlCloudError):
+    """The container image cannot be built, found or pushed."""
+
+    exit_code = 4
+
+
+class LaunchError(MtlCloudError):
+    """A backend refused to start the run."""
+
+    exit_code = 5
+
+
+class CapacityError(LaunchError):
+    """The cloud has no such machine free at present. Never a permission or a quota."""
+
+    exit_code = 6
+
+
+class RunFailedError(MtlCloudError):
+    """The run ended, and not well."""
+
+    exit_code = 7
+
+
+class StorageError(MtlCloudError):
+    """The storage of the run record cannot be reached, read or written."""
+
+    exit_code = 8
+
+
+class NotFoundError(StorageError):
+    """No object lies under the key."""
+
+
+class AlreadyExistsError(StorageError):
+    """A create-only write found its key taken."""
+
+
+class RecordError(StorageError):
+    """An object of the run record is there but cannot be understood."""
+
+
+class DatasetError(MtlCloudError):
+    """A dataset is missing, damaged or wrongly labelled. The message names the file."""
+
+    exit_code = 9
+
+
+class TrainingError(MtlCloudError):
+    """Training cannot go on: the loss is not a number, the device is out of memory, ..."""
+
+    exit_code = 10
+
+
+class MissingExtraError(MtlCloudError):
+    """An optional part of mtl-cloud is not installed."""
+
+    exit_code = 11
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the extra '{extra}', which is not installed",
+            hint=f"pip install 'mtl-cloud[{extra}]'",
+        )
+        self.extra = extra

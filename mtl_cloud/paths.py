@@ -1,0 +1,90 @@
+"""The one map of a run's keys below ``<storage>/``. Nothing else builds such a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RUNS", "RunPaths"]
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Keys of one run, relative to the storage's root. Numbers are 1-based and zero-padded, so keys sort."""
+
+    run_id: str
+
+    @property
+    def root(self) -> str:
+        return f"{RUNS}/{self.run_id}"
+
+    @property
+    def spec_yaml(self) -> str:
+        """The bytes that were submitted."""
+        return f"{self.root}/spec.yaml"
+
+    @property
+    def spec_json(self) -> str:
+        """The resolved job, every default filled in."""
+        return f"{self.root}/spec.json"
+
+    @property
+    def plan(self) -> str:
+        return f"{self.root}/plan.json"
+
+    @property
+    def cancel(self) -> str:
+        return f"{self.root}/cancel.json"
+
+    @property
+    def result(self) -> str:
+        return f"{self.root}/result.json"
+
+    @property
+    def attempts(self) -> str:
+        return f"{self.root}/attempts/"
+
+    def attempt(self, number: int) -> str:
+        """The claim that makes ``number`` the owner of the run: created only if absent."""
+        return f"{self.attempts}{number:04d}.json"
+
+    def heartbeat(self, attempt: int) -> str:
+        return f"{self.attempts}{attempt:04d}/heartbeat.json"
+
+    def exit(self, attempt: int) -> str:
+        return f"{self.attempts}{attempt:04d}/exit.json"
+
+    def log(self, attempt: int) -> str:
+        """Prefix of an attempt's log segments."""
+        return f"{self.attempts}{attempt:04d}/log/"
+
+    def log_segment(self, attempt: int, number: int) -> str:
+        return f"{self.log(attempt)}{number:06d}.txt"
+
+    @property
+    def rounds(self) -> str:
+        return f"{self.root}/rounds/"
+
+    def round(self, number: int) -> str:
+        return f"{self.rounds}{number:04d}.json"
+
+    def samples(self, number: int) -> str:
+        """Validation images of a round with truth and prediction, for the report."""
+        return f"{self.root}/samples/{number:04d}.json"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"{self.root}/checkpoints/"
+
+    def checkpoint(self, step: int, attempt: int) -> str:
+        """Prefix of one checkpoint. An attempt never writes under another attempt's prefix."""
+        return f"{self.checkpoints}{step:010d}-{attempt:04d}/"
+
+    def manifest(self, step: int, attempt: int) -> str:
+        """Written last: without it the checkpoint does not exist."""
+        return f"{self.checkpoint(step, attempt)}manifest.json"
+
+    def events(self, attempt: int) -> str:
+        """Prefix of an attempt's TensorBoard event files."""
+        return f"{self.root}/events/{attempt:04d}/"

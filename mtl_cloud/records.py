@@ -1,0 +1,258 @@
+"""What crosses the wall between orchestrator and container: the typed files of a run's record.
+
+Every file is one JSON object with a ``schema_version``. A reader keeps fields it does not know (``extra``: a newer
+writer of the same version may add some) and refuses a version it does not know. Only the standard library is used,
+because the supervisor, process 1 of the container, reads and writes these too.
+
+Times are ISO 8601 in UTC. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, ClassVar, Self, TypeAlias
+
+from mtl_cloud.errors import RecordError
+
+__all__ = [
+    "AttemptRecord",
+    "CancelRecord",
+    "CheckpointManifest",
+    "ExitRecord",
+    "Heartbeat",
+    "Json",
+    "Outcome",
+    "PlanRecord",
+    "Record",
+    "ResultRecord",
+    "RoundRecord",
+    "RoundSamples",
+]
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+
+class Outcome(StrEnum):
+    """How an attempt or a run ended. Only ``MACHINE_ERROR`` and ``INTERRUPTED`` are worth another attempt."""
+
+    DONE = "done"
+    USER_ERROR = "user_error"
+    MACHINE_ERROR = "machine_error"
+    INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
+    OUT_OF_TIME = "out_of_time"
+    OUT_OF_BUDGET = "out_of_budget"
+
+    @property
+    def may_retry(self) -> bool:
+        return self in {Outcome.MACHINE_ERROR, Outcome.INTERRUPTED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all record files. Fields hold JSON values only, so that encoding is plain and total."""
+
+    schema_version: ClassVar[int] = 1
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    """Fields of the file that this version does not know."""
+
+    def encode(self) -> bytes:
+        """UTF-8 JSON, keys in declaration order, ending in a newline."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        document = {"schema_version": self.schema_version, **own, **self.extra}
+        return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def decode(cls, data: bytes, *, source: str) -> Self:
+        """Parse a file's bytes.
+
+        Raises
+        ------
+        RecordError
+            Not JSON, not an object, an unknown schema version, or a required field is absent. ``source`` is named.
+        """
+        document = _parse_object(data, source)
+        version = document.pop("schema_version", None)
+        if version != cls.schema_version:
+            raise RecordError(
+                f"{source}: schema version {version!r}, and this mtl-cloud reads {cls.schema_version}",
+                hint="read it with the mtl-cloud that wrote it, or a newer one",
+            )
+        known = {f.name: f for f in fields(cls) if f.name != "extra"}
+        missing = [name for name, f in known.items() if name not in document and _required(f)]
+        if missing:
+            raise RecordError(f"{source}: the field {missing[0]!r} of a {cls.__name__} is missing")
+        values = {name: document.pop(name) for name in known if name in document}
+        return cls(**values, extra=document)
+
+
+def _parse_object(data: bytes, source: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise RecordError(f"{source}: not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise RecordError(f"{source}: a JSON object is expected, not a {type(document).__name__}")
+    return document
+
+
+def _required(f: Any) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord(Record):
+    """``plan.json``: what was decided before anything was paid for. Its presence makes a run exist."""
+
+    run_id: str
+    name: str
+    created_at: str
+    backend: str
+    storage: str
+    command: list[str]
+    """The trainer's command line inside the container."""
+    env: dict[str, str]
+    processes: int
+    """Trainer processes (one a GPU, one on a CPU)."""
+    rounds: int
+    deadline_s: float | None = None
+    """Seconds of wall clock, over all attempts, after which the run is stopped."""
+    usd_per_hour: float | None = None
+    budget_usd: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Json] = field(default_factory=dict)
+    """Where prices and machine facts came from, with their dates."""
+    requests: dict[str, Json] = field(default_factory=dict)
+    """The exact requests that the backend is sent."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord(Record):
+    """``attempts/0001.json``: the claim of one life of the run. The highest number owns the run."""
+
+    number: int
+    started_at: str
+    host: str
+    pid: int
+    backend: str
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Record):
+    """``heartbeat.json``: the sign of life, overwritten. ``progress`` is the trainer's newest word."""
+
+    at: str
+    phase: str
+    """starting | loading | training | validating | saving | stopping"""
+    progress: dict[str, Json] = field(default_factory=dict)
+    """round, rounds, epoch, step, steps, losses {task: value}, images_per_s, data_wait, eta_s."""
+    host: dict[str, Json] = field(default_factory=dict)
+    """Memory, disk and GPU readings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitRecord(Record):
+    """``exit.json``: how an attempt ended."""
+
+    ended_at: str
+    outcome: str
+    exit_code: int | None
+    message: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord(Record):
+    """``rounds/0001.json``: the metrics after one round. ``metrics`` are of the validation split."""
+
+    round: int
+    attempt: int
+    step: int
+    epoch: int
+    ended_at: str
+    seconds: float
+    """Training part of the round, over all attempts that worked on it."""
+    validation_s: float
+    images: int
+    images_per_s: float
+    data_wait: float
+    """Share (0..1) of the training time that the loop waited for data."""
+    train_losses: dict[str, float | None]
+    """Mean of each task's unweighted loss over the round's labelled samples; None when it had no sample."""
+    val_losses: dict[str, float | None]
+    metrics: dict[str, dict[str, float | None]]
+    """task -> metric -> value, e.g. ``{"classification": {"top1": 0.91, "recall_macro": 0.9}}``."""
+    per_class: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    """task -> metric -> class name -> value."""
+    confusion: list[list[int]] | None = None
+    """Rows: truth, columns: prediction, classes in ``classes`` order. Single-label classification only."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """task -> class names."""
+    bad_samples: int = 0
+    """Samples skipped so far under ``on_bad_sample: skip``."""
+    learning_rate: float | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    """task -> weight of its loss at the round's end."""
+    sharing: dict[str, Json] = field(default_factory=dict)
+    """Learned sharing coefficients, e.g. gates per stage and task pair."""
+    usd: float | None = None
+    """Dollars of this round at the plan's locked price."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSamples(Record):
+    """``samples/0001.json``: a few validation images with truth and prediction, for the report.
+
+    Each of ``samples``: ``key``, ``image`` (PNG, base64), ``truth`` and ``prediction``; those two hold, where known,
+    ``classes`` (list of [name, score]), ``boxes`` (list of [class name, score, x1, y1, x2, y2] in pixels of the
+    image) and ``mask`` (8-bit palette-index PNG, base64, same size; 255 = ignored).
+    """
+
+    round: int
+    classes: dict[str, list[str]]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointManifest(Record):
+    """``manifest.json``, written last and once: the checkpoint's parts with sizes and checksums."""
+
+    step: int
+    attempt: int
+    round: int
+    created_at: str
+    reason: str
+    """round | time | stop"""
+    parts: list[dict[str, Any]]
+    """Each: ``key`` (below the checkpoint's prefix), ``size`` (bytes), ``crc64nvme`` (16 hex digits)."""
+    meta: dict[str, Any]
+    """Everything of the state that is not a tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelRecord(Record):
+    """``cancel.json``: a person's wish to stop, honoured by the supervisor."""
+
+    at: str
+    by: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord(Record):
+    """``result.json``: written once, by the owner, when the run is over for good."""
+
+    ended_at: str
+    outcome: str
+    message: str
+    attempts: int
+    rounds: int
+    """Rounds completed."""
+    seconds: float
+    """Sum over attempts."""
+    usd: float | None = None

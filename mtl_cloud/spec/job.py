@@ -1,0 +1,309 @@
+"""The job: what a user wants, as frozen pydantic models. One declaration serves validation, JSON schema and docs.
+
+Only facts that the job file itself can decide are checked here; what needs the catalogue of instance types (a p4d has
+eight GPUs) is checked in ``mtl_cloud.spec.facts``. Paths stay as they are written; ``load_job`` makes them absolute.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mtl_cloud.tasks import Task
+
+__all__ = [
+    "CheckpointSpec",
+    "ComputeSpec",
+    "DatasetSpec",
+    "DockerCompute",
+    "Ec2Compute",
+    "JobSpec",
+    "LocalCompute",
+    "LossWeightingSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "SageMakerCompute",
+    "ScheduleSpec",
+    "SharingKind",
+    "TrainingSpec",
+]
+
+Stage: TypeAlias = Literal[1, 2, 3, 4, 5]
+SharingKind: TypeAlias = Literal["none", "hard", "cross_stitch", "gate"]
+PositiveInt: TypeAlias = Annotated[int, Field(gt=0)]
+PositiveFloat: TypeAlias = Annotated[float, Field(gt=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+# --- compute: where it runs ------------------------------------------------------------------------------------------
+
+
+class _Compute(_Spec):
+    max_hours: PositiveFloat | None = Field(
+        None, description="Wall-clock hours over all attempts; then the run saves and stops."
+    )
+    budget_usd: PositiveFloat | None = Field(
+        None, description="Dollars over all attempts; then the run saves and stops."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="Restarts after a machine's fault.")
+
+
+class LocalCompute(_Compute):
+    """This machine: a detached process that survives the terminal."""
+
+    backend: Literal["local"] = "local"
+    gpu_count: Annotated[int, Field(ge=0)] = Field(0, description="GPUs to use; 0 trains on the CPU.")
+    processes: PositiveInt | None = Field(None, description="Trainer processes; default one a GPU, or one.")
+
+
+class DockerCompute(_Compute):
+    """A container on this machine: the dry-run's backend."""
+
+    backend: Literal["docker"]
+    gpu_count: Annotated[int, Field(ge=0)] = Field(0, description="GPUs to use; 0 trains on the CPU.")
+    image: str | None = Field(None, description="Image reference; default the one built from docker/.")
+
+
+class Ec2Compute(_Compute):
+    """One EC2 instance, kept alive by an Auto Scaling group of one."""
+
+    backend: Literal["ec2"]
+    instance_type: str | tuple[str, ...] = Field(..., description="One type, or several in order of preference.")
+    gpu_count: PositiveInt = Field(1, description="GPUs to use of those that the instance has.")
+    purchase: Literal["on_demand", "spot", "spot_then_on_demand"] = Field(
+        "on_demand", description="How the instance is bought."
+    )
+    region: str = Field("us-east-1", description="AWS region.")
+    disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Root disk, GiB (encrypted gp3).")
+    image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")
+    max_hours: PositiveFloat = Field(
+        24.0, description="Wall-clock hours over all attempts; then the run saves and stops."
+    )
+
+    @property
+    def instance_types(self) -> tuple[str, ...]:
+        """In order of preference."""
+        return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
+
+
+class SageMakerCompute(_Compute):
+    """A SageMaker training job."""
+
+    backend: Literal["sagemaker"]
+    instance_type: str | tuple[str, ...] = Field(..., description="One type (ml.…), or several in order of preference.")
+    gpu_count: PositiveInt = Field(1, description="GPUs to use of those that the instance has.")
+    purchase: Literal["on_demand", "spot"] = Field("on_demand", description="Managed spot training or not.")
+    region: str = Field("us-east-1", description="AWS region.")
+    disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Training volume, GiB.")
+    image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")
+    max_hours: Annotated[float, Field(gt=0, le=672)] = Field(
+        24.0, description="Wall-clock hours; SageMaker allows 28 days."
+    )
+
+    @property
+    def instance_types(self) -> tuple[str, ...]:
+        """In order of preference."""
+        return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
+
+
+ComputeSpec: TypeAlias = Annotated[
+    LocalCompute | DockerCompute | Ec2Compute | SageMakerCompute, Field(discriminator="backend")
+]
+
+
+# --- dataset: what it learns from ------------------------------------------------------------------------------------
+
+
+class SplitsSpec(_Spec):
+    """Names of the splits, as the dataset calls them."""
+
+    train: str = Field("train", description="Split to train on.")
+    val: str = Field("val", description="Split to evaluate on after each round.")
+
+
+class DatasetSpec(_Spec):
+    """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
+
+    name: Literal["embedded", "cifar10", "voc", "imagenet"] = Field(..., description="Which dataset.")
+    uri: str | None = Field(None, description="Folder or archive that holds it; `embedded` needs none.")
+    splits: SplitsSpec = Field(SplitsSpec(), description="Names of the splits.")
+    tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default all that it has.")
+    on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What a damaged or mislabelled sample does.")
+    max_train_samples: PositiveInt | None = Field(None, description="Use only the first samples of the train split.")
+    max_val_samples: PositiveInt | None = Field(None, description="Use only the first samples of the val split.")
+
+    @model_validator(mode="after")
+    def _uri_is_given(self) -> Self:
+        if self.name != "embedded" and self.uri is None:
+            raise ValueError(f"dataset {self.name} needs `uri:`, the folder or archive that holds it")
+        return self
+
+
+# --- model: what is trained ------------------------------------------------------------------------------------------
+
+
+class PretrainedSpec(_Spec):
+    """Weights to start from: a path or URL each."""
+
+    classification: str | None = Field(None, description="torchvision VGG16 or AlexNet state_dict.")
+    detection: str | None = Field(None, description="Darknet-53 or YOLOv3 darknet .weights.")
+    segmentation: str | None = Field(None, description="torchvision FCN-ResNet50 or ResNet-50 state_dict.")
+
+
+class FusionSpec(_Spec):
+    """The final fully connected layers in which the outputs of the three sub-networks meet."""
+
+    enabled: bool = Field(True, description="Add the joint layers' correction to the classifier's logits.")
+    hidden: PositiveInt = Field(1024, description="Width of the hidden fully connected layer.")
+    dropout: Share = Field(0.5, description="Dropout before the last layer.")
+    detach: bool = Field(False, description="Stop the fusion's gradient at the sub-networks' outputs.")
+
+
+class ModelSpec(_Spec):
+    """The network."""
+
+    name: Literal["mtl_net", "mtl_lite", "vgg16", "alexnet", "yolov3", "fcn_resnet50"] = Field(
+        "mtl_net", description="Which network."
+    )
+    tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default all that the network has.")
+    sharing: dict[Stage, SharingKind] = Field(
+        {}, description="Sharing after each encoder stage (1..5); unnamed stages share nothing."
+    )
+    fusion: FusionSpec = Field(FusionSpec(), description="Joint final layers (mtl_net).")
+    width: Annotated[float, Field(gt=0, le=2)] = Field(
+        1.0, description="Multiplies every channel count; 1 is the published network."
+    )
+    batch_norm: bool = Field(True, description="VGG with batch normalisation.")
+    box_loss: Literal["darknet", "giou", "ciou"] = Field("darknet", description="YOLOv3's box loss.")
+    ignore_threshold: Share = Field(
+        0.5, description="IoU over which a prediction is not taught `no object` (VOC 0.5, COCO 0.7)."
+    )
+    anchors: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = Field(
+        None, description="Nine (width, height), pixels at 416; default darknet's."
+    )
+    pretrained: PretrainedSpec = Field(PretrainedSpec(), description="Weights to start from.")
+
+    @model_validator(mode="after")
+    def _anchors_are_nine(self) -> Self:
+        if self.anchors is not None and len(self.anchors) != 9:
+            raise ValueError(f"YOLOv3 has nine anchors, three a scale; `anchors:` lists {len(self.anchors)}")
+        return self
+
+
+# --- training: how ---------------------------------------------------------------------------------------------------
+
+
+class OptimizerSpec(_Spec):
+    """The optimizer. Weight decay acts on weights only, not on biases and normalisation."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
+    lr: PositiveFloat = Field(0.01, description="Peak learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum, or AdamW's first beta.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="On weights only.")
+    clip_norm: PositiveFloat | None = Field(10.0, description="Clip the gradient's norm; null for none.")
+
+
+class ScheduleSpec(_Spec):
+    """Learning rate over the steps of the whole job."""
+
+    name: Literal["constant", "cosine", "poly", "step"] = Field("cosine", description="Shape after the warm-up.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of burn-in from 0 to the peak.")
+    warmup_power: PositiveFloat = Field(1.0, description="(step / warmup_steps) ** power; darknet's is 4.")
+    power: PositiveFloat = Field(0.9, description="poly: exponent.")
+    milestones: tuple[Share, ...] = Field((), description="step: shares (0..1) of the job at which the rate drops.")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step: factor of each drop.")
+
+
+class LossWeightingSpec(_Spec):
+    """How the tasks' losses become one."""
+
+    name: Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric"] = Field(
+        "equal", description="Which method."
+    )
+    weights: dict[Task, Annotated[float, Field(ge=0)]] = Field({}, description="fixed: the weights; others start at 1.")
+    temperature: PositiveFloat = Field(2.0, description="dwa: softmax temperature.")
+
+    @model_validator(mode="after")
+    def _weights_are_for_fixed(self) -> Self:
+        if self.weights and self.name != "fixed":
+            raise ValueError(f"`weights:` belong to `name: fixed`, not to {self.name}")
+        return self
+
+
+class AugmentSpec(_Spec):
+    """Random changes of training images. Validation images are never changed."""
+
+    flip: Share = Field(0.5, description="Probability of a horizontal flip (wrong for digits).")
+    jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="Random crop and aspect change, share of the image's size."
+    )
+    color: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="Brightness, contrast and saturation, on the device."
+    )
+
+
+class TrainingSpec(_Spec):
+    """The recipe. The published experiment: batch 16, random sampling, 50 rounds of 20 epochs."""
+
+    rounds: PositiveInt = Field(50, description="Rounds; metrics are taken after each.")
+    epochs_per_round: PositiveInt = Field(20, description="Epochs of a round.")
+    max_steps_per_epoch: PositiveInt | None = Field(None, description="Cut an epoch short.")
+    batch_size: PositiveInt = Field(16, description="Images a step over all processes.")
+    sampling: Literal["random", "sequential"] = Field(
+        "random", description="A new permutation every epoch, or the order on disk."
+    )
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        4, description="Loader processes of each trainer process."
+    )
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = Field(
+        416, description="Side of the square input, pixels."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
+    optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")
+    schedule: ScheduleSpec = Field(ScheduleSpec(), description="The learning rate's course.")
+    loss_weighting: LossWeightingSpec = Field(LossWeightingSpec(), description="How the tasks' losses become one.")
+    augment: AugmentSpec = Field(AugmentSpec(), description="Random changes of training images.")
+    norm: Literal["auto", "local", "sync", "frozen"] = Field(
+        "auto",
+        description="Batch statistics: of each process, of all, or the stored ones; auto: of all.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random.")
+    deterministic: bool = Field(False, description="Only deterministic kernels (slower on GPUs).")
+    eval_batch_size: PositiveInt | None = Field(None, description="Validation batch; default twice the training batch.")
+
+
+class CheckpointSpec(_Spec):
+    """When the state is saved. After each round and on a stop it always is."""
+
+    every_minutes: PositiveFloat | None = Field(15.0, description="Also in mid-round, by time; null for never.")
+    keep: PositiveInt = Field(3, description="Newest checkpoints to keep.")
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+class JobSpec(_Spec):
+    """One training job. Every field but `dataset` has a default; `extends` names a preset that fills in the others."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
+        "job", description="Lower-case letters, digits and dashes; starts the run id."
+    )
+    compute: ComputeSpec = Field(LocalCompute(), description="Where it runs.")
+    dataset: DatasetSpec | tuple[DatasetSpec, ...] = Field(
+        ..., description="One dataset, or several for joint training."
+    )
+    model: ModelSpec = Field(ModelSpec(), description="The network.")
+    training: TrainingSpec = Field(TrainingSpec(), description="The recipe.")
+    checkpoint: CheckpointSpec = Field(CheckpointSpec(), description="When the state is saved.")
+    storage: str = Field("mtl-runs", description="Folder or fsspec URL (s3://bucket/prefix) of run records.")
+    tags: dict[str, str] = Field({}, description="Your own labels; on AWS they become resource tags.")
+
+    @property
+    def datasets(self) -> tuple[DatasetSpec, ...]:
+        """The datasets, always as a tuple."""
+        return (self.dataset,) if isinstance(self.dataset, DatasetSpec) else self.dataset

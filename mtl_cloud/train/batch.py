@@ -1,0 +1,56 @@
+"""A batch of samples with partial labels: every image, and beside it only the labels that its dataset has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl_cloud.tasks import Task
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images of S x S pixels, M boxes in all. Tensors lie on one device.
+
+    A sample without a task's label has ``has[task]`` False and a neutral filler in the label's place; losses and
+    metrics count only samples whose ``has`` is True.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    """[B, 3, S, S] uint8, RGB."""
+    has: Mapping[Task, Tensor]
+    """task -> [B] bool: does the sample carry that label? Only the job's tasks appear."""
+    labels: Tensor
+    """[B] int64 class index (0 where absent); or [B, classes] float32: 1 present, 0 absent, -1 unknown."""
+    boxes: Tensor
+    """[M, 4] float32 left, top, right, bottom, in pixels of the batch's images."""
+    box_image: Tensor
+    """[M] int64: which image of the batch."""
+    box_class: Tensor
+    """[M] int64."""
+    box_difficult: Tensor
+    """[M] bool: VOC's flag."""
+    masks: Tensor
+    """[B, S, S] uint8 class index, 255 where unknown or absent."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``; copies from pinned memory do not block."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader in its pinning thread."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, has={task: move(present) for task, present in self.has.items()}, **moved)
