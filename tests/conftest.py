@@ -1,0 +1,51 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """A function from an archive's name (without extension) to the folder that it is unpacked in.
+
+    The archives are real images that are no part of the product; they lie beside the checkout, and are unpacked once
+    into a cache outside of it.
+    """
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real images of {SHARED_DATA} are not on this machine")
+    return _unpacked
+
+
+def _unpacked(name: str) -> Path:
+    (archive,) = SHARED_DATA.glob(f"{name}.tar*")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mtl-cloud-tests"
+    target = cache / f"{name}-{archive.stat().st_size}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            partial = target.with_suffix(".partial")
+            with tarfile.open(archive) as tar:
+                tar.extractall(partial, filter="data")
+            partial.rename(target)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test can reach a real account by accident."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name != "AWS_CA_BUNDLE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
