@@ -1,0 +1,116 @@
+"""Datasets by name: open the splits of a job, joined where there are several, with nothing of one in the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TypeAlias
+
+from mtl_cloud.datasets.base import IGNORE, Boxes, Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset
+from mtl_cloud.errors import DatasetError
+from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.tasks import Task
+
+__all__ = [
+    "DATASETS",
+    "IGNORE",
+    "Boxes",
+    "Dataset",
+    "DatasetInfo",
+    "JointDataset",
+    "Sample",
+    "assert_disjoint",
+    "open_dataset",
+    "open_splits",
+]
+
+DATASETS = {
+    "cifar10": "mtl_cloud.datasets.cifar10:open_cifar10",
+    "embedded": "mtl_cloud.datasets.embedded:open_embedded",
+    "imagenet": "mtl_cloud.datasets.imagenet:open_imagenet",
+    "voc": "mtl_cloud.datasets.voc:open_voc",
+}
+"""Dataset name -> ``module:function``, a function of (uri, split)."""
+
+_Opener: TypeAlias = Callable[[str | None, str], Dataset]
+
+
+def open_dataset(spec: DatasetSpec, split: str) -> Dataset:
+    """One split as the job wants it: its tasks, ``on_bad_sample``, and ``max_*_samples`` of the split's role.
+
+    Raises
+    ------
+    DatasetError
+        The dataset is not there, lacks the split or one of the tasks, or its lists and folders do not fit together.
+        Samples are not read yet: a damaged one raises when it is asked for.
+    """
+    module, _, function = DATASETS[spec.name].partition(":")
+    opener: _Opener = getattr(import_module(module), function)
+    dataset = _select(opener(spec.uri, split), spec.tasks, _limit(spec, split))
+    return SkippingDataset(dataset) if spec.on_bad_sample == "skip" else dataset
+
+
+def open_splits(*specs: DatasetSpec) -> tuple[Dataset, Dataset]:
+    """The train and the val split of a job's datasets, joined when there are several.
+
+    Raises
+    ------
+    DatasetError
+        As ``open_dataset`` and ``JointDataset``; or the splits share an image, or disagree on the classes.
+    """
+    train = _join([open_dataset(spec, spec.splits.train) for spec in specs])
+    val = _join([open_dataset(spec, spec.splits.val) for spec in specs])
+    if train.info.classes != val.info.classes:
+        raise DatasetError(
+            f"the splits {train.info.split} and {val.info.split} of {train.info.name} do not label the same classes",
+            hint="validate on the tasks and classes that are trained: correct `splits:` or `tasks:`",
+        )
+    assert_disjoint(train, val)
+    return train, val
+
+
+def assert_disjoint(train: Dataset, val: Dataset) -> None:
+    """Raises ``DatasetError`` naming the first images that lie in both splits."""
+    held_out = {val.key(i) for i in range(len(val))}
+    leaked = [key for key in map(train.key, range(len(train))) if key in held_out]
+    if leaked:
+        raise DatasetError(
+            f"{len(leaked)} images of {train.info.name} are in both splits, {train.info.split} and {val.info.split}: "
+            f"{', '.join(leaked[:3])}{', …' if len(leaked) > 3 else ''}",
+            hint="metrics on images that were trained on mean nothing: choose `splits:` without common images",
+        )
+
+
+def _limit(spec: DatasetSpec, split: str) -> int | None:
+    return spec.max_train_samples if split == spec.splits.train else spec.max_val_samples
+
+
+def _select(dataset: Dataset, tasks: Sequence[Task] | None, limit: int | None) -> Dataset:
+    known = dataset.info.tasks
+    if unknown := [task for task in tasks or () if task not in known]:
+        raise DatasetError(
+            f"{dataset.info.name} {dataset.info.split} has no labels for {', '.join(unknown)}",
+            hint=f"it labels {', '.join(known)}: correct the dataset's `tasks:`",
+        )
+    kept = tuple(task for task in known if tasks is None or task in tasks)
+    if kept == known and (limit is None or limit >= len(dataset)):
+        return dataset
+    return Selection(dataset, _spread(_labelled(dataset, kept), limit), kept)
+
+
+def _labelled(dataset: Dataset, tasks: tuple[Task, ...]) -> Sequence[int]:
+    if tasks == dataset.info.tasks:
+        return range(len(dataset))
+    return [i for i in range(len(dataset)) if dataset.labels(i).intersection(tasks)]
+
+
+def _spread(indices: Sequence[int], limit: int | None) -> Sequence[int]:
+    # Evenly over the split: the first thousand images of ImageNet are all of one fish.
+    if limit is None or limit >= len(indices):
+        return indices
+    return [indices[i * len(indices) // limit] for i in range(limit)]
+
+
+def _join(datasets: Sequence[Dataset]) -> Dataset:
+    return datasets[0] if len(datasets) == 1 else JointDataset(datasets)

@@ -59,6 +59,9 @@ class Sample:
     detection: Boxes | None = None
     segmentation: npt.NDArray[np.uint8] | None = None
     """[height, width] class index, ``IGNORE`` where unknown."""
+    replaces: str | None = None
+    """Key of the bad sample in whose place this one stands, under ``on_bad_sample: skip``. It then carries no labels:
+    it counts neither in a loss nor in a metric."""
 
 
 class Dataset(Protocol):

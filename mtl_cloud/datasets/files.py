@@ -1,0 +1,112 @@
+"""Reading a dataset's files: where a URI points to, bytes at an offset, images as arrays; every failure names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import weakref
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mtl_cloud.errors import DatasetError
+
+__all__ = ["RandomReader", "decode_mask", "decode_rgb", "local_path", "read_bytes", "read_lines"]
+
+_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow's decoders raise on damaged bytes."""
+
+
+def local_path(uri: str) -> Path:
+    """The file or folder that a ``uri`` of a job names: a path or a ``file:`` URL.
+
+    Raises
+    ------
+    DatasetError
+        Nothing is there, or the data lies elsewhere than on this machine.
+    """
+    parts = urlsplit(uri)
+    if "://" in uri and parts.scheme != "file":
+        raise DatasetError(
+            f"{uri}: images are read from this machine's disks, not from {parts.scheme}://",
+            hint="download it or mount it first, and give that folder as `uri:`",
+        )
+    path = Path(unquote(parts.path) if parts.scheme == "file" else uri).expanduser()
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder", hint="correct the dataset's `uri:`")
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file. Raises ``DatasetError``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold anything. Raises ``DatasetError``."""
+    try:
+        return [line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not a text file ({error})") from error
+
+
+def decode_rgb(data: bytes, source: str) -> npt.NDArray[np.uint8]:
+    """An encoded image of any colour space as [height, width, 3] RGB. Raises ``DatasetError`` naming ``source``."""
+    return np.array(_load(data, source).convert("RGB"))
+
+
+def decode_mask(data: bytes, source: str) -> npt.NDArray[np.uint8]:
+    """A palette or 8-bit grey image as [height, width] indices. Raises ``DatasetError`` naming ``source``."""
+    image = _load(data, source)
+    if image.mode not in {"P", "L"}:
+        raise DatasetError(
+            f"{source}: a mask is a palette image of class indices, and this is {image.mode}",
+            hint="convert its colours to class indices",
+        )
+    return np.array(image)
+
+
+def _load(data: bytes, source: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except _UNDECODABLE as error:
+        raise DatasetError(
+            f"{source}: damaged, or not an image ({error})",
+            hint="replace the file, or set `on_bad_sample: skip`",
+        ) from error
+    return image
+
+
+class RandomReader:
+    """Bytes of one file at any offset. Opens it on first use in each process, so it can be sent to loader workers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[RandomReader], tuple[Path]]:
+        return RandomReader, (self.path,)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes. Raises ``DatasetError`` when the file is shorter or gone."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DatasetError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if len(data) != size:
+            raise DatasetError(f"{self.path}: ends within a member, at byte {offset + len(data)}")
+        return data
+
+    @cached_property
+    def _descriptor(self) -> int:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor

@@ -1,0 +1,155 @@
+"""Datasets made of datasets: a selection of samples and tasks, bad samples passed over, several joined into one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
+from mtl_cloud.errors import DatasetError
+from mtl_cloud.tasks import TASKS, Task
+
+__all__ = ["JointDataset", "Selection", "SkippingDataset"]
+
+_BAD_IN_A_ROW = 100
+"""Longer stretches of bad samples mean that the dataset is bad, e.g. its disk is gone."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some samples of a dataset, with some of their labels."""
+
+    dataset: Dataset
+    indices: Sequence[int]
+    tasks: tuple[Task, ...]
+    """Labels to keep."""
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        info = self.dataset.info
+        return replace(info, classes={task: info.classes[task] for task in self.tasks})
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return _without(self.dataset[self.indices[index]], frozenset(TASKS).difference(self.tasks))
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(self.indices[index])
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(self.indices[index]).intersection(self.tasks)
+
+
+@dataclass(frozen=True)
+class SkippingDataset:
+    """A dataset whose bad samples are passed over instead of ending the run.
+
+    In the place of a bad sample stands the image of the next good one, without labels and with ``replaces`` set to
+    the bad one's key. So a bad sample costs its share of a batch and nothing else: no other sample weighs more in a
+    loss or counts twice in a metric, and which image stands in depends on the index only.
+    """
+
+    dataset: Dataset
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.dataset[index]
+        except DatasetError as error:
+            return self._stand_in(index, error)
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(index)
+
+    def _stand_in(self, bad: int, error: DatasetError) -> Sample:
+        for step in range(1, min(_BAD_IN_A_ROW, len(self))):
+            try:
+                sample = self.dataset[(bad + step) % len(self)]
+            except DatasetError:
+                continue
+            return replace(_without(sample, frozenset(TASKS)), replaces=self.key(bad))
+        raise DatasetError(
+            f"{self.info.name} {self.info.split}: every sample of a long stretch is bad; the first: {error}",
+            hint=error.hint,
+        ) from error
+
+
+def _without(sample: Sample, tasks: frozenset[Task]) -> Sample:
+    return replace(sample, **dict.fromkeys(tasks)) if tasks else sample
+
+
+class JointDataset:
+    """Datasets that label different tasks, end to end: first all samples of the first one, and so on.
+
+    Raises
+    ------
+    DatasetError
+        Two of them label the same task with other classes, or classification once as one class and once as a set.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.info = _merge([dataset.info for dataset in self.datasets])
+        self._ends = list(accumulate(len(dataset) for dataset in self.datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        which, i = self.locate(index)
+        return self.datasets[which][i]
+
+    def key(self, index: int) -> str:
+        which, i = self.locate(index)
+        return self.datasets[which].key(i)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        which, i = self.locate(index)
+        return self.datasets[which].labels(i)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which dataset holds the sample, and its index there. Raises ``IndexError``."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect_right(self._ends, index)
+        return which, index - (self._ends[which - 1] if which else 0)
+
+
+def _merge(infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    labelled_by: dict[Task, DatasetInfo] = {}
+    for info in infos:
+        for task in info.tasks:
+            _assert_same_labels(task, labelled_by.setdefault(task, info), info)
+    return DatasetInfo(
+        name="+".join(info.name for info in infos),
+        split="+".join(info.split for info in infos),
+        classes={task: labelled_by[task].classes[task] for task in TASKS if task in labelled_by},
+        multi_label="classification" in labelled_by and labelled_by["classification"].multi_label,
+    )
+
+
+def _assert_same_labels(task: Task, one: DatasetInfo, other: DatasetInfo) -> None:
+    if one.classes[task] != other.classes[task]:
+        difference = f"with other classes ({len(one.classes[task])} and {len(other.classes[task])})"
+    elif task == "classification" and one.multi_label != other.multi_label:
+        difference = "once as one class and once as a set of classes"
+    else:
+        return
+    raise DatasetError(
+        f"the datasets {one.name} and {other.name} both label {task}, {difference}",
+        hint=f"give each dataset its own `tasks:`, with {task} in only one of them",
+    )
