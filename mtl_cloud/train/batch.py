@@ -39,6 +39,10 @@ class Batch:
     """[M] bool: VOC's flag."""
     masks: Tensor
     """[B, S, S] uint8 class index, 255 where unknown or absent."""
+    color: Tensor | None = None
+    """[B, 3] float32 factors of brightness, contrast and saturation to apply on the device; None in validation."""
+    skipped: tuple[str, ...] = ()
+    """Keys of damaged samples that others stand in for (``on_bad_sample: skip``)."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. The others are for those who change the code.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow check format wheel clean
+
+help:           ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo   ## Train MTL-Net on embedded real data, on this machine's CPU, and write a report
+	$(BIN)/python -m mtl_cloud submit jobs/quickstart.yaml
+	$(BIN)/python -m mtl_cloud metrics latest
+	$(BIN)/python -m mtl_cloud report latest -o demo-report.html
+
+test: $(VENV)/.dev    ## Run the tests (minutes)
+	$(PYTEST) -n 2 -m "not slow"
+
+test-slow: $(VENV)/.dev ## Run the tests that take longer
+	$(PYTEST) -n 2 -m slow
+
+check: $(VENV)/.dev   ## Style, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Let the formatter and the safe fixes run
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(VENV)/.dev   ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+clean:          ## Remove what the other targets made
+	rm -rf $(VENV) build dist demo-report.html .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[train,report]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.demo

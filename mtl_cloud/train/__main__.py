@@ -1,0 +1,76 @@
+"""The trainer process: ``python -m mtl_cloud.train``, started by the supervisor in the container.
+
+It reads its job from the run record, trains, and leaves with 0 (all rounds done), 75 (stopped as asked, state
+committed) or the exit code of the error that it names in the scratch folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import torch
+
+from mtl_cloud.errors import MtlCloudError, TrainingError
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.load import job_from_json
+from mtl_cloud.storage import open_storage
+from mtl_cloud.supervise.contract import (
+    ENV_ATTEMPT,
+    ENV_RUN_ID,
+    ENV_STORAGE,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    Failure,
+    Scratch,
+)
+from mtl_cloud.train.build import build_trainer, open_data, wants_cuda
+from mtl_cloud.train.distributed import join_group
+
+log = logging.getLogger("mtl_cloud.train")
+
+
+def main() -> int:
+    """Run one process of an attempt; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    scratch = Scratch.from_environ(os.environ)
+    try:
+        return _train(scratch)
+    except torch.OutOfMemoryError as error:
+        return _fail(scratch, _out_of_memory(error))
+    except MtlCloudError as error:
+        return _fail(scratch, error)
+
+
+def _train(scratch: Scratch) -> int:
+    run = RunRecord(open_storage(os.environ[ENV_STORAGE]), os.environ[ENV_RUN_ID])
+    job = job_from_json(run.spec_json(), source=run.paths.spec_json)
+    group = join_group(cuda=wants_cuda(job))
+    if not group.leads:
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        attempt = int(os.environ[ENV_ATTEMPT])
+        trainer = build_trainer(job, open_data(job), run, attempt=attempt, group=group, scratch=scratch)
+        trainer.channel.listen()
+        return EXIT_DONE if trainer.fit() else EXIT_STOPPED
+    finally:
+        group.leave()
+
+
+def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:
+    return TrainingError(
+        f"the GPU is out of memory: {str(error).splitlines()[0]}",
+        hint="lower training.batch_size or training.image_size, use precision: bf16, or an instance with a larger GPU",
+    )
+
+
+def _fail(scratch: Scratch, error: MtlCloudError) -> int:
+    """Leave the reason for the supervisor, which may not see this process's exit code through torchrun."""
+    log.error("error: %s%s", error, f"\nhint: {error.hint}" if error.hint else "")
+    scratch.write_failure(Failure(exit_code=error.exit_code, message=str(error), hint=error.hint))
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""From a job to a trainer: the only place where names become objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtl_cloud.datasets import open_splits
+from mtl_cloud.datasets.base import Dataset
+from mtl_cloud.datasets.views import Selection
+from mtl_cloud.errors import DatasetError, TrainingError
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec, TrainingSpec
+from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
+from mtl_cloud.train import rng
+from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.channel import Channel
+from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.train.data import Collate, ValidationView, training_batches, validation_batches
+from mtl_cloud.train.distributed import ProcessGroup, set_norm
+from mtl_cloud.train.events import EventLog
+from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.nets import build_network
+from mtl_cloud.train.optim import build_optimizer
+from mtl_cloud.train.order import BatchOrder
+from mtl_cloud.train.tasks import build_heads
+from mtl_cloud.train.weighting import build_weighting
+
+__all__ = ["JobData", "build_trainer", "network_classes", "open_data", "wants_cuda"]
+
+SAMPLE_IMAGES = 8
+"""Validation images that are drawn after each round."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class JobData:
+    """The splits of a job, as its network sees them."""
+
+    train: Dataset
+    val: Dataset
+    classes: Mapping[Task, tuple[str, ...]]
+    """Of every task that the network has an output for, labelled or not."""
+
+
+def wants_cuda(job: JobSpec) -> bool:
+    """Does the job train on GPUs? Raises ``TrainingError`` when it does and there is none."""
+    if job.compute.gpu_count == 0:
+        return False
+    if not torch.cuda.is_available():
+        raise TrainingError(
+            f"compute.gpu_count is {job.compute.gpu_count}, and torch {torch.__version__} sees no GPU here",
+            hint="check `nvidia-smi`; set compute.gpu_count: 0 to train on the CPU",
+        )
+    return True
+
+
+def open_data(job: JobSpec) -> JobData:
+    """Open the splits, with those labels only that the network learns from.
+
+    Raises
+    ------
+    DatasetError
+        As ``open_splits`` and ``network_classes``.
+    """
+    wanted = job.model.tasks or NETWORK_TASKS[job.model.name]
+    train, val = (_narrow(split, wanted) for split in open_splits(*job.datasets))
+    return JobData(train, val, network_classes(wanted, train.info.classes))
+
+
+def _narrow(split: Dataset, wanted: tuple[Task, ...]) -> Dataset:
+    """Only labels that the network learns, and only samples that carry one."""
+    tasks = tuple(task for task in split.info.tasks if task in wanted)
+    if tasks == split.info.tasks:
+        return split
+    return Selection(split, [i for i in range(len(split)) if split.labels(i).intersection(tasks)], tasks)
+
+
+def build_trainer(
+    job: JobSpec, data: JobData, run: RunRecord, *, attempt: int, group: ProcessGroup, scratch: Scratch
+) -> Trainer:
+    """Make the network and put the parts together. Starts nothing."""
+    _set_kernels(job.training)
+    rng.seed_all(job.training.seed)
+    network = set_norm(build_network(job.model, data.classes), job.training.norm, group)
+    memory_format = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
+    network = network.to(group.device, memory_format=memory_format)  # type: ignore[call-overload]  # stubs lack it
+    heads = build_heads(job.model, data.classes, multi_label=data.train.info.multi_label)
+    weighting = build_weighting(job.training.loss_weighting, tuple(heads)).to(group.device)
+    rng.seed_all(job.training.seed, rank=group.rank)
+    order = _order(job.training, len(data.train), group)
+    collate = Collate(data.classes, data.train.info.multi_label)
+    plan = run.plan()
+    return Trainer(
+        job=job,
+        run=run,
+        attempt=attempt,
+        group=group,
+        channel=Channel(scratch, leads=group.leads),
+        checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep),
+        events=EventLog(run, attempt, scratch.folder / "events"),
+        network=network,
+        model=_data_parallel(network, group),
+        heads=heads,
+        weighting=weighting,
+        optimizer=build_optimizer(network, weighting.parameters(), job.training.optimizer),
+        scaler=torch.amp.GradScaler(group.device.type, enabled=job.training.precision == "fp16"),
+        autocast=_autocast(job.training, group.device),
+        training_batches=_training_batches(data, job.training, collate, order, group),
+        validation_batches=_validation_batches(data, job.training, collate, group),
+        sample_batch=partial(_sample_batch, data.val, job.training.image_size, collate),
+        steps_per_epoch=order.steps_per_epoch,
+        usd_per_hour=plan.usd_per_hour,
+    )
+
+
+def _set_kernels(training: TrainingSpec) -> None:
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(training.deterministic)
+    torch.backends.cudnn.benchmark = not training.deterministic
+
+
+def network_classes(wanted: tuple[Task, ...], labelled: Mapping[Task, tuple[str, ...]]) -> dict[Task, tuple[str, ...]]:
+    """Class names of every task in ``wanted``; one that no dataset labels borrows them from one that is labelled.
+
+    An unlabelled sub-network is trained through the fusion alone (MTL-Net on ImageNet or CIFAR-10); its outputs then
+    mean whatever helps the others.
+
+    Raises
+    ------
+    DatasetError
+        No task in ``wanted`` is labelled.
+    """
+    known = [task for task in TASKS if task in labelled and task in wanted]
+    if not known:
+        raise DatasetError(
+            f"the network learns {', '.join(wanted)}, and the data labels {', '.join(labelled) or 'nothing'}",
+            hint="choose another model.name or dataset",
+        )
+    names = labelled[known[0]]
+    objects = names[1:] if known[0] == "segmentation" else names
+    borrowed: dict[Task, tuple[str, ...]] = {
+        "classification": objects,
+        "detection": objects,
+        "segmentation": ("background", *objects),
+    }
+    return {task: labelled.get(task, borrowed[task]) for task in TASKS if task in wanted}
+
+
+def _order(training: TrainingSpec, samples: int, group: ProcessGroup) -> BatchOrder:
+    return BatchOrder(
+        samples=samples,
+        batch_size=training.batch_size,
+        epochs=training.rounds * training.epochs_per_round,
+        seed=training.seed,
+        sampling=training.sampling,
+        max_steps_per_epoch=training.max_steps_per_epoch,
+        rank=group.rank,
+        world=group.world,
+    )
+
+
+def _training_batches(
+    data: JobData, training: TrainingSpec, collate: Collate, order: BatchOrder, group: ProcessGroup
+) -> Callable[[int], Iterator[Batch]]:
+    def batches(start: int) -> Iterator[Batch]:
+        pin = group.device.type == "cuda"
+        return training_batches(data.train, training, collate, order, start=start, pin=pin)
+
+    return batches
+
+
+def _validation_batches(
+    data: JobData, training: TrainingSpec, collate: Collate, group: ProcessGroup
+) -> Callable[[], Iterator[Batch]]:
+    pin = group.device.type == "cuda"
+    return partial(validation_batches, data.val, training, collate, rank=group.rank, world=group.world, pin=pin)
+
+
+def _sample_batch(val: Dataset, size: int, collate: Collate) -> Batch:
+    """Images spread evenly over the split, so that all of its classes and sources have a chance."""
+    count = min(SAMPLE_IMAGES, len(val))
+    view = ValidationView(val, size)
+    return collate([view[i * len(val) // count] for i in range(count)])
+
+
+def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if training.precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=_DTYPES[training.precision])
+
+
+def _data_parallel(network: nn.Module, group: ProcessGroup) -> nn.Module:
+    """Batch statistics are the same in every process (sync, frozen) or meant to differ (local): never broadcast."""
+    if group.world == 1:
+        return network
+    ids = [group.device.index] if group.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)

@@ -1,0 +1,48 @@
+"""The trainer's end of its wire to the supervisor."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from mtl_cloud.supervise.contract import Scratch
+
+__all__ = ["Channel"]
+
+REPORT_EVERY_S = 1.0
+
+
+class Channel:
+    """One process's end: only the leading process reports; each looks for the wish to stop."""
+
+    def __init__(self, scratch: Scratch, *, leads: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scratch = scratch
+        self._leads = leads
+        self._clock = clock
+        self._reported_at = float("-inf")
+        self._signalled = False
+
+    def listen(self) -> None:
+        """Take SIGTERM as a wish to save and stop: torchrun forwards it, and so does a person's ``kill``."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        self._signalled = True
+
+    @property
+    def stop_wished(self) -> bool:
+        """Has the supervisor, or a SIGTERM, asked this process to save and stop?"""
+        return self._signalled or self._scratch.stop_reason() is not None
+
+    def report_is_due(self) -> bool:
+        """About once a second: a report costs a wait for the device."""
+        return self._clock() - self._reported_at >= REPORT_EVERY_S
+
+    def report(self, phase: str, **progress: Any) -> None:
+        """Replace the supervisor's picture of this trainer."""
+        self._reported_at = self._clock()
+        if self._leads:
+            self._scratch.write_progress(phase, **progress)

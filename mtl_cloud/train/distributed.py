@@ -1,0 +1,125 @@
+"""Several trainer processes that act as one: ``torchrun`` starts them, sums over all of them make one result."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn import functional as differentiable
+
+__all__ = ["ProcessGroup", "SyncBatchNorm", "join_group", "set_norm"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process among its peers. With one process every operation is the identity."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Exactly one process writes to the run record."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the processes, without gradient; a new tensor."""
+        total = values.detach().clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """True in every process when it is true in one."""
+        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank, in every process. Values are pickled."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def leave(self) -> None:
+        """Take down the process group, if there is one."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def join_group(*, cuda: bool) -> ProcessGroup:
+    """The group that ``torchrun``'s environment describes; alone without it."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return ProcessGroup(rank, world, device)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch statistics over the whole group, on any device: ``torch.nn.SyncBatchNorm`` refuses the CPU.
+
+    In training, mean and variance are those of the global batch; the running variance takes Bessel's correction over
+    it, so that W processes hold what one process with the whole batch would hold (Ioffe & Szegedy 2015, algorithm 1).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the base class names it so
+        if not self.training:
+            return super().forward(input)
+        mean, variance, count = self._moments(input.float())
+        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return (input * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, biased variance and element count of each channel, over all processes; differentiable."""
+        own = x.new_full((1,), x.numel() / x.shape[1])
+        sums = _sum(torch.cat([own, x.sum((0, 2, 3))]))
+        count, mean = sums[:1], sums[1:] / sums[:1]
+        squares = _sum(((x - mean[:, None, None]) ** 2).sum((0, 2, 3)))
+        return mean, squares / count, count
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Over all processes, with gradient: its backward is the sum of the processes' gradients."""
+    total: Tensor = differentiable.all_reduce(values)  # type: ignore[no-untyped-call]  # torch leaves it bare
+    return total
+
+
+def set_norm(network: nn.Module, norm: str, group: ProcessGroup) -> nn.Module:
+    """Apply ``training.norm``: ``local``, ``sync``, ``frozen``; ``auto`` is sync when there are several processes."""
+    if norm in {"auto", "sync"} and group.world > 1:
+        if group.device.type == "cuda":
+            synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            return synced
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.BatchNorm2d:
+                    setattr(module, name, _synchronised(child))
+    return network
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm:
+    twin = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    twin.load_state_dict(norm.state_dict())
+    return twin

@@ -1,0 +1,145 @@
+"""From a sample of any size to the network's square, with its boxes and mask.
+
+Validation images are letterboxed: scaled to fit, centred on grey, as darknet does. Training images are placed on the
+same canvas at a random scale, aspect ratio and offset, and may be mirrored (darknet's jitter); what falls outside is
+cut. Everything random is drawn from the sample's own generator, keyed by (seed, epoch, sample), so it does not depend
+on which worker loads the sample. Colour changes are only drawn here; they are applied on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as v2
+
+from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
+from mtl_cloud.spec.job import AugmentSpec
+
+__all__ = ["Canvas", "Placement", "apply_color", "draw_color", "draw_placement", "letterbox", "place", "sample_rng"]
+
+GREY = 128
+"""Canvas around an image: darknet's 0.5."""
+MIN_VISIBLE = 0.2
+"""A box of which less is left inside the canvas is no longer taught."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the image's corners come to lie on the canvas, in canvas pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A sample on the network's input square."""
+
+    image: Tensor
+    """[3, S, S] uint8."""
+    boxes: Boxes | None
+    mask: Tensor | None
+    """[S, S] uint8."""
+
+
+def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """The generator of one sample in one epoch."""
+    return np.random.Generator(np.random.Philox(key=[seed, (epoch << 32) + sample]))
+
+
+def letterbox(shape: Sequence[int], size: int) -> Placement:
+    """An image of ``shape`` (height, width, …) scaled to fit into ``size`` x ``size``, centred."""
+    height, width = shape[:2]
+    scale = size / max(height, width)
+    return Placement(
+        (size - width * scale) / 2, (size - height * scale) / 2, max(1.0, width * scale), max(1.0, height * scale)
+    )
+
+
+def draw_placement(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
+    """A random one: scale and aspect ratio within ``1 ± jitter``, any offset that keeps the image on the canvas."""
+    fit = letterbox(shape, size)
+    scale, aspect = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 2)
+    new_width, new_height = fit.width * scale * aspect**0.5, fit.height * scale / aspect**0.5
+    left, top = (size - np.array([new_width, new_height])) * rng.uniform(0, 1, 2)
+    return Placement(left, top, new_width, new_height, flip=bool(rng.uniform() < augment.flip))
+
+
+def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """[3] factors of brightness, contrast and saturation; 1 changes nothing."""
+    return rng.uniform(1 - augment.color, 1 + augment.color, 3).astype(np.float32)
+
+
+def place(sample: Sample, placement: Placement, size: int) -> Canvas:
+    """Put image, boxes and mask on a square of ``size`` pixels."""
+    height, width = sample.image.shape[:2]
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)
+    mask = None if sample.segmentation is None else torch.from_numpy(sample.segmentation)[None]
+    return Canvas(
+        _paste(image, placement, size, InterpolationMode.BILINEAR, GREY),
+        None if sample.detection is None else _move_boxes(sample.detection, placement, (height, width), size),
+        None if mask is None else _paste(mask, placement, size, InterpolationMode.NEAREST, IGNORE)[0],
+    )
+
+
+def _paste(image: Tensor, placement: Placement, size: int, interpolation: InterpolationMode, fill: int) -> Tensor:
+    """Resize only the part that stays visible, then lay it on a canvas of ``fill``."""
+    (x0, x1, src_x0, src_x1) = _visible(placement.left, placement.width, image.shape[-1], size)
+    (y0, y1, src_y0, src_y1) = _visible(placement.top, placement.height, image.shape[-2], size)
+    part = image[:, src_y0:src_y1, src_x0:src_x1]
+    part = v2.resize(part, [y1 - y0, x1 - x0], interpolation=interpolation, antialias=True)
+    canvas = torch.full((image.shape[0], size, size), fill, dtype=torch.uint8)
+    canvas[:, y0:y1, x0:x1] = part
+    return canvas.flip(-1) if placement.flip else canvas
+
+
+def _visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
+    """One axis: the canvas pixels that are covered, and the source pixels that cover them (both at least one)."""
+    first = min(max(0, round(start)), size - 1)
+    last = max(first + 1, min(size, round(start + length)))
+    source_first = min(max(0, round((first - start) / length * source)), source - 1)
+    source_last = max(source_first + 1, min(source, round((last - start) / length * source)))
+    return first, last, source_first, source_last
+
+
+def _move_boxes(boxes: Boxes, placement: Placement, shape: tuple[int, int], size: int) -> Boxes:
+    height, width = shape
+    scale = np.array([placement.width / width, placement.height / height] * 2, dtype=np.float32)
+    moved = boxes.xyxy * scale + np.array([placement.left, placement.top] * 2, dtype=np.float32)
+    if placement.flip:
+        moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)
+    inside = moved.clip(0, size)
+    kept = _area(inside) >= MIN_VISIBLE * np.maximum(_area(moved), 1e-6)
+    return replace(boxes, xyxy=inside[kept], classes=boxes.classes[kept], difficult=boxes.difficult[kept])
+
+
+def _area(xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    area: npt.NDArray[np.float32] = (xyxy[:, 2:] - xyxy[:, :2]).clip(0).prod(axis=1)
+    return area
+
+
+def apply_color(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast (about each image's mean grey) and saturation (about each pixel's grey).
+
+    ``images`` [B, 3, S, S] float in 0..1, ``factors`` [B, 3]; the result is clipped to 0..1.
+    """
+    brightness, contrast, saturation = factors.to(images.dtype)[..., None, None].unbind(1)
+    brightness, contrast, saturation = brightness[:, None], contrast[:, None], saturation[:, None]
+    images = (images * brightness).clamp(0, 1)
+    images = images.lerp(_grey(images).mean((1, 2, 3), keepdim=True), 1 - contrast).clamp(0, 1)
+    return images.lerp(_grey(images), 1 - saturation).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """ITU-R BT.601 luma."""
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]

@@ -1,0 +1,103 @@
+"""Placing a sample on the network's square moves image, boxes and mask together."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
+from mtl_cloud.spec.job import AugmentSpec
+from mtl_cloud.train.transforms import GREY, Placement, apply_color, draw_placement, letterbox, place, sample_rng
+
+COLOR = (250, 10, 40)
+
+
+def scene(height: int, width: int, box: tuple[int, int, int, int]) -> Sample:
+    """A coloured rectangle on black, with the box and the mask that describe it."""
+    left, top, right, bottom = box
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[top:bottom, left:right] = COLOR
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[top:bottom, left:right] = 7
+    boxes = Boxes(np.array([box], dtype=np.float32), np.array([3]), np.array([False]))
+    return Sample("scene", image, detection=boxes, segmentation=mask)
+
+
+def test_letterbox_scales_to_fit_and_centres() -> None:
+    assert letterbox((200, 400), 100) == Placement(left=0, top=25, width=100, height=50)
+
+
+def test_letterboxed_image_keeps_its_pixels_and_is_framed_in_grey() -> None:
+    canvas = place(scene(50, 100, (0, 0, 100, 50)), letterbox((50, 100), 100), 100)
+    assert canvas.image[:, 25:75].reshape(3, -1).unique(dim=1).T.tolist() == [list(COLOR)]
+    assert canvas.image[:, :25].unique().tolist() == canvas.image[:, 75:].unique().tolist() == [GREY]
+    assert canvas.mask is not None
+    assert canvas.mask[:25].unique().tolist() == [IGNORE]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(40, 160),
+    width=st.integers(40, 160),
+    seed=st.integers(0, 1000),
+    jitter=st.floats(0, 0.5),
+    flip=st.sampled_from([0.0, 1.0]),
+)
+def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter: float, flip: float) -> None:
+    """The moved box is, within two pixels, the extent of the object's pixels in the moved mask."""
+    sample = scene(height, width, (width // 4, height // 3, width - 10, height - 8))
+    placement = draw_placement(sample.image.shape, 96, AugmentSpec(flip=flip, jitter=jitter), sample_rng(seed, 0, 0))
+    canvas = place(sample, placement, 96)
+    assert canvas.mask is not None
+    assert canvas.boxes is not None
+    ys, xs = torch.nonzero(canvas.mask == 7, as_tuple=True)
+    for left, top, right, bottom in canvas.boxes.xyxy:
+        extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        assert np.abs(extent - np.array([left, top, right, bottom])).max() <= 2
+
+
+def test_a_box_of_which_too_little_is_left_is_dropped() -> None:
+    sample = scene(100, 100, (0, 0, 20, 100))
+    outside = place(sample, Placement(left=-18, top=0, width=100, height=100), 100)
+    inside = place(sample, Placement(left=-10, top=0, width=100, height=100), 100)
+    assert outside.boxes is not None
+    assert inside.boxes is not None
+    assert len(outside.boxes.classes) == 0
+    assert inside.boxes.xyxy.tolist() == [[0, 0, 10, 100]]
+
+
+def test_a_mirrored_image_is_the_mirror_of_the_image() -> None:
+    sample = Sample("noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    straight = place(sample, Placement(0, 0, 64, 64), 64)
+    mirrored = place(sample, Placement(0, 0, 64, 64, flip=True), 64)
+    assert torch.equal(mirrored.image, straight.image.flip(-1))
+    assert straight.image.permute(1, 2, 0).numpy().tolist() == sample.image.tolist()
+
+
+def test_draws_depend_on_seed_epoch_and_sample_only() -> None:
+    augment = AugmentSpec()
+    draws = [
+        draw_placement((50, 70), 64, augment, sample_rng(*key)) for key in [(0, 0, 0), (0, 0, 0), (0, 0, 1), (0, 1, 0)]
+    ]
+    assert draws[0] == draws[1]
+    assert len(set(draws)) == 3
+
+
+def test_neutral_color_factors_change_nothing() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(apply_color(images, torch.ones(2, 3)), images, atol=1e-6)
+
+
+@pytest.mark.parametrize("image", range(3))
+def test_zero_saturation_is_grey_and_brightness_multiplies(image: int) -> None:
+    images = torch.rand(3, 3, 4, 4) * 0.5
+    grey = apply_color(images, torch.tensor([[1.0, 1.0, 0.0]] * 3))[image]
+    assert torch.allclose(grey[0], grey[1])
+    assert colorsys.rgb_to_hsv(*grey[:, 0, 0].tolist())[1] == pytest.approx(0, abs=1e-6)
+    bright = apply_color(images, torch.tensor([[1.5, 1.0, 1.0]] * 3))[image]
+    assert torch.allclose(bright, images[image] * 1.5)
