@@ -13,6 +13,7 @@
     ├── StorageError              8   the run record cannot be read or written
     │   ├── NotFoundError         8   no object under that key
     │   ├── AlreadyExistsError    8   a create-only write found the key taken
+    │   ├── RunTakenOverError     8   a later attempt owns the run, and this one must stop
     │   └── RecordError           8   an object is there but is not what it should be
     ├── DatasetError              9   the dataset is missing, damaged or wrongly labelled
     ├── TrainingError            10   training cannot go on (diverged, out of memory, …)
@@ -22,6 +23,9 @@ A message says what is wrong and where; ``hint`` says what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 __all__ = [
     "AlreadyExistsError",
@@ -33,8 +37,10 @@ __all__ = [
     "MtlCloudError",
     "NotFoundError",
     "PlanError",
+    "Problem",
     "RecordError",
     "RunFailedError",
+    "RunTakenOverError",
     "SpecError",
     "StorageError",
     "TrainingError",
@@ -58,10 +64,39 @@ class UsageError(MtlCloudError):
     exit_code = 2
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One mistake (or doubt) about a job, and where it stands."""
+
+    file: str
+    """The job file, or the ``--set`` option that brought it."""
+    line: int
+    """1-based; 0 where lines do not apply."""
+    column: int
+    path: str
+    """The field, as ``training.batch_size`` or ``dataset[1].uri``; empty for the file as a whole."""
+    message: str
+    hint: str | None = None
+    """Allowed values, the nearest valid name, or what to do."""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        where = f"{place}: {self.path}" if self.path else place
+        return f"{where}: {self.message}; {self.hint}" if self.hint else f"{where}: {self.message}"
+
+
 class SpecError(MtlCloudError):
     """A job file is wrong. The message holds every mistake, one a line, each at its place."""
 
     exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems), key=_by_place))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def _by_place(problem: Problem) -> tuple[str, int, int, str, str]:
+    return problem.file, problem.line, problem.column, problem.path, problem.message
 
 
 class PlanError(MtlCloudError):
@@ -106,6 +141,10 @@ class NotFoundError(StorageError):
 
 class AlreadyExistsError(StorageError):
     """A create-only write found its key taken."""
+
+
+class RunTakenOverError(StorageError):
+    """A later attempt owns the run: this one may not commit anything any more."""
 
 
 class RecordError(StorageError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["RUNS", "RunPaths"]
 
-RUNS = "runs"
+RUNS = "runs/"
+_MANIFEST = re.compile(r"(\d+)-(\d+)/manifest\.json")
+_LOG_SEGMENT = re.compile(r"(\d+)\.txt")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class RunPaths:
 
     @property
     def root(self) -> str:
-        return f"{RUNS}/{self.run_id}"
+        return f"{RUNS}{self.run_id}"
 
     @property
     def spec_yaml(self) -> str:
@@ -49,6 +52,10 @@ class RunPaths:
         """The claim that makes ``number`` the owner of the run: created only if absent."""
         return f"{self.attempts}{number:04d}.json"
 
+    def start(self, attempt: int) -> str:
+        """Which checkpoint the attempt went on from."""
+        return f"{self.attempts}{attempt:04d}/start.json"
+
     def heartbeat(self, attempt: int) -> str:
         return f"{self.attempts}{attempt:04d}/heartbeat.json"
 
@@ -61,6 +68,11 @@ class RunPaths:
 
     def log_segment(self, attempt: int, number: int) -> str:
         return f"{self.log(attempt)}{number:06d}.txt"
+
+    def log_segment_number(self, key: str) -> int | None:
+        """The inverse of ``log_segment``; None for another key."""
+        match = _LOG_SEGMENT.fullmatch(key.rpartition("/")[2])
+        return int(match[1]) if match else None
 
     @property
     def rounds(self) -> str:
@@ -84,6 +96,11 @@ class RunPaths:
     def manifest(self, step: int, attempt: int) -> str:
         """Written last: without it the checkpoint does not exist."""
         return f"{self.checkpoint(step, attempt)}manifest.json"
+
+    def manifest_of(self, key: str) -> tuple[int, int] | None:
+        """The inverse of ``manifest``: step and attempt; None for another key."""
+        match = _MANIFEST.fullmatch(key.removeprefix(self.checkpoints))
+        return (int(match[1]), int(match[2])) if match else None
 
     def events(self, attempt: int) -> str:
         """Prefix of an attempt's TensorBoard event files."""

@@ -30,6 +30,7 @@ __all__ = [
     "ResultRecord",
     "RoundRecord",
     "RoundSamples",
+    "StartRecord",
 ]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -140,6 +141,20 @@ class AttemptRecord(Record):
     pid: int
     backend: str
     device: str | None = None
+    nonce: str = ""
+    """Random: lets a process recognise a claim as its own when only the reply to it was lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord(Record):
+    """``start.json``: which checkpoint an attempt went on from; both None when it began anew.
+
+    Written once, by the trainer, before its first step. It is what makes a late commit of a replaced attempt harmless:
+    checkpoints of ``checkpoint_attempt`` beyond ``checkpoint_step`` are no ancestors of this attempt's.
+    """
+
+    checkpoint_step: int | None
+    checkpoint_attempt: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

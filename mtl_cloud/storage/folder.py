@@ -1,0 +1,154 @@
+"""A storage in a folder: local disks and network file systems with atomic rename and hard links."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
+from mtl_cloud.storage.base import Entry, check_key, check_prefix
+
+__all__ = ["FolderStorage"]
+
+# Unfinished objects lie here, on the same file system; no key starts with a dot.
+_STAGING = ".partial"
+# A concurrent `delete` may prune a folder between its making and its use; it loses within very few tries.
+_PLACING_TRIES = 20
+
+
+class FolderStorage:
+    """One file an object, below ``root``, which the first write makes.
+
+    A new object is written and fsynced under a temporary name, and then renamed over the old one (``write``) or
+    hard-linked to its key (``create``), which the file system refuses when the key is taken.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(os.path.abspath(Path(root).expanduser()))  # noqa: PTH100 - keeps symbolic links as written
+        self.url = str(self._root)
+
+    def __repr__(self) -> str:
+        return f"FolderStorage({self.url!r})"
+
+    def read(self, key: str) -> bytes:
+        with _translated(path := self._root / check_key(key)):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise NotFoundError(f"{path}: no such object") from error
+
+    def write(self, key: str, data: bytes) -> None:
+        self._publish(key, data, os.replace)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._publish(key, data, _link)
+
+    def list(self, prefix: str) -> list[Entry]:
+        folder = check_prefix(prefix).rpartition("/")[0]
+        with _translated(self._root / folder):
+            return sorted(entry for entry in self._walk(folder) if entry.key.startswith(prefix))
+
+    def children(self, folder: str) -> tuple[str, ...]:
+        with _translated(self._root / check_prefix(folder)):
+            # a folder that a crash left empty holds no key
+            entries = (e for e in _scan(self._root / folder) if not e.is_dir() or any(self._walk(folder + e.name)))
+            return tuple(sorted(entry.name for entry in entries))
+
+    def delete(self, key: str) -> None:
+        with _translated(path := self._root / check_key(key)):
+            path.unlink(missing_ok=True)
+            self._prune(path.parent)
+
+    def _publish(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
+        with _translated(target := self._root / check_key(key)):
+            staged = self._stage(data)
+            try:
+                _place(staged, target, place)
+            finally:
+                staged.unlink(missing_ok=True)
+
+    def _stage(self, data: bytes) -> Path:
+        folder = self._root / _STAGING
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    def _walk(self, folder: str) -> Iterator[Entry]:
+        for entry in _scan(self._root / folder):
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                yield from self._walk(key)
+            else:
+                yield from _entry(key, entry)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove ``folder`` and its parents below the root as far as they are empty."""
+        while folder != self._root:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return
+            folder = folder.parent
+
+
+def _place(staged: Path, target: Path, place: Callable[[Path, Path], None]) -> None:
+    for left in reversed(range(_PLACING_TRIES)):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(staged, target)
+            break
+        except FileNotFoundError:
+            if not left:
+                raise
+    _fsync_folder(target.parent)
+
+
+def _link(staged: Path, target: Path) -> None:
+    try:
+        os.link(staged, target)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{target}: exists already") from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _entry(key: str, entry: os.DirEntry[str]) -> Iterator[Entry]:
+    try:
+        yield Entry(key, entry.stat().st_size)
+    except FileNotFoundError:  # deleted since the scan
+        return
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Errors of the file system as ours."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

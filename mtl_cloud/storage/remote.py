@@ -1,0 +1,186 @@
+"""A storage behind an fsspec URL, with S3 as the one that all decisions here are made for."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mtl_cloud.errors import AlreadyExistsError, MissingExtraError, NotFoundError, StorageError
+from mtl_cloud.storage.base import Entry, check_key, check_prefix
+
+__all__ = ["FsspecStorage"]
+
+T = TypeVar("T")
+
+# S3 answers 409 when a conditional put meets another request on the same key in flight; neither has lost yet.
+_CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+_TAKEN = {"PreconditionFailed", "412"}
+_ABSENT = {"NoSuchKey", "404"}
+_CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+_STALE = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+
+
+class FsspecStorage:
+    """One object a key below the URL's path.
+
+    Every read is one GET and every write up to 100 MiB one PUT, so none of them can mix two versions of an object.
+    Credentials and region come from the environment as botocore finds them, an S3-compatible server from
+    ``AWS_ENDPOINT_URL``. May be pickled, and used after a fork: each process connects on its own.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.url = re.sub(r"(?<=://)[^/@]*@", "", url).rstrip("/")
+        self._pid = -1
+        self._connect()
+
+    def __repr__(self) -> str:
+        return f"FsspecStorage({self.url!r})"
+
+    def __reduce__(self) -> tuple[type[FsspecStorage], tuple[str]]:
+        return FsspecStorage, (self._url,)
+
+    def read(self, key: str) -> bytes:
+        path = self._path(check_key(key))
+        return self._call("read", key, lambda fs: bytes(fs.cat_file(path)))
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._path(check_key(key))
+        self._call("write", key, lambda fs: fs.pipe_file(path, data))
+
+    def create(self, key: str, data: bytes) -> None:
+        path = self._path(check_key(key))
+        for pause_s in (*_CONFLICT_PAUSES_S, None):
+            try:
+                self._call("create", key, lambda fs: fs.pipe_file(path, data, mode="create"))
+                break
+            except _ConflictError:
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+
+    def list(self, prefix: str) -> list[Entry]:
+        folder = self._path(check_prefix(prefix).rpartition("/")[0])
+        found: dict[str, Any] = self._look("list", prefix, lambda fs: fs.find(folder, detail=True), {})
+        entries = (
+            Entry(self._key(path), int(info["size"] or 0))
+            for path, info in found.items()
+            if info["type"] == "file" and not path.endswith("/")  # consoles of S3 put empty objects for "folders"
+        )
+        return sorted(entry for entry in entries if entry.key.startswith(prefix))
+
+    def children(self, folder: str) -> tuple[str, ...]:
+        path = self._path(check_prefix(folder))
+        below = path + "/"
+        found: tuple[str, ...] = self._look("list", folder, lambda fs: tuple(fs.ls(path, detail=False)), ())
+        names = {name.removeprefix(below).strip("/") for name in found if name.startswith(below)}
+        return tuple(sorted(names - {""}))
+
+    def delete(self, key: str) -> None:
+        path = self._path(check_key(key))
+        self._look("delete", key, lambda fs: fs.rm_file(path), None)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(self._root).lstrip("/")
+
+    def _look(self, verb: str, key: str, use: Callable[[Any], T], absent: T) -> T:
+        try:
+            return self._call(verb, key, use)
+        except NotFoundError:
+            return absent
+
+    def _call(self, verb: str, key: str, use: Callable[[Any], T]) -> T:
+        fs = self._connect()
+        try:
+            return use(fs)
+        except self._errors as error:
+            raise _translate(error, f"{self.url}/{key}", verb) from error
+
+    def _connect(self) -> Any:
+        if self._pid != os.getpid():  # fsspec's event loop does not survive a fork
+            self._fs, self._root, self._errors = _open(self._url)
+            self._pid = os.getpid()
+        return self._fs
+
+
+class _ConflictError(StorageError):
+    """Another conditional put on the same key is in flight."""
+
+
+def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
+    """The file system, the root's path in it, and the exceptions that its calls may raise."""
+    import fsspec
+
+    s3 = url.startswith(("s3://", "s3a://"))
+    # Instances are not shared, because they would keep the endpoint and credentials of their first use.
+    options = {"use_listings_cache": False, "skip_instance_cache": True} | (_s3_options() if s3 else {})
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        if s3:
+            raise MissingExtraError("aws", f"the storage {url}") from error
+        raise StorageError(f"{url}: {error}") from error
+    except ValueError as error:
+        raise StorageError(f"{url}: {error}", hint="use a folder, or a URL such as s3://bucket/prefix") from error
+    return fs, root.rstrip("/"), (OSError, *_s3_errors()) if s3 else (OSError,)
+
+
+def _s3_options() -> dict[str, Any]:
+    return {
+        # One GET an object: s3fs otherwise reads large ones in ranges, which an overwrite in between would mix.
+        "max_concurrency": 1,
+        "config_kwargs": {
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "max_pool_connections": 32,
+            "retries": {"mode": "standard", "max_attempts": 3},
+        },
+    }
+
+
+def _s3_errors() -> tuple[type[Exception], ...]:
+    """What s3fs lets through untranslated."""
+    from aiohttp import ClientError as HttpError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (BotoCoreError, ClientError, HttpError)
+
+
+def _translate(error: Exception, where: str, verb: str) -> StorageError:
+    code = _code(error)
+    if isinstance(error, FileExistsError) or code in _TAKEN:
+        return AlreadyExistsError(f"{where}: exists already")
+    if code in _ABSENT or (isinstance(error, FileNotFoundError) and code is None):
+        return NotFoundError(f"{where}: no such object")
+    kind = _ConflictError if code in _CONFLICT else StorageError
+    return kind(f"{where}: cannot {verb}: {str(error) or type(error).__name__}", hint=_hint(error, code))
+
+
+def _code(error: BaseException | None) -> str | None:
+    """The code of S3's answer. s3fs turns botocore's errors into OSErrors that keep them as their cause."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+        error = error.__cause__
+    return None
+
+
+def _hint(error: Exception, code: str | None) -> str | None:
+    if code == "NoSuchBucket":
+        return "create the bucket, or correct the storage's URL"
+    if code in _STALE:
+        return "renew the credentials (aws sso login), and check this machine's clock"
+    if isinstance(error, PermissionError):
+        return "the credentials in use need s3:GetObject, PutObject, DeleteObject and ListBucket there"
+    if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+        return "configure credentials: aws configure, aws sso login, or AWS_PROFILE"
+    if type(error).__name__ == "EndpointConnectionError":
+        return "check the network, AWS_REGION and AWS_ENDPOINT_URL"
+    return None
