@@ -1,7 +1,7 @@
 """YOLOv3's anchors and how its three heads divide them. Plain Python: no torch.
 
-Source: ``anchors=`` and ``mask=`` of darknet's ``cfg/yolov3.cfg``. Pixels of the network's input, whatever its size: as in
-darknet, an anchor of 10 pixels is 10 pixels at 320 and at 608. They were clustered on COCO at 416.
+Source: ``anchors=`` and ``mask=`` of darknet's ``cfg/yolov3.cfg``. Pixels of the network's input, whatever its size: as
+in darknet, an anchor of 10 pixels is 10 pixels at 320 and at 608. They were clustered on COCO at 416.
 """
 
 from __future__ import annotations

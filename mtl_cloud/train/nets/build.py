@@ -1,0 +1,97 @@
+"""From the job's model to its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mtl_cloud.errors import TrainingError
+from mtl_cloud.spec.job import ModelSpec
+from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
+from mtl_cloud.train.nets.classifiers import VGG16, AlexNet, MTLLite
+from mtl_cloud.train.nets.fcn import FCNResNet50
+from mtl_cloud.train.nets.fusion import JointFusion
+from mtl_cloud.train.nets.network import Network
+from mtl_cloud.train.nets.staged import StagedNetwork
+from mtl_cloud.train.nets.yolo import YOLOv3
+
+__all__ = ["build_network", "decay_groups"]
+
+SUBNETS_OF_MTL_NET: dict[Task, str] = {
+    "classification": "vgg16",
+    "detection": "yolov3",
+    "segmentation": "fcn_resnet50",
+}
+
+
+def build_network(spec: ModelSpec, classes: Mapping[Task, tuple[str, ...]]) -> Network:
+    """The network, with fresh weights, on the current default device, in training mode.
+
+    ``classes`` names the classes of each task that the network is to output (segmentation's include background); only
+    their sub-networks are built. The weights of a sub-network depend on torch's seed and on its task, not on what else
+    is built, so a joint job starts where the single jobs of the same seed start. Global random state is untouched.
+
+    Raises ``TrainingError`` when the network has no output for a task, or for an impossible ``sharing``.
+    """
+    _check_tasks(spec.name, classes)
+    subnets = {task: _build_subnet(spec, task, len(classes[task])) for task in TASKS if task in classes}
+    with _own_seed(len(TASKS)):
+        return Network(subnets, dict(spec.sharing), _build_fusion(spec, subnets, classes))
+
+
+def _check_tasks(name: str, classes: Mapping[Task, tuple[str, ...]]) -> None:
+    able = NETWORK_TASKS[name]
+    unable = [task for task in classes if task not in able]
+    if unable or not classes:
+        raise TrainingError(
+            f"model.name: {name} cannot learn {', '.join(unable) or 'nothing at all'}; it learns {', '.join(able)}",
+            hint="choose another network, or name the tasks in model.tasks",
+        )
+
+
+def _build_subnet(spec: ModelSpec, task: Task, classes: int) -> StagedNetwork:
+    name = SUBNETS_OF_MTL_NET[task] if spec.name == "mtl_net" else spec.name
+    with _own_seed(TASKS.index(task)):
+        match name:
+            case "vgg16":
+                return VGG16(classes, width=spec.width, batch_norm=spec.batch_norm)
+            case "alexnet":
+                return AlexNet(classes, width=spec.width)
+            case "mtl_lite":
+                return MTLLite(classes, width=spec.width)
+            case "yolov3":
+                return YOLOv3(classes, width=spec.width)
+            case _:
+                return FCNResNet50(classes, width=spec.width)
+
+
+def _build_fusion(
+    spec: ModelSpec, subnets: Mapping[Task, StagedNetwork], classes: Mapping[Task, tuple[str, ...]]
+) -> JointFusion | None:
+    if not spec.fusion.enabled or "classification" not in subnets or len(subnets) == 1:
+        return None
+    channels = [subnet.stages[-1].channels for subnet in subnets.values()]
+    summaries = [len(classes[task]) for task in subnets if task != "classification"]
+    return JointFusion(channels, summaries, len(classes["classification"]), spec.fusion)
+
+
+@contextmanager
+def _own_seed(part: int) -> Iterator[None]:
+    """The CPU generator of one part of the network, made from the seed in force; the former state comes back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed((torch.initial_seed() + part) % 2**63)
+        yield
+
+
+def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(weights of convolutions and linear layers, all other parameters); weight decay acts on the first alone.
+
+    The others are biases, normalisation, gates and stitch coefficients: decay would pull those to a value that means
+    something (a gate half open).
+    """
+    decayed = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    parameters = list(module.parameters())
+    return [p for p in parameters if id(p) in decayed], [p for p in parameters if id(p) not in decayed]

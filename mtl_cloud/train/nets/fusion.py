@@ -1,0 +1,62 @@
+"""The final fully connected layers in which the outputs of all sub-networks meet: a correction of the class logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_cloud.spec.job import FusionSpec
+from mtl_cloud.tasks import Task
+
+__all__ = ["JointFusion"]
+
+
+class JointFusion(nn.Module):
+    """z -> LayerNorm -> FC -> ReLU -> dropout -> FC -> [B, classes], to be added to the classifier's logits.
+
+    z holds each encoder's last features, averaged over the image; each detector class's highest score; and each
+    segmentation class's share of the image. The last layer starts at zero: at the start the sum *is* the classifier's
+    logits. With ``detach`` the sub-networks receive no gradient from here.
+    """
+
+    def __init__(self, channels: Sequence[int], summaries: Sequence[int], classes: int, spec: FusionSpec) -> None:
+        super().__init__()
+        inputs = sum(channels) + sum(summaries)
+        self.detach = spec.detach
+        last = nn.Linear(spec.hidden, classes)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(inputs),
+            nn.Linear(inputs, spec.hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(spec.dropout),
+            last,
+        )
+
+    def forward(self, features: Sequence[Tensor], outputs: Mapping[Task, Any]) -> Tensor:
+        """``features``: the last of each encoder, [B, C, h, w]; ``outputs`` as the network returns them."""
+        parts = [x.mean(dim=(2, 3)) for x in features]
+        if "detection" in outputs:
+            parts.append(best_scores(outputs["detection"]))
+        if "segmentation" in outputs:
+            parts.append(class_areas(outputs["segmentation"]["out"]))
+        z = torch.cat([part.float() for part in parts], dim=1)
+        return self.layers(z.detach() if self.detach else z)  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+def best_scores(heads: Sequence[Tensor]) -> Tensor:
+    """[B, classes]: over all cells and anchors, the highest objectness x class probability."""
+    scores = [(head[..., 4:5].sigmoid() * head[..., 5:].sigmoid()).flatten(1, 3).amax(dim=1) for head in heads]
+    return torch.stack(scores).amax(dim=0)
+
+
+def class_areas(logits: Tensor) -> Tensor:
+    """[B, classes]: each class's share of the image, by probability.
+
+    Every eighth pixel counts: the logits were computed at stride 8, what lies between is interpolated.
+    """
+    return logits[..., ::8, ::8].softmax(dim=1).mean(dim=(2, 3))
