@@ -1,4 +1,4 @@
-"""Reading a dataset's files: where a URI points to, bytes at an offset, images as arrays; every failure names the file."""
+"""A dataset's files: where a URI points to, bytes at an offset, images as arrays. Every failure names the file."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
 from mtl_cloud.errors import DatasetError
@@ -89,7 +90,8 @@ class SkippingDataset:
 
 
 def _without(sample: Sample, tasks: frozenset[Task]) -> Sample:
-    return replace(sample, **dict.fromkeys(tasks)) if tasks else sample
+    absent: dict[str, Any] = dict.fromkeys(tasks)
+    return replace(sample, **absent)
 
 
 class JointDataset:
