@@ -1,13 +1,16 @@
-"""The three tasks, by name and in their fixed order, and which of them each network can learn."""
+"""The three tasks in their fixed order, what each is judged by, and which of them each network can learn."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-__all__ = ["NETWORK_TASKS", "TASKS", "Task"]
+__all__ = ["HEADLINE", "NETWORK_TASKS", "TASKS", "Task"]
 
 Task: TypeAlias = Literal["classification", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = ("classification", "detection", "segmentation")
+
+HEADLINE: dict[Task, str] = {"classification": "top1", "detection": "map50_voc", "segmentation": "miou"}
+"""Task -> the metric that stands for it where there is room for one."""
 
 NETWORK_TASKS: dict[str, tuple[Task, ...]] = {
     "mtl_net": TASKS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from mtl_cloud.tasks import Task
 
@@ -29,15 +29,20 @@ __all__ = [
     "TrainingSpec",
 ]
 
-Stage: TypeAlias = Literal[1, 2, 3, 4, 5]
+Stage: TypeAlias = Annotated[int, Field(ge=1, le=5)]
 SharingKind: TypeAlias = Literal["none", "hard", "cross_stitch", "gate"]
 PositiveInt: TypeAlias = Annotated[int, Field(gt=0)]
 PositiveFloat: TypeAlias = Annotated[float, Field(gt=0)]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
 
 
 # --- compute: where it runs ------------------------------------------------------------------------------------------
@@ -50,14 +55,20 @@ class _Compute(_Spec):
     budget_usd: PositiveFloat | None = Field(
         None, description="Dollars over all attempts; then the run saves and stops."
     )
-    max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="Restarts after a machine's fault.")
+    max_restarts: Count = Field(3, description="Restarts after a machine's fault.")
+
+
+InstanceTypes: TypeAlias = Annotated[
+    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Tag("several"), Field(min_length=1)],
+    Discriminator(_one_or_several),
+]
 
 
 class LocalCompute(_Compute):
     """This machine: a detached process that survives the terminal."""
 
     backend: Literal["local"] = "local"
-    gpu_count: Annotated[int, Field(ge=0)] = Field(0, description="GPUs to use; 0 trains on the CPU.")
+    gpu_count: Count = Field(0, description="GPUs to use; 0 trains on the CPU.")
     processes: PositiveInt | None = Field(None, description="Trainer processes; default one a GPU, or one.")
 
 
@@ -65,7 +76,7 @@ class DockerCompute(_Compute):
     """A container on this machine: the dry-run's backend."""
 
     backend: Literal["docker"]
-    gpu_count: Annotated[int, Field(ge=0)] = Field(0, description="GPUs to use; 0 trains on the CPU.")
+    gpu_count: Count = Field(0, description="GPUs to use; 0 trains on the CPU.")
     image: str | None = Field(None, description="Image reference; default the one built from docker/.")
 
 
@@ -73,8 +84,8 @@ class Ec2Compute(_Compute):
     """One EC2 instance, kept alive by an Auto Scaling group of one."""
 
     backend: Literal["ec2"]
-    instance_type: str | tuple[str, ...] = Field(..., description="One type, or several in order of preference.")
-    gpu_count: PositiveInt = Field(1, description="GPUs to use of those that the instance has.")
+    instance_type: InstanceTypes = Field(..., description="One type, or several in order of preference.")
+    gpu_count: Count = Field(1, description="GPUs to use of those that the instance has; 0 trains on the CPU.")
     purchase: Literal["on_demand", "spot", "spot_then_on_demand"] = Field(
         "on_demand", description="How the instance is bought."
     )
@@ -95,8 +106,8 @@ class SageMakerCompute(_Compute):
     """A SageMaker training job."""
 
     backend: Literal["sagemaker"]
-    instance_type: str | tuple[str, ...] = Field(..., description="One type (ml.…), or several in order of preference.")
-    gpu_count: PositiveInt = Field(1, description="GPUs to use of those that the instance has.")
+    instance_type: InstanceTypes = Field(..., description="One type (ml.…), or several in order of preference.")
+    gpu_count: Count = Field(1, description="GPUs to use of those that the instance has; 0 trains on the CPU.")
     purchase: Literal["on_demand", "spot"] = Field("on_demand", description="Managed spot training or not.")
     region: str = Field("us-east-1", description="AWS region.")
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Training volume, GiB.")
@@ -111,8 +122,16 @@ class SageMakerCompute(_Compute):
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
+def _backend(value: object) -> object:
+    return value.get("backend", "local") if isinstance(value, dict) else getattr(value, "backend", None)
+
+
 ComputeSpec: TypeAlias = Annotated[
-    LocalCompute | DockerCompute | Ec2Compute | SageMakerCompute, Field(discriminator="backend")
+    Annotated[LocalCompute, Tag("local")]
+    | Annotated[DockerCompute, Tag("docker")]
+    | Annotated[Ec2Compute, Tag("ec2")]
+    | Annotated[SageMakerCompute, Tag("sagemaker")],
+    Discriminator(_backend),
 ]
 
 
@@ -144,6 +163,12 @@ class DatasetSpec(_Spec):
         return self
 
 
+DatasetSpecs: TypeAlias = Annotated[
+    Annotated[DatasetSpec, Tag("one")] | Annotated[tuple[DatasetSpec, ...], Tag("several"), Field(min_length=1)],
+    Discriminator(_one_or_several),
+]
+
+
 # --- model: what is trained ------------------------------------------------------------------------------------------
 
 
@@ -172,7 +197,9 @@ class ModelSpec(_Spec):
     )
     tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default all that the network has.")
     sharing: dict[Stage, SharingKind] = Field(
-        {}, description="Sharing after each encoder stage (1..5); unnamed stages share nothing."
+        {},
+        description="Sharing after each encoder stage (1..5); unnamed stages share nothing.",
+        json_schema_extra={"propertyNames": {"enum": ["1", "2", "3", "4", "5"]}},
     )
     fusion: FusionSpec = Field(FusionSpec(), description="Joint final layers (mtl_net).")
     width: Annotated[float, Field(gt=0, le=2)] = Field(
@@ -222,7 +249,7 @@ class ScheduleSpec(_Spec):
 class LossWeightingSpec(_Spec):
     """How the tasks' losses become one."""
 
-    name: Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric"] = Field(
+    name: Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"] = Field(
         "equal", description="Which method."
     )
     weights: dict[Task, Annotated[float, Field(ge=0)]] = Field({}, description="fixed: the weights; others start at 1.")
@@ -294,9 +321,7 @@ class JobSpec(_Spec):
         "job", description="Lower-case letters, digits and dashes; starts the run id."
     )
     compute: ComputeSpec = Field(LocalCompute(), description="Where it runs.")
-    dataset: DatasetSpec | tuple[DatasetSpec, ...] = Field(
-        ..., description="One dataset, or several for joint training."
-    )
+    dataset: DatasetSpecs = Field(..., description="One dataset, or several for joint training.")
     model: ModelSpec = Field(ModelSpec(), description="The network.")
     training: TrainingSpec = Field(TrainingSpec(), description="The recipe.")
     checkpoint: CheckpointSpec = Field(CheckpointSpec(), description="When the state is saved.")
@@ -307,3 +332,9 @@ class JobSpec(_Spec):
     def datasets(self) -> tuple[DatasetSpec, ...]:
         """The datasets, always as a tuple."""
         return (self.dataset,) if isinstance(self.dataset, DatasetSpec) else self.dataset
+
+    @property
+    def processes(self) -> int:
+        """Trainer processes: as `compute.processes` says, or one a GPU, or one."""
+        asked = self.compute.processes if isinstance(self.compute, LocalCompute) else None
+        return asked or self.compute.gpu_count or 1

@@ -1,0 +1,136 @@
+"""Average precision as the PASCAL VOC devkit computes it (``VOCevaldet.m``), and COCO's through torchmetrics.
+
+VOC: a class's detections of all images are taken by falling score. Each claims the object of its class and image that
+it overlaps most, if by the threshold or more. The first claim on an object is a hit; further ones are false positives,
+also where a lesser overlapped object is still free. Claims on difficult objects count as nothing, and difficult
+objects are no part of the recall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mtl_cloud.train.tasks.statistics import ratio
+
+__all__ = ["ClassPrecision", "ImageDetections", "coco_metrics", "voc_precision"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """One image's detections beside its truth; CPU tensors, boxes in left, top, right, bottom."""
+
+    key: str
+    boxes: Tensor
+    """[D, 4] float32"""
+    scores: Tensor
+    """[D] float32"""
+    classes: Tensor
+    """[D] int64"""
+    true_boxes: Tensor
+    """[T, 4] float32"""
+    true_classes: Tensor
+    """[T] int64"""
+    difficult: Tensor
+    """[T] bool"""
+
+
+@dataclass(frozen=True)
+class ClassPrecision:
+    """How well one class was found. None where the class has no object that counts."""
+
+    ap: float | None
+    """Area under the precision-recall curve, precision made monotone: VOC 2010 and later."""
+    ap_11_point: float | None
+    """Mean of the interpolated precision at recall 0, 0.1, ..., 1: VOC 2007."""
+    recall: float | None
+    """Share of the objects that some detection hits."""
+
+
+def voc_precision(images: Sequence[ImageDetections], *, classes: int, threshold: float = 0.5) -> list[ClassPrecision]:
+    """Each class's precision at IoU ``threshold``. Equal scores keep the order of ``images``."""
+    if not images:
+        return [_precision(np.empty(0, bool), 0)] * classes
+    claims, truths = _claims(images, threshold)
+    scores, found = (np.concatenate([getattr(i, name).numpy() for i in images]) for name in ("scores", "classes"))
+    true_classes, difficult = (
+        np.concatenate([getattr(image, name).numpy() for image in images]) for name in ("true_classes", "difficult")
+    )
+    order = np.argsort(-scores, kind="stable")
+    claims, found = claims[order], found[order]
+    counts = ~np.append(difficult, False)[claims]  # no claim, -1, is a false positive and counts
+    hits = _first_claims(claims, truths)
+    return [
+        _precision(hits[(found == c) & counts], int(((true_classes == c) & ~difficult).sum())) for c in range(classes)
+    ]
+
+
+def _claims(images: Sequence[ImageDetections], threshold: float) -> tuple[Array, int]:
+    """For each detection the number of the object that it claims, or -1; and how many objects there are."""
+    claims, truths = [], 0
+    for image in images:
+        claims.append(_image_claims(image, threshold, truths))
+        truths += len(image.true_boxes)
+    return np.concatenate(claims), truths
+
+
+def _image_claims(image: ImageDetections, threshold: float, first: int) -> Array:
+    from torchvision.ops import box_iou
+
+    if not len(image.true_boxes):
+        return np.full(len(image.boxes), -1)
+    iou = box_iou(image.boxes.double(), image.true_boxes.double())
+    overlap, best = iou.where(image.classes[:, None] == image.true_classes, -1).max(1)
+    claims: Array = torch.where(overlap >= threshold, best + first, -1).numpy()
+    return claims
+
+
+def _first_claims(claims: Array, truths: int) -> Array:
+    """[D] bool: the first claim of its object."""
+    first = np.full(truths + 1, -1)
+    first[claims[::-1]] = np.arange(len(claims))[::-1]  # later writes, of earlier claims, win
+    is_first: Array = first[claims] == np.arange(len(claims))
+    return is_first & (claims >= 0)
+
+
+def _precision(hits: Array, positives: int) -> ClassPrecision:
+    """``hits``: of the detections that count, by falling score."""
+    if not positives:
+        return ClassPrecision(None, None, None)
+    found = hits.cumsum()
+    precision = found / np.arange(1, len(hits) + 1)
+    best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    # Compared as whole numbers: 0.1 * 3 and 3 / 10 differ as floats.
+    at_recall = np.searchsorted(10 * found, np.arange(11) * positives)
+    return ClassPrecision(
+        ap=float(best_from[:-1][hits].sum() / positives),
+        ap_11_point=float(best_from[at_recall].mean()),
+        recall=ratio(int(hits.sum()), positives),
+    )
+
+
+def coco_metrics(images: Sequence[ImageDetections]) -> dict[str, float | None]:
+    """COCO's 101-point ``map`` (IoU 0.5 to 0.95), ``map50_coco`` and ``map75``; difficult objects are crowds to it."""
+    from torchmetrics.detection import MeanAveragePrecision
+
+    metric = MeanAveragePrecision(backend="faster_coco_eval")
+    metric.warn_on_many_detections = False
+    predictions = [{"boxes": i.boxes, "scores": i.scores, "labels": i.classes} for i in images]
+    truths = [{"boxes": i.true_boxes, "labels": i.true_classes, "iscrowd": i.difficult.long()} for i in images]
+    metric.update(predictions, truths)
+    values = metric.compute()
+    names = {"map": "map", "map50_coco": "map_50", "map75": "map_75"}
+    # -1 is COCO's word for "no object to find".
+    return {ours: _or_none(float(values[theirs])) for ours, theirs in names.items()}
+
+
+def _or_none(value: float) -> float | None:
+    return value if value >= 0 else None
