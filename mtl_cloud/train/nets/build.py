@@ -15,6 +15,7 @@ from mtl_cloud.train.nets.classifiers import VGG16, AlexNet, MTLLite
 from mtl_cloud.train.nets.fcn import FCNResNet50
 from mtl_cloud.train.nets.fusion import JointFusion
 from mtl_cloud.train.nets.network import Network
+from mtl_cloud.train.nets.pretrained import load_pretrained
 from mtl_cloud.train.nets.staged import StagedNetwork
 from mtl_cloud.train.nets.yolo import YOLOv3
 
@@ -28,16 +29,22 @@ SUBNETS_OF_MTL_NET: dict[Task, str] = {
 
 
 def build_network(spec: ModelSpec, classes: Mapping[Task, tuple[str, ...]]) -> Network:
-    """The network, with fresh weights, on the current default device, in training mode.
+    """The network in training mode: fresh weights, and over them those of ``spec.pretrained``.
 
     ``classes`` names the classes of each task that the network is to output (segmentation's include background); only
     their sub-networks are built. The weights of a sub-network depend on torch's seed and on its task, not on what else
     is built, so a joint job starts where the single jobs of the same seed start. Global random state is untouched.
 
-    Raises ``TrainingError`` when the network has no output for a task, or for an impossible ``sharing``.
+    Raises
+    ------
+    TrainingError
+        The network has no output for a task; ``sharing`` is impossible; or as ``load_pretrained``.
     """
     _check_tasks(spec.name, classes)
     subnets = {task: _build_subnet(spec, task, len(classes[task])) for task in TASKS if task in classes}
+    for task, subnet in subnets.items():
+        if (uri := getattr(spec.pretrained, task)) is not None:
+            load_pretrained(subnet, uri)
     with _own_seed(len(TASKS)):
         return Network(subnets, dict(spec.sharing), _build_fusion(spec, subnets, classes))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import AlexNet_Weights, VGG16_BN_Weights, VGG16_Weights
@@ -18,9 +19,31 @@ from mtl_cloud.train.nets.staged import Normalize, Stage, StagedNetwork, scale_c
 __all__ = ["VGG16", "AlexNet", "MTLLite"]
 
 
+class AdaptiveAveragePool(nn.AdaptiveAvgPool2d):
+    """torch's, to ``size`` x ``size`` cells; and, unlike torch's, able to be deterministic on a GPU."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        rows, columns = (_pooling_matrix(length, self.size).to(x) for length in x.shape[-2:])
+        return rows @ x @ columns.T
+
+
+def _pooling_matrix(length: int, cells: int) -> Tensor:
+    """[cells, length]: row i averages the elements floor(i * length / cells) .. ceil((i + 1) * length / cells)."""
+    cell = torch.arange(cells).unsqueeze(1)
+    element = torch.arange(length)
+    inside = (element >= cell * length // cells) & (element * cells < (cell + 1) * length)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 class _Classifier(StagedNetwork):
     features: nn.Sequential
-    avgpool: nn.AdaptiveAvgPool2d
+    avgpool: AdaptiveAveragePool
     classifier: nn.Sequential
     normalize: Normalize
     new_head: ClassVar[tuple[str, ...]] = ("classifier.6.",)
@@ -43,7 +66,7 @@ class VGG16(_Classifier):
         super().__init__()
         layout = [v if isinstance(v, str) else scale_channels(v, width) for v in cfgs["D"]]
         self.features = make_layers(layout, batch_norm=batch_norm)
-        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.avgpool = AdaptiveAveragePool(7)
         hidden = scale_channels(4096, width)
         self.classifier = nn.Sequential(
             nn.Linear(scale_channels(512, width) * 7 * 7, hidden),
@@ -108,7 +131,7 @@ class AlexNet(_Classifier):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
         )
-        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.avgpool = AdaptiveAveragePool(6)
         self.classifier = nn.Sequential(
             nn.Dropout(),
             nn.Linear(c5 * 6 * 6, hidden),

@@ -76,7 +76,7 @@ class _DilatedResNet50(nn.Module):
 def _layer(
     channels: int, planes: int, *, blocks: int, stride: int = 1, dilations: tuple[int, int] = (1, 1)
 ) -> nn.Sequential:
-    """``blocks`` bottlenecks. The first changes the channels; it has the first of ``dilations``, the rest the second."""
+    """``blocks`` bottlenecks: the first changes the channels and has the first dilation, the rest have the second."""
     out = planes * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
     first = Bottleneck(channels, planes, stride, shortcut, dilation=dilations[0])

@@ -32,6 +32,7 @@ class YOLOv3(StagedNetwork):
 
     def __init__(self, classes: int, *, width: float = 1.0) -> None:
         super().__init__()
+        self.entries = 5 + classes
         stem, *channels = (scale_channels(c, width) for c in (32, 64, 128, 256, 512, 1024))
         inputs = (stem, *channels[:-1])
         self.backbone = nn.Sequential(

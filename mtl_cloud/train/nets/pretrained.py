@@ -1,0 +1,120 @@
+"""Weights to start from: ``state_dict`` files with torchvision's keys, safetensors, and darknet's ``.weights``."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import fsspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtl_cloud.errors import MissingExtraError, TrainingError
+from mtl_cloud.train.nets.darknet_weights import load_weights
+from mtl_cloud.train.nets.fcn import FCNResNet50
+from mtl_cloud.train.nets.staged import StagedNetwork
+from mtl_cloud.train.nets.yolo import YOLOv3
+
+__all__ = ["load_pretrained"]
+
+State: TypeAlias = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
+_STATE_DICT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+
+
+def load_pretrained(network: StagedNetwork, uri: str) -> None:
+    """Fill a sub-network from a path or a URL; what comes by http is kept in torch hub's folder.
+
+    A head that the file lacks, or has for another number of classes, keeps its fresh weights: a warning in the log
+    names it. Everything else must be there.
+
+    Raises
+    ------
+    TrainingError
+        The file cannot be fetched or read; or a tensor is missing or has another shape, whose name is given.
+    MissingExtraError
+        ``s3://`` without s3fs.
+    """
+    path = _local(uri)
+    if isinstance(network, YOLOv3) and path.suffix not in _STATE_DICT_SUFFIXES:
+        fresh = load_weights(path, network)
+    else:
+        fresh = _fill(network, _read(path), path)
+    if fresh:
+        _log.warning("%s: the file does not fit these, which start anew: %s", path, ", ".join(fresh))
+
+
+def _local(uri: str) -> Path:
+    """The file on this machine, fetched if need be."""
+    scheme, separator, _ = uri.partition("://")
+    try:
+        if not separator:
+            return Path(uri).expanduser().resolve(strict=True)
+        if scheme in ("http", "https"):
+            return _from_hub(uri)
+        return Path(fsspec.open_local(f"simplecache::{uri}", simplecache={"same_names": True}))
+    except ImportError as error:
+        raise MissingExtraError("aws", f"reading {uri}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch hub's word for a wrong checksum
+        raise TrainingError(
+            f"the pretrained weights {uri} cannot be fetched: {error}",
+            hint="check the paths and URLs of model.pretrained",
+        ) from error
+
+
+def _from_hub(url: str) -> Path:
+    """Where torchvision would keep the file. A name such as ``vgg16-397923af.pth`` carries its checksum."""
+    name = Path(urlsplit(url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checksum = re.search(r"-([0-9a-f]{8,})\.", name)
+        torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
+    return path
+
+
+def _read(path: Path) -> State:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise TrainingError(f"{path}: no file of weights that can be read: {error}") from error
+    return state.get("state_dict", state.get("model", state))  # type: ignore[no-any-return]  # untyped file
+
+
+def _fill(network: StagedNetwork, state: State, path: Path) -> tuple[str, ...]:
+    """Copy what fits; returns the keys of heads that do not."""
+    if isinstance(network, FCNResNet50) and "layer1.0.conv1.weight" in state:
+        state = {f"backbone.{key}": tensor for key, tensor in state.items()}  # a bare ResNet-50
+    unfit = [key for key, tensor in network.state_dict().items() if not _fits(key, tensor, state)]
+    for key in unfit:
+        if not key.startswith(network.new_head):
+            raise _misfit(network, key, state, path)
+    network.load_state_dict({key: tensor for key, tensor in state.items() if key not in unfit}, strict=False)
+    return tuple(unfit)
+
+
+def _fits(key: str, own: Tensor, state: State) -> bool:
+    # Files from before torch 0.4.1, some of torchvision's among them, do not count batches.
+    if key not in state:
+        return key.endswith(".num_batches_tracked")
+    return state[key].shape == own.shape
+
+
+def _misfit(network: StagedNetwork, key: str, state: State, path: Path) -> TrainingError:
+    name = type(network).__name__
+    if key not in state:
+        return TrainingError(f"{path}: no `{key}` in the file: these are not the weights of this {name}", hint=_HINT)
+    theirs, ours = list(state[key].shape), list(network.state_dict()[key].shape)
+    return TrainingError(f"{path}: `{key}` is {theirs} in the file and {ours} in this {name}", hint=_HINT)
+
+
+_HINT = "published weights need model.width 1, and model.batch_norm as they were trained"
