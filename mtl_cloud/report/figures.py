@@ -12,13 +12,15 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["curves", "heat_map"]
+
+Series: TypeAlias = Sequence[float | None]
 
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
 _SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909")
@@ -52,14 +54,29 @@ _STYLE: dict[Any, Any] = {
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def curves(name: str, x: Sequence[int], series: Mapping[str, Sequence[float | None]], *, ylabel: str, alt: str) -> str:
-    """Lines over rounds, one for each series, gaps where a value is None or not finite."""
+def curves(
+    name: str,
+    x: Sequence[int],
+    series: Mapping[str, Series],
+    *,
+    ylabel: str,
+    alt: str,
+    bands: Mapping[str, tuple[Series, Series]] | None = None,
+) -> str:
+    """Lines over rounds, one for each series, gaps where a value is None or not finite.
+
+    ``bands``: title of a series -> lower and upper bound, drawn as a shade around its line.
+    """
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
         figure, axes = _figure(4.8, 2.7)
         for number, (title, values) in enumerate(series.items()):
-            _draw_line(axes, x, values, title, _SERIES[number % len(_SERIES)], dashed=number >= len(_SERIES))
+            color = _SERIES[number % len(_SERIES)]
+            _draw_line(axes, x, values, title, color, dashed=number >= len(_SERIES))
+            if bands and title in bands:
+                low, high = map(_points, bands[title])
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         _label_rounds(axes, x)
         axes.set_ylabel(ylabel)
         axes.margins(y=0.08)
@@ -82,13 +99,14 @@ def heat_map(
     from matplotlib import rc_context
 
     with rc_context({**_STYLE, "axes.grid": False}):
-        figure, axes = _figure(4.8, max(1.6, 0.9 + min(0.36, 5.0 / len(rows)) * len(rows)))
+        figure, axes = _figure(4.8, 0.9 + max(0.7, (0.36 if len(rows) <= 16 else 0.24) * len(rows)))
         _draw_cells(axes, values)
         _label_cells(axes, rows, columns)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        for place in ((i, j) for i in range(len(rows)) for j in range(len(columns))) if texts else ():
-            _draw_text(axes, place, texts[place[0]][place[1]] if texts else "")
+        for row, line in enumerate(texts or ()):
+            for column, text in enumerate(line):
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5)
         return _svg(figure, name, alt)
 
 
@@ -102,13 +120,14 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_line(
-    axes: Axes, x: Sequence[int], values: Sequence[float | None], title: str, color: str, *, dashed: bool
-) -> None:
-    points = [math.nan if value is None else value for value in values]
+def _points(values: Series) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _draw_line(axes: Axes, x: Sequence[int], values: Series, title: str, color: str, *, dashed: bool) -> None:
     marker = "o" if len(x) <= 12 else None
     style = "--" if dashed else "-"
-    axes.plot(x, points, style, color=color, label=title, linewidth=1.8, marker=marker, markersize=3.5)
+    axes.plot(x, _points(values), style, color=color, label=title, linewidth=1.8, marker=marker, markersize=3.5)
 
 
 def _label_rounds(axes: Axes, x: Sequence[int]) -> None:
@@ -138,11 +157,6 @@ def _label_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> Non
         text.set_horizontalalignment("right" if tilt else "center")
         text.set_rotation_mode("anchor")
     axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
-
-
-def _draw_text(axes: Axes, place: tuple[int, int], text: str) -> None:
-    row, column = place
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5)
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 __all__ = ["dollars", "duration", "instant", "number", "percent", "sparkline"]
 
@@ -30,14 +30,14 @@ def dollars(value: float | None) -> str:
     """``$12.40``; under a dollar with a tenth of a cent, so that short runs do not all read ``$0.00``."""
     if value is None:
         return _MISSING
-    return f"${value:.2f}" if value >= 1 or value == 0 else f"${value:.3f}"
+    return f"${value:.2f}" if value >= 0.9995 or value == 0 else f"${value:.3f}"
 
 
 def duration(seconds: float | None) -> str:
     """The two largest units: ``2 d 3 h``, ``1 h 12 min``, ``4 min 05 s``, ``8.2 s``."""
     if seconds is None:
         return _MISSING
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     whole = round(seconds)
     if whole < 3600:
@@ -53,7 +53,7 @@ def instant(text: str) -> str:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return text
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def sparkline(values: Sequence[float | None], width: int = 24) -> str:

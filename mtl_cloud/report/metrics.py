@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from mtl_cloud.records import RoundRecord
 from mtl_cloud.report.formatting import number, percent
-from mtl_cloud.tasks import TASKS
+from mtl_cloud.tasks import HEADLINE, TASKS
 
 __all__ = [
     "Headline",
+    "curve_names",
     "headline_metric",
     "headlines",
     "is_share",
@@ -23,27 +24,29 @@ __all__ = [
 
 _LABELS = {
     "top1": "top-1 accuracy",
+    "top1_low": "top-1, 95 % low",
+    "top1_high": "top-1, 95 % high",
     "top5": "top-5 accuracy",
-    "accuracy": "accuracy",
     "recall_macro": "macro recall",
+    "precision_macro": "macro precision",
     "map": "mAP",
-    "map50": "mAP@.5",
-    "map50_11point": "mAP@.5 (VOC 11-point)",
-    "map50_voc11": "mAP@.5 (VOC 11-point)",
-    "map_coco": "mAP@[.5:.95]",
-    "map50_95": "mAP@[.5:.95]",
+    "map50_voc": "mAP@.5",
+    "map50_voc07": "mAP@.5 (11-point)",
+    "map50_coco": "mAP@.5 (COCO)",
+    "map75": "mAP@.75",
+    "recall50": "recall@.5",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
-    "ap50": "AP@.5",
-    "iou": "IoU",
+    "mean_class_accuracy": "mean class accuracy",
     "ap": "AP",
+    "ap50_voc": "AP@.5",
+    "ap50_voc07": "AP@.5 (11-point)",
+    "iou": "IoU",
+    "n": "samples",
 }
-_HEADLINES = {
-    "classification": ("top1", "accuracy", "map", "recall_macro"),
-    "detection": ("map50", "map50_11point", "map_coco"),
-    "segmentation": ("miou", "pixel_accuracy"),
-}
-_COUNTS_AND_LOSSES = ("loss", "count", "images", "seconds")
+_LABELS_OF_TASK = {("detection", "map"): "mAP@[.5:.95]"}
+_COUNTS = frozenset({"n"})
+_BOUNDS = ("_low", "_high")
 
 
 class Headline(NamedTuple):
@@ -55,9 +58,9 @@ class Headline(NamedTuple):
     last: float | None
 
 
-def label(metric: str) -> str:
+def label(metric: str, task: str = "") -> str:
     """The metric's name for people; unknown ones lose their underscores."""
-    return _LABELS.get(metric, metric.replace("_", " "))
+    return _LABELS_OF_TASK.get((task, metric)) or _LABELS.get(metric) or metric.replace("_", " ")
 
 
 def tasks_of(rounds: Iterable[RoundRecord]) -> list[str]:
@@ -69,7 +72,12 @@ def tasks_of(rounds: Iterable[RoundRecord]) -> list[str]:
 def metric_names(rounds: Iterable[RoundRecord], task: str) -> list[str]:
     """The task's metrics, headline first, then in the order in which they were recorded."""
     seen = dict.fromkeys(name for record in rounds for name in record.metrics.get(task, {}))
-    return sorted(seen, key=_HEADLINES.get(task, ())[:1].__contains__, reverse=True)
+    return sorted(seen, key=lambda name: (task, name) not in HEADLINE.items())
+
+
+def curve_names(rounds: Iterable[RoundRecord], task: str) -> list[str]:
+    """Those of them that are curves of their own: no counts, and no bounds of an interval."""
+    return [name for name in metric_names(rounds, task) if name not in _COUNTS and not name.endswith(_BOUNDS)]
 
 
 def metric_series(rounds: Iterable[RoundRecord], task: str, metric: str) -> list[float | None]:
@@ -77,11 +85,10 @@ def metric_series(rounds: Iterable[RoundRecord], task: str, metric: str) -> list
 
 
 def headline_metric(rounds: Sequence[RoundRecord], task: str) -> str | None:
-    """The first of the task's candidates that has a value; else its first metric; None when it has none."""
-    names = metric_names(rounds, task)
-    valued = [name for name in names if any(value is not None for value in metric_series(rounds, task, name))]
-    candidates = [name for name in _HEADLINES.get(task, ()) if name in valued]
-    return next(iter(candidates or valued or names), None)
+    """The task's headline metric, or its first one that has a value; None when it has none."""
+    names = curve_names(rounds, task)
+    valued = (name for name in names if any(value is not None for value in metric_series(rounds, task, name)))
+    return next(valued, next(iter(names), None))
 
 
 def headlines(rounds: Sequence[RoundRecord]) -> list[Headline]:
@@ -101,6 +108,5 @@ def is_share(values: Iterable[float | None]) -> bool:
 
 
 def written(metric: str, value: float | None) -> str:
-    """Shares as percentages; everything else, and whatever is named a loss or a count, as a plain number."""
-    plain = any(word in metric for word in _COUNTS_AND_LOSSES) or not is_share([value])
-    return number(value) if plain else percent(value)
+    """Shares as percentages; counts and whatever lies outside of 0..1 as plain numbers."""
+    return number(value) if metric in _COUNTS or not is_share([value]) else percent(value)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtl_cloud.records import Json, RoundRecord, RoundSamples
+from mtl_cloud.records import RoundRecord, RoundSamples
 from mtl_cloud.report import figures
 from mtl_cloud.report.formatting import dollars, duration, instant, number, percent
 from mtl_cloud.report.metrics import (
     Headline,
+    curve_names,
     headlines,
     is_share,
     label,
@@ -107,7 +108,7 @@ def tiles(report: Report) -> list[Tile]:
 def _headline_tile(headline: Headline, rounds: int) -> Tile:
     task, metric, first, last = headline
     note = f"{written(metric, first)} after round 1" if rounds > 1 else "after round 1"
-    return Tile(task, written(metric, last), [label(metric), note])
+    return Tile(task, written(metric, last), [label(metric, task), note])
 
 
 def _price(report: Report) -> list[str]:
@@ -144,7 +145,7 @@ def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
         _column("round", (Cell(number(r.round), r.round) for r in rounds)),
         _column("epoch", (Cell(number(r.epoch), r.epoch) for r in rounds)),
         _column("step", (Cell(number(r.step), r.step) for r in rounds)),
-        *(_metric_column(rounds, h.task, h.metric, f"{h.task} {label(h.metric)}") for h in headlines(rounds)),
+        *(_metric_column(rounds, h.task, h.metric, f"{h.task} {label(h.metric, h.task)}") for h in headlines(rounds)),
         _column("images", (Cell(number(r.images), r.images) for r in rounds)),
         _column("images/s", (Cell(number(r.images_per_s), r.images_per_s) for r in rounds)),
         _column("data wait", (Cell(percent(r.data_wait), r.data_wait) for r in rounds)),
@@ -193,33 +194,29 @@ def weights_figure(rounds: Sequence[RoundRecord]) -> str | None:
 
 def sharing_figure(rounds: Sequence[RoundRecord]) -> str | None:
     """The learned sharing coefficients over rounds, one row each; None when nothing is shared."""
-    leaves = [dict(_leaves(record.sharing)) for record in rounds]
+    leaves = [dict(_coefficients(record.sharing)) for record in rounds]
     names = list(dict.fromkeys(name for found in leaves for name in found))
     if not names:
         return None
     values = [[found.get(name, 0.0) for found in leaves] for name in names]
-    texts = [[number(found[name]) if name in found else "" for found in leaves] for name in names]
+    texts = [[f"{found[name]:.2f}" if name in found else "" for found in leaves] for name in names]
     return figures.heat_map(
         "sharing",
         [[min(1.0, abs(value)) for value in row] for row in values],
         rows=names,
         columns=[str(record.round) for record in rounds],
         xlabel="round",
-        ylabel="coefficient",
+        ylabel="",
         alt="Learned sharing coefficients over rounds",
         texts=texts if len(rounds) <= _MAP_COUNTS else None,
     )
 
 
-def _leaves(node: Json, path: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(node, dict):
-        for key, child in node.items():
-            yield from _leaves(child, f"{path} · {key}" if path else key)
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from _leaves(child, f"{path} [{index}]")
-    elif isinstance(node, int | float) and not isinstance(node, bool):
-        yield path, float(node)
+def _coefficients(sharing: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for stage, table in sharing.items():
+        for receiver, row in table["coefficients"].items():
+            for sender, value in row.items():
+                yield f"stage {stage} {table['kind'].replace('_', '-')}: {receiver} ← {sender}", value
 
 
 def _numbers(rounds: Sequence[RoundRecord]) -> list[int]:
@@ -266,23 +263,31 @@ def _loss_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
 
 
 def _metric_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
-    series = {label(name): metric_series(rounds, task, name) for name in metric_names(rounds, task)}
-    drawn = {
-        title: [None if value is None else 100 * value for value in values]
-        for title, values in series.items()
-        if is_share(values) and any(value is not None for value in values)
+    drawn = {label(name, task): values for name in curve_names(rounds, task) if (values := _share(rounds, task, name))}
+    bands = {
+        label(name, task): (low, high)
+        for name in curve_names(rounds, task)
+        if (low := _share(rounds, task, f"{name}_low")) and (high := _share(rounds, task, f"{name}_high"))
     }
     if not drawn:
         return None
-    alt = f"Metrics of {task} over rounds, in per cent"
-    return figures.curves(f"{task}-metrics", _numbers(rounds), drawn, ylabel="per cent", alt=alt)
+    alt = f"Metrics of {task} over rounds, in per cent" + ("; the band is the 95 % interval" if bands else "")
+    return figures.curves(f"{task}-metrics", _numbers(rounds), drawn, ylabel="per cent", alt=alt, bands=bands)
+
+
+def _share(rounds: Sequence[RoundRecord], task: str, metric: str) -> list[float | None]:
+    """The metric in per cent; empty when it is no share, or has no value."""
+    values = metric_series(rounds, task, metric)
+    if not is_share(values) or all(value is None for value in values):
+        return []
+    return [None if value is None else 100 * value for value in values]
 
 
 def _task_columns(rounds: Sequence[RoundRecord], task: str) -> list[Column]:
     columns = [Column("round", [Cell(number(r.round), r.round) for r in rounds])]
     for title, values in _losses(rounds, task).items():
         columns.append(Column(f"{title} loss", [Cell(number(value), value) for value in values]))
-    return columns + [_metric_column(rounds, task, name, label(name)) for name in metric_names(rounds, task)]
+    return columns + [_metric_column(rounds, task, name, label(name, task)) for name in metric_names(rounds, task)]
 
 
 def _class_columns(per_class: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> list[Column]:
@@ -380,7 +385,7 @@ def _class_words(labels: Mapping[str, Any], *, scored: bool) -> str:
     classes = (labels.get("classes") or [])[:3]
     if not scored:
         return ", ".join(name for name, _ in classes)
-    return ", ".join(f"{name} {percent(score)}" for name, score in classes)
+    return ", ".join(f"{name} ({percent(score)})" for name, score in classes)
 
 
 def _alt(key: str, side: str, labels: Mapping[str, Any]) -> str:

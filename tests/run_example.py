@@ -60,15 +60,22 @@ def round_record(number: int, **changes: Any) -> RoundRecord:
             "segmentation": 1.95 * (1 - 0.9 * gain),
         },
         "metrics": {
-            "classification": {"top1": 0.971 * gain, "top5": 0.2 + 0.79 * gain, "recall_macro": 0.962 * gain},
-            "detection": {"map50": 0.812 * gain, "map50_11point": 0.799 * gain, "map_coco": 0.513 * gain},
+            "classification": {
+                "top1": 0.971 * gain,
+                "top5": 0.2 + 0.79 * gain,
+                "recall_macro": 0.962 * gain,
+                "top1_low": 0.94 * gain,
+                "top1_high": 0.985 * gain,
+                "n": 1000.0,
+            },
+            "detection": {"map50_voc": 0.812 * gain, "map50_voc07": 0.799 * gain, "map": 0.513 * gain},
             "segmentation": {"miou": 0.764 * gain, "pixel_accuracy": 0.5 + 0.47 * gain},
         },
         "per_class": {
             "classification": {"recall": {name: 0.9 * gain + 0.01 * k for k, name in enumerate(DIGITS)}},
             "detection": {
-                "ap50": {name: 0.8 * gain + 0.012 * k for k, name in enumerate(DIGITS)},
-                "recall": {name: None if name == "7" else 0.7 * gain for name in DIGITS},
+                "ap50_voc": {name: 0.8 * gain + 0.012 * k for k, name in enumerate(DIGITS)},
+                "recall50": {name: None if name == "7" else 0.7 * gain for name in DIGITS},
             },
             "segmentation": {"iou": {name: 0.7 * gain + 0.013 * k for k, name in enumerate(MASKS)}},
         },
@@ -77,8 +84,14 @@ def round_record(number: int, **changes: Any) -> RoundRecord:
         "learning_rate": 0.01 * (1 - gain),
         "weights": {"classification": 1.0 + gain, "detection": 1.0 - 0.4 * gain, "segmentation": 1.0},
         "sharing": {
-            "stage 3": {"classification→detection": 0.11 * gain, "detection→segmentation": 0.63 * gain},
-            "stage 4": {"classification→detection": 0.27 * gain, "detection→segmentation": 0.81 * gain},
+            str(stage): {
+                "kind": "gate",
+                "coefficients": {
+                    "detection": {"classification": 0.07 * stage * gain, "segmentation": 0.03 * stage * gain},
+                    "segmentation": {"classification": 0.05 * stage * gain, "detection": 0.16 * stage * gain},
+                },
+            }
+            for stage in (3, 4, 5)
         },
         "usd": 1.9,
     }
