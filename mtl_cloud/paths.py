@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["RUNS", "RunPaths"]
 
 RUNS = "runs/"
-_MANIFEST = re.compile(r"(\d+)-(\d+)/manifest\.json")
+_CHECKPOINT = re.compile(r"(\d+)-(\d+)")
 _LOG_SEGMENT = re.compile(r"(\d+)\.txt")
 
 
@@ -97,9 +97,9 @@ class RunPaths:
         """Written last: without it the checkpoint does not exist."""
         return f"{self.checkpoint(step, attempt)}manifest.json"
 
-    def manifest_of(self, key: str) -> tuple[int, int] | None:
-        """The inverse of ``manifest``: step and attempt; None for another key."""
-        match = _MANIFEST.fullmatch(key.removeprefix(self.checkpoints))
+    def checkpoint_of(self, key: str) -> tuple[int, int] | None:
+        """Step and attempt of the checkpoint that ``key`` belongs to; None for another key."""
+        match = _CHECKPOINT.fullmatch(key.removeprefix(self.checkpoints).partition("/")[0])
         return (int(match[1]), int(match[2])) if match else None
 
     def events(self, attempt: int) -> str:

@@ -9,9 +9,10 @@ Times are ISO 8601 in UTC. Units stand in the names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -62,9 +63,13 @@ class Record:
 
     def encode(self) -> bytes:
         """UTF-8 JSON, keys in declaration order, ending in a newline."""
+        text = json.dumps(self._document(), indent=1, ensure_ascii=False, allow_nan=False)
+        # Only a lone surrogate (of a file name that is not UTF-8) needs replacing, and becomes its JSON escape.
+        return (text + "\n").encode(errors="backslashreplace")
+
+    def _document(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        document = {"schema_version": self.schema_version, **own, **self.extra}
-        return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        return {"schema_version": self.schema_version, **own, **self.extra}
 
     @classmethod
     def decode(cls, data: bytes, *, source: str) -> Self:
@@ -247,6 +252,21 @@ class CheckpointManifest(Record):
     """Each: ``key`` (below the checkpoint's prefix), ``size`` (bytes), ``crc64nvme`` (16 hex digits)."""
     meta: dict[str, Any]
     """Everything of the state that is not a tensor."""
+    sha256: str = ""
+    """Of all other fields; see `sealed`."""
+
+    def sealed(self) -> Self:
+        """The manifest with its own checksum filled in, so that damage to any other field shows."""
+        return replace(self, sha256=self._digest())
+
+    @property
+    def is_intact(self) -> bool:
+        return self.sha256 == self._digest()
+
+    def _digest(self) -> str:
+        # Sorted, so that it does not matter in which order an older reader keeps fields it does not know.
+        document = {**self._document(), "sha256": ""}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ the owner only, and each of them once; an attempt that was replaced gets ``RunTa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count, takewhile
 from typing import NamedTuple, TypeVar
 
-from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RunTakenOverError
+from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError
 from mtl_cloud.paths import RunPaths
 from mtl_cloud.records import (
     AttemptRecord,
@@ -204,11 +205,26 @@ class RunRecord:
 
     def checkpoints(self) -> list[CheckpointId]:
         """The committed checkpoints, by step and then by attempt, ascending. Their parts may be damaged."""
-        found = (self.paths.manifest_of(entry.key) for entry in self.storage.list(self.paths.checkpoints))
-        return sorted(CheckpointId(*numbers) for numbers in found if numbers)
+        keys = {entry.key for entry in self.storage.list(self.paths.checkpoints)}
+        return [found for found in self._checkpoint_ids(keys) if self.paths.manifest(*found) in keys]
+
+    def started_checkpoints(self) -> list[CheckpointId]:
+        """The committed checkpoints, and those that are being written or were never finished."""
+        return self._checkpoint_ids(self.storage.children(self.paths.checkpoints))
 
     def manifest(self, checkpoint: CheckpointId) -> CheckpointManifest:
-        return self._read(CheckpointManifest, self.paths.manifest(*checkpoint))
+        """Raises ``RecordError`` also when its own checksum does not match, or it is another checkpoint's."""
+        key = self.paths.manifest(*checkpoint)
+        manifest = self._read(CheckpointManifest, key)
+        if not manifest.is_intact or (manifest.step, manifest.attempt) != checkpoint:
+            raise RecordError(f"{self.storage.url}/{key}: damaged: its own checksum does not match")
+        return manifest
+
+    def delete_checkpoint(self, checkpoint: CheckpointId) -> None:
+        """Undo the commit first, then remove the parts."""
+        self.storage.delete(self.paths.manifest(*checkpoint))
+        for entry in self.storage.list(self.paths.checkpoint(*checkpoint)):
+            self.storage.delete(entry.key)
 
     # --- how ---
 
@@ -220,6 +236,9 @@ class RunRecord:
             return self._read(kind, key)
         except NotFoundError:
             return None
+
+    def _checkpoint_ids(self, keys: Iterable[str]) -> list[CheckpointId]:
+        return sorted({CheckpointId(*found) for key in keys if (found := self.paths.checkpoint_of(key))})
 
     def _exists(self, key: str) -> bool:
         try:

@@ -1,0 +1,212 @@
+"""Checkpoints of the training state: exact, verified on load, committed by their manifest.
+
+A save has two halves. ``take_snapshot`` copies the state into host memory that training does not touch: the loop has
+to wait for it. Everything after it (serialising, checksums, uploading, the commit, retention) reads the snapshot only.
+
+A checkpoint is a set of safetensors files, which cannot execute code on load, and a manifest with their sizes and
+CRC64NVMEs, everything of the state that is not a tensor, and its own SHA-256. The manifest comes last, once, and only
+from the attempt that owns the run.
+
+**Which one is loaded.** Each attempt states in ``start.json`` what it goes on from, before its first step. The
+checkpoints that the newest attempt descends from are preferred, newest first. A manifest that a replaced attempt still
+commits in the instant of the takeover is not among them once its successor has made its statement.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+import safetensors.torch
+from awscrt.checksums import crc64nvme
+from torch import Tensor
+
+from mtl_cloud.errors import NotFoundError, RecordError
+from mtl_cloud.records import CheckpointManifest, StartRecord
+from mtl_cloud.run_record import CheckpointId, RunRecord
+from mtl_cloud.train.snapshot import PART_BYTES, Snapshot, restore_snapshot, take_snapshot
+
+__all__ = ["Checkpointer", "Restored", "lineage"]
+
+log = logging.getLogger(__name__)
+
+_TRANSFERS = 4
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A loaded checkpoint."""
+
+    manifest: CheckpointManifest
+    state: dict[str, Any]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Checkpointer:
+    """Saves and restores the state of one attempt of a run, keeping the newest ``keep`` checkpoints."""
+
+    def __init__(
+        self,
+        run: RunRecord,
+        attempt: int,
+        *,
+        keep: int,
+        part_bytes: int = PART_BYTES,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._keep = keep
+        self._part_bytes = part_bytes
+        self._now = now
+        self._damaged: set[CheckpointId] = set()
+
+    def save(self, state: Mapping[str, Any], *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - the field's name in the manifest
+        """Commit ``state``, and then remove what is older than the newest ``keep``.
+
+        A step is committed once an attempt: for one that is, the manifest that stands is returned.
+
+        Raises
+        ------
+        RunTakenOverError
+            A later attempt owns the run; nothing was committed.
+        StorageError
+            The storage failed; nothing was committed, and the next save starts afresh.
+        """
+        snapshot = take_snapshot(state, part_bytes=self._part_bytes)
+        return self._commit(snapshot, CheckpointId(step, self._attempt), round, reason)
+
+    def load_latest(self) -> Restored | None:
+        """The newest checkpoint all of whose bytes are as they were written; None when there is none.
+
+        One that is damaged is passed over, with a warning that names it. All processes of an attempt get the same.
+        """
+        restored = self._newest_intact()
+        if restored and restored.manifest.attempt == self._attempt:
+            return restored  # a restart within the attempt
+        choice = _start_from(restored)
+        if self._run.write_start(self._attempt, choice) == choice:
+            return restored
+        return self._newest_intact()  # another process of this attempt looked earlier, and its choice stands
+
+    # --- save ---
+
+    def _commit(
+        self, snapshot: Snapshot, checkpoint: CheckpointId, round_number: int, reason: str
+    ) -> CheckpointManifest:
+        if checkpoint in self._damaged:
+            self._run.delete_checkpoint(checkpoint)
+        if checkpoint in self._run.checkpoints():
+            return self._run.manifest(checkpoint)
+        manifest = CheckpointManifest(
+            step=checkpoint.step,
+            attempt=checkpoint.attempt,
+            round=round_number,
+            created_at=self._now().isoformat(timespec="seconds"),
+            reason=reason,
+            parts=self._write_parts(snapshot, self._run.paths.checkpoint(*checkpoint)),
+            meta=snapshot.tree,
+        ).sealed()
+        self._run.commit_checkpoint(manifest)
+        self._retain()
+        return manifest
+
+    def _write_parts(self, snapshot: Snapshot, prefix: str) -> list[dict[str, Any]]:
+        def write(number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
+            data = safetensors.torch.save(tensors)
+            key = f"part-{number:04d}.safetensors"
+            self._run.storage.write(prefix + key, data)
+            return {"key": key, "size": len(data), "crc64nvme": f"{crc64nvme(data):016x}"}
+
+        with ThreadPoolExecutor(_TRANSFERS) as pool:  # a part is serialised when its turn comes: few are in memory
+            return list(pool.map(write, count(1), _packed(snapshot.tensors, self._part_bytes)))
+
+    def _retain(self) -> None:
+        kept = lineage(self._run, self._attempt)[: self._keep]
+        for checkpoint in self._run.started_checkpoints():
+            # What a later attempt has begun is not ours to judge.
+            if checkpoint not in kept and checkpoint.attempt <= self._attempt:
+                self._run.delete_checkpoint(checkpoint)
+
+    # --- load ---
+
+    def _newest_intact(self) -> Restored | None:
+        # Listed anew after each failure: the one that failed may just have been retired for a newer one.
+        while candidates := [found for found in self._candidates() if found not in self._damaged]:
+            try:
+                return self._load(candidates[0])
+            except (RecordError, NotFoundError) as error:
+                log.warning("checkpoint of step %d by attempt %d is passed over: %s", *candidates[0], error)
+                self._damaged.add(candidates[0])
+        return None
+
+    def _candidates(self) -> list[CheckpointId]:
+        """Ancestors first; then, rather than to begin anew, what earlier attempts committed beyond their successor."""
+        ancestors = lineage(self._run, self._attempt)
+        others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt]
+        return ancestors + [found for found in reversed(others) if found not in ancestors]
+
+    def _load(self, checkpoint: CheckpointId) -> Restored:
+        manifest = self._run.manifest(checkpoint)
+        prefix = self._run.paths.checkpoint(*checkpoint)
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            parts = list(pool.map(lambda part: self._read_part(prefix, part), manifest.parts))
+        tensors = {name: tensor for part in parts for name, tensor in part.items()}
+        return Restored(manifest, restore_snapshot(Snapshot(manifest.meta, tensors)))
+
+    def _read_part(self, prefix: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
+        key = prefix + part["key"]
+        data = self._run.storage.read(key)
+        if len(data) != part["size"]:
+            raise RecordError(f"{key}: {len(data)} bytes, but {part['size']} were written")
+        if f"{crc64nvme(data):016x}" != part["crc64nvme"]:
+            raise RecordError(f"{key}: damaged: its CRC64NVME is not {part['crc64nvme']}")
+        return safetensors.torch.load(data)
+
+
+def _start_from(restored: Restored | None) -> StartRecord:
+    if restored is None:
+        return StartRecord(checkpoint_step=None, checkpoint_attempt=None)
+    return StartRecord(checkpoint_step=restored.manifest.step, checkpoint_attempt=restored.manifest.attempt)
+
+
+def lineage(run: RunRecord, attempt: int) -> list[CheckpointId]:
+    """The committed checkpoints that ``attempt`` descends from or has written, newest first.
+
+    From each attempt back to the one it went on from, and of that one only what it had committed up to there. An
+    attempt that ended before it chose is passed over.
+    """
+    committed = run.checkpoints()
+    ancestors: list[CheckpointId] = []
+    newest: float = math.inf
+    while attempt > 0:
+        ancestors += [c for c in reversed(committed) if c.attempt == attempt and c.step <= newest]
+        start = run.start(attempt)
+        if start is None:
+            attempt -= 1
+        elif start.checkpoint_attempt is None or start.checkpoint_step is None:
+            break
+        else:
+            attempt, newest = min(attempt - 1, start.checkpoint_attempt), start.checkpoint_step
+    return ancestors
+
+
+def _packed(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Consecutive tensors together, as many as fit."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if part and sum(t.nbytes for t in part.values()) + tensor.nbytes > part_bytes:
+            yield part
+            part = {}
+        part[name] = tensor
+    if part:
+        yield part
