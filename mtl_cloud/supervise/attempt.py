@@ -1,0 +1,148 @@
+"""One life of a run: the trainer runs while its log is shipped, its heart beats and the reasons to stop are watched."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtl_cloud.records import Heartbeat, PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.supervise.attend import attend, first_stop
+from mtl_cloud.supervise.classify import Ending, classify
+from mtl_cloud.supervise.contract import ENV_ATTEMPT, ENV_RUN_ID, ENV_SCRATCH, ENV_STORAGE, Scratch, StopReason
+from mtl_cloud.supervise.history import spent_s
+from mtl_cloud.supervise.host import host_readings
+from mtl_cloud.supervise.log import LogShipper, append_line, tail
+from mtl_cloud.supervise.surroundings import Surroundings
+from mtl_cloud.supervise.trainer import Trainer, trainer_command
+from mtl_cloud.supervise.watch import CancelWatcher, DeadlineWatcher, OwnerWatcher, Periodic, Stop, Watcher
+
+__all__ = ["Attempt"]
+
+_TAIL_LINES = 200
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A claimed attempt. Its folder below the scratch holds its log and its wire to the trainer."""
+
+    run: RunRecord
+    plan: PlanRecord
+    number: int
+    around: Surroundings
+
+    @property
+    def scratch(self) -> Scratch:
+        return Scratch(self.around.scratch / f"{self.number:04d}")
+
+    @property
+    def log(self) -> Path:
+        return self.scratch.folder / "log.txt"
+
+    def live(self) -> Ending:
+        """From the trainer's start to its end. Then the whole log and the last progress are in the record."""
+        self._make_folder()
+        cancel = CancelWatcher(self.run)
+        self.around.patiently(cancel.look)
+        with self._reporting():
+            exit_code, stop = self._run_trainer(cancel)
+            ending = classify(exit_code, self._true_stop(stop, cancel), self.scratch.failure(), self._log_tail())
+            self.say(f"attempt {self.number} ended as {ending.outcome}: {ending.message}")
+        return ending
+
+    def say(self, text: str) -> None:
+        """Add a line of the supervisor's own to the log."""
+        append_line(self.log, f"mtl-cloud: {text}")
+
+    def _make_folder(self) -> None:
+        # The claim is ours alone: whatever lies here is of a deleted run of the same id.
+        shutil.rmtree(self.scratch.folder, ignore_errors=True)
+        self.scratch.folder.mkdir(parents=True)
+        self.log.touch()
+
+    def _log_tail(self) -> list[str]:
+        return tail(self.log, _TAIL_LINES)
+
+    # --- the trainer ---
+
+    def _run_trainer(self, cancel: CancelWatcher) -> tuple[int | None, Stop | None]:
+        """Exit code (None: it was not started), and what the trainer was asked to stop for."""
+        owner = OwnerWatcher(self.run, self.number)
+        watchers = [*self.around.watchers, *self._limits(), cancel, owner]
+        stop = first_stop(watchers)
+        if stop is not None:
+            return None, stop
+        command = trainer_command(self.plan, sys.executable)
+        self.say(f"attempt {self.number} starts {' '.join(command)}")
+        with (
+            self._every_poll(cancel.look),
+            self._every_poll(owner.look),
+            Trainer(command, self._trainer_environ(), self.log) as trainer,
+        ):
+            return attend(trainer, watchers, self.scratch, self.around.settings)
+
+    def _limits(self) -> Iterator[Watcher]:
+        """The run's deadline and budget, less what earlier attempts have used."""
+        spent = self.around.patiently(lambda: spent_s(self.run))
+        plan, clock = self.plan, self.around.clock
+        if plan.deadline_s is not None:
+            message = f"the run's {plan.deadline_s / 3600:g} hours are over"
+            yield DeadlineWatcher(StopReason.DEADLINE, plan.deadline_s - spent, message, clock)
+        if plan.budget_usd is not None and plan.usd_per_hour:
+            message = f"the budget of ${plan.budget_usd:.2f} is used up"
+            left_s = plan.budget_usd / plan.usd_per_hour * 3600 - spent
+            yield DeadlineWatcher(StopReason.BUDGET, left_s, message, clock)
+
+    def _trainer_environ(self) -> dict[str, str]:
+        return {
+            **self.around.environ,
+            "PYTHONUNBUFFERED": "1",  # the log is live
+            **self.plan.env,
+            ENV_STORAGE: self.run.storage.url,
+            ENV_RUN_ID: self.run.run_id,
+            ENV_ATTEMPT: str(self.number),
+            ENV_SCRATCH: str(self.scratch.folder),
+        }
+
+    def _true_stop(self, stop: Stop | None, cancel: CancelWatcher) -> Stop | None:
+        """A backend's own way to cancel is a SIGTERM: a person's wish says more than the signal."""
+        if stop is None or stop.reason is not StopReason.SIGTERM:
+            return stop
+        self.around.patiently(cancel.look)
+        return cancel.poll() or stop
+
+    # --- what others see of it ---
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Ship the log and beat the heart; at the end, wait for the storage to take the last of both."""
+        shipper = LogShipper(self.log, self._send)
+        pace = self.around.settings.pace
+        with self._repeat(self._beat, pace), self._repeat(shipper.ship, pace):
+            yield
+        self.around.patiently(lambda: shipper.ship(last=True))
+        self.around.patiently(self._beat)
+
+    def _repeat(self, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
+        return Periodic(action, interval_s, self.say, self.around.clock)
+
+    def _every_poll(self, action: Callable[[], None]) -> Periodic:
+        return self._repeat(action, lambda _age_s: self.around.settings.poll_s)
+
+    def _send(self, number: int, data: bytes) -> None:
+        self.run.append_log(self.number, number, data)
+
+    def _beat(self) -> None:
+        progress = self.scratch.progress()
+        phase = str(progress.pop("phase", "starting"))
+        record = Heartbeat(
+            at=self.around.now(),
+            phase="stopping" if self.scratch.stop_reason() else phase,
+            progress=progress,
+            host=host_readings(self.scratch.folder),
+        )
+        self.run.write_heartbeat(self.number, record)

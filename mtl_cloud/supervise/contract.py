@@ -1,0 +1,121 @@
+"""What supervisor and trainer say to each other: environment, exit codes and three small files.
+
+The files lie in the attempt's *scratch*, a local folder that both can write. Each is one JSON object, put in place by
+an atomic rename, so a reader sees the old one, the new one or none:
+
+``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat
+``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; looked at before each step
+``failure.json``    trainer → supervisor: why it is about to exit (torchrun hides exit codes)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
+
+from mtl_cloud.records import Json
+
+__all__ = [
+    "ENV_ATTEMPT",
+    "ENV_RUN_ID",
+    "ENV_SCRATCH",
+    "ENV_STORAGE",
+    "EXIT_DONE",
+    "EXIT_STOPPED",
+    "Failure",
+    "Scratch",
+    "StopReason",
+]
+
+ENV_STORAGE = "MTL_CLOUD_STORAGE"
+ENV_RUN_ID = "MTL_CLOUD_RUN_ID"
+ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
+ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
+
+EXIT_DONE = 0
+"""All rounds are done and committed."""
+EXIT_STOPPED = 75
+"""Stopped as asked, and a checkpoint is committed (``EX_TEMPFAIL`` of sysexits.h: try again)."""
+
+
+class StopReason(StrEnum):
+    """Why the supervisor asks the trainer to save and stop."""
+
+    CANCEL = "cancel"
+    DEADLINE = "deadline"
+    BUDGET = "budget"
+    SIGTERM = "sigterm"
+    SPOT = "spot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A failure that the trainer understands. Only a ``machine`` failure is worth another attempt."""
+
+    exit_code: int
+    message: str
+    hint: str | None = None
+    kind: Literal["user", "machine"] = "user"
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The folder of one attempt, seen from both sides."""
+
+    folder: Path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """The trainer's way in. Raises ``KeyError`` outside of a supervisor."""
+        return cls(Path(environ[ENV_SCRATCH]))
+
+    def write_progress(self, phase: str, **progress: Json) -> None:
+        """Say how far the trainer is; cheap enough for once a second, too dear for every step."""
+        _write(self.folder / "progress.json", {"phase": phase, **progress})
+
+    def progress(self) -> dict[str, Json]:
+        """The trainer's newest word, with its ``phase``; empty before the first."""
+        return _read(self.folder / "progress.json")
+
+    def request_stop(self, reason: StopReason) -> None:
+        _write(self.folder / "stop.json", {"reason": reason.value})
+
+    def stop_reason(self) -> StopReason | None:
+        """Why to stop, or None. One ``stat`` while there is nothing to read."""
+        document = _read(self.folder / "stop.json")
+        return StopReason(str(document["reason"])) if document else None
+
+    def write_failure(self, failure: Failure) -> None:
+        _write(self.folder / "failure.json", asdict(failure))
+
+    def failure(self) -> Failure | None:
+        document = _read(self.folder / "failure.json")
+        if not document:
+            return None
+        hint = document.get("hint")
+        return Failure(
+            exit_code=int(str(document.get("exit_code", 1))),
+            message=str(document.get("message", "the trainer gave no reason")),
+            hint=None if hint is None else str(hint),
+            kind="machine" if document.get("kind") == "machine" else "user",
+        )
+
+
+def _write(path: Path, document: Mapping[str, Json]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(document), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> dict[str, Json]:
+    """The object in the file; empty when there is none, or when its writer broke the contract."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

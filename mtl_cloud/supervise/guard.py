@@ -1,0 +1,149 @@
+"""Runs the trainer, and never lets any process of it outlive the supervisor.
+
+``python guard.py COMMAND…``, with a pipe from the supervisor as standard input: the *lifeline*. When it closes, because
+the supervisor let go of it or died in any way, the whole tree of processes below is killed. Otherwise the guard dies as
+its child died: with the same exit code, or by the same signal.
+
+A process group is not enough: torchrun starts each worker in a session of its own, and its workers are orphans when it
+is killed. On Linux the guard is therefore the *subreaper* of the tree: orphans become its children, so that walking
+down from it finds all of them. Elsewhere the child's group must do.
+
+This file is run by its path in an isolated interpreter: it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+_LIFELINE = 0
+_REAP_S = 0.01  # a killed process needs a moment to die
+_NOT_FOUND = 127  # as a shell says it
+
+
+def main(command: list[str]) -> int:
+    """Exit code of the command; does not return when a signal ended it."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    bell = _bell()
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=_die_with_the_guard,  # noqa: PLW1509  # safe: the guard, unlike the supervisor, has one thread
+        )
+    except OSError as error:
+        sys.stderr.write(f"mtl-cloud: cannot start {command[0]!r}: {error.strerror}\n")
+        return _NOT_FOUND
+    signal.signal(signal.SIGTERM, lambda number, _: _signal_group(child.pid, number))
+    status = _wait(child.pid, bell)
+    _kill_tree(child.pid)
+    child.returncode = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
+    return child.returncode if child.returncode >= 0 else _die_by(-child.returncode)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _die_with_the_guard() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _bell() -> int:
+    """A descriptor that becomes readable when a signal arrives, so that one ``select`` waits for everything."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return read_end
+
+
+def _wait(child: int, bell: int) -> int | None:
+    """Wait status of the child, or None when the lifeline closed first."""
+    while True:
+        status = _reap(child)
+        if status is not None:
+            return status
+        ready, _, _ = select.select([_LIFELINE, bell], [], [])
+        if _LIFELINE in ready:
+            return None
+        os.read(bell, 4096)
+
+
+def _reap(child: int | None = None) -> int | None:
+    """Collect whoever has died, adopted orphans too. Wait status of ``child`` if it is among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        found = status if pid == child else found
+
+
+def _kill_tree(child: int) -> None:
+    _signal_group(child, signal.SIGKILL)
+    while descendants := _descendants(os.getpid()):
+        for pid in descendants:
+            _signal(pid, signal.SIGKILL)
+        select.select([], [], [], _REAP_S)
+        _reap()
+
+
+def _descendants(root: int) -> list[int]:
+    """Every living process below ``root``; a zombie that is not ours to reap does not count."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The command's name, in parentheses, may hold anything: fields are counted from the last ")".
+            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it ended while we looked
+        if state != "Z":
+            parents[int(path.parent.name)] = int(parent)
+    return [pid for pid in parents if _is_below(pid, root, parents)]
+
+
+def _is_below(pid: int, root: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == root:
+            return True
+    return False
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _signal_group(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+        os.killpg(child, number)
+
+
+def _die_by(number: int) -> int:
+    """End by the signal that ended the child, without a second core dump."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

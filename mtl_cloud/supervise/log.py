@@ -1,0 +1,58 @@
+"""The attempt's log: one local file that trainer and supervisor append to, shipped in segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["LogShipper", "append_line", "tail"]
+
+SEGMENT_BYTES = 1 << 20
+TAIL_BYTES = 16 << 10
+
+
+class LogShipper:
+    """Ships a growing file as numbered segments, each byte once and in order.
+
+    The file is the buffer: a storage that is away for an hour costs neither memory nor a line. What was offered once
+    is offered again byte by byte the same, for the storage may have kept it though it did not say so.
+    """
+
+    def __init__(self, path: Path, send: Callable[[int, bytes], None]) -> None:
+        self._path = path
+        self._send = send
+        self._offset = 0
+        self._number = 1
+        self._offered = b""
+
+    def ship(self, *, last: bool = False) -> None:
+        """Send the new whole lines; the ``last`` call sends an unfinished line too. Raises what ``send`` raises."""
+        while data := self._offered or self._unsent(last=last):
+            self._offered = data
+            self._send(self._number, data)
+            self._offered = b""
+            self._number += 1
+            self._offset += len(data)
+
+    def _unsent(self, *, last: bool) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read(SEGMENT_BYTES)
+        is_whole = last or len(data) == SEGMENT_BYTES
+        return data[: data.rfind(b"\n") + 1] or (data if is_whole else b"")
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line of its own, even where the file ends in the middle of one."""
+    with path.open("ab+") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        unfinished = file.read() not in {b"", b"\n"}
+        file.write(b"\n" * unfinished + text.encode() + b"\n")
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file that are not blank; fewer if they are longer than 16 KiB."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-lines:]

@@ -1,0 +1,84 @@
+"""The supervisor's story: claim an attempt, live it, say how it ended, decide what follows.
+
+All that it decides from is in the run record, so a supervisor that takes over on another machine decides the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+
+from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.supervise.attempt import Attempt
+from mtl_cloud.supervise.classify import Verdict, judge
+from mtl_cloud.supervise.history import lives, spent_s
+from mtl_cloud.supervise.host import device_name
+from mtl_cloud.supervise.surroundings import Surroundings
+
+__all__ = ["supervise"]
+
+
+def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verdict:
+    """Run attempt after attempt until the run is over, or must go on elsewhere.
+
+    The first one has the number ``attempt``; None takes the next free one. Raises ``AlreadyExistsError`` when another
+    process has claimed a number before us.
+    """
+    plan = run.plan()
+    number = attempt or (run.owner() or 0) + 1
+    while True:
+        _claim(run, plan, number, around)
+        _live(run, plan, number, around)
+        verdict = judge(around.patiently(lambda: lives(run)), _max_restarts(run))
+        if verdict.action == "finish":
+            _finish(run, plan, number, verdict, around)
+        if verdict.action != "restart":
+            return verdict
+        number += 1
+
+
+def _claim(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:
+    record = AttemptRecord(
+        number=number,
+        started_at=around.now(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        backend=plan.backend,
+        device=device_name(),
+        nonce=uuid.uuid4().hex,
+    )
+    around.patiently(lambda: run.claim(record))
+
+
+def _live(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:
+    started = around.clock.monotonic()
+    ending = Attempt(run, plan, number, around).live()
+    record = ExitRecord(
+        ended_at=around.now(),
+        outcome=ending.outcome.value,
+        exit_code=ending.exit_code,
+        message=ending.message,
+        seconds=round(around.clock.monotonic() - started, 3),
+    )
+    around.patiently(lambda: run.write_exit(number, record))
+
+
+def _max_restarts(run: RunRecord) -> int:
+    return int(json.loads(run.spec_json())["compute"]["max_restarts"])
+
+
+def _finish(run: RunRecord, plan: PlanRecord, number: int, verdict: Verdict, around: Surroundings) -> None:
+    seconds = around.patiently(lambda: spent_s(run))
+    record = ResultRecord(
+        ended_at=around.now(),
+        outcome=verdict.outcome.value,
+        message=verdict.message,
+        attempts=number,
+        rounds=len(around.patiently(run.rounds)),
+        seconds=round(seconds, 3),
+        usd=None if plan.usd_per_hour is None else round(seconds / 3600 * plan.usd_per_hour, 4),
+    )
+    around.patiently(lambda: run.write_result(record, attempt=number))

@@ -1,0 +1,58 @@
+"""What a supervisor is given: time, intervals, a folder, an environment, reasons to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError, StorageError
+from mtl_cloud.supervise.clock import Clock
+from mtl_cloud.supervise.settings import Settings
+from mtl_cloud.supervise.watch import Watcher
+
+__all__ = ["Surroundings", "default_scratch"]
+
+T = TypeVar("T")
+_ANSWERS = (AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError)
+"""Storage errors that say something about the record; all others say something about the storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The machine and the moment, as seen by a supervisor."""
+
+    scratch: Path
+    """A local folder for this run; each attempt gets a subfolder, where its log stays."""
+    environ: Mapping[str, str]
+    """What the trainer inherits; the plan's ``env`` goes above it."""
+    watchers: Sequence[Watcher] = ()
+    """Reasons to stop beside cancel, deadline, budget and a newer owner: signals, the cloud's notices."""
+    settings: Settings = field(default_factory=Settings)
+    clock: Clock = field(default_factory=Clock)
+
+    def now(self) -> str:
+        """The time as records hold it."""
+        return self.clock.now().isoformat(timespec="milliseconds")
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Do it; while the storage fails do it again, for as long as ``settings.patience_s``."""
+        end = self.clock.monotonic() + self.settings.patience_s
+        pause_s = 0.5
+        while True:
+            try:
+                return action()
+            except _ANSWERS:
+                raise
+            except StorageError:
+                if self.clock.monotonic() + pause_s > end:
+                    raise
+            self.clock.sleep(pause_s)
+            pause_s = min(10.0, pause_s * 2)
+
+
+def default_scratch(run_id: str, environ: Mapping[str, str]) -> Path:
+    """The run's folder below the user's state (XDG base directories), which outlives a restart of the machine."""
+    state = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "mtl-cloud" / run_id

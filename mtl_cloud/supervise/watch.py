@@ -1,0 +1,159 @@
+"""Watchers: each knows one reason to stop a run. The supervisor asks all of them several times a second."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Protocol, Self
+
+from mtl_cloud.errors import RunTakenOverError, StorageError
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.supervise.clock import Clock
+from mtl_cloud.supervise.contract import StopReason
+
+__all__ = ["CancelWatcher", "DeadlineWatcher", "OwnerWatcher", "Periodic", "SignalWatcher", "Stop", "Watcher"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A watcher's verdict."""
+
+    reason: StopReason | None
+    """None: another attempt owns the run. The trainer is then killed at once, for it may commit nothing more."""
+    message: str
+    grace_s: float | None = None
+    """Seconds left to save, where the reason itself sets a limit."""
+
+
+class Watcher(Protocol):
+    """One reason to stop."""
+
+    def poll(self) -> Stop | None:
+        """The verdict, or None while there is no reason to stop. Never blocks."""
+        ...
+
+
+class SignalWatcher:
+    """SIGTERM (docker stop, SageMaker's stop, a shutdown) and SIGINT. A context of the main thread."""
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+
+    def poll(self) -> Stop | None:
+        if self._received is None:
+            return None
+        return Stop(StopReason.SIGTERM, f"the supervisor received {self._received.name}")
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+
+
+class DeadlineWatcher:
+    """The seconds and the dollars that a run may use, over all its attempts."""
+
+    def __init__(self, reason: StopReason, left_s: float, message: str, clock: Clock) -> None:
+        self._stop = Stop(reason, message)
+        self._clock = clock
+        self._end = clock.monotonic() + left_s
+
+    def poll(self) -> Stop | None:
+        return self._stop if self._clock.monotonic() >= self._end else None
+
+
+class CancelWatcher:
+    """``cancel.json``. ``look`` asks the storage; ``poll`` says what it saw."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self._run = run
+        self._stop: Stop | None = None
+
+    def look(self) -> None:
+        wish = self._run.cancel_request()
+        if wish is not None:
+            because = f": {wish.reason}" if wish.reason else ""
+            self._stop = Stop(StopReason.CANCEL, f"cancelled by {wish.by}{because}")
+
+    def poll(self) -> Stop | None:
+        return self._stop
+
+
+class OwnerWatcher:
+    """A newer attempt owns the run: this one is a leftover. ``look`` asks the storage."""
+
+    def __init__(self, run: RunRecord, attempt: int) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._stop: Stop | None = None
+
+    def look(self) -> None:
+        try:
+            self._run.require_owner(self._attempt)
+        except RunTakenOverError as error:
+            self._stop = Stop(None, str(error))
+
+    def poll(self) -> Stop | None:
+        return self._stop
+
+
+class Periodic:
+    """A context in which an action is repeated in a thread of its own, so that a storage that hangs delays no stop.
+
+    A ``StorageError`` is reported, once while it lasts, and the next turn tries again.
+    """
+
+    def __init__(
+        self,
+        action: Callable[[], None],
+        interval_s: Callable[[float], float],
+        report: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        """``interval_s`` maps the thread's age to the next interval, both in seconds."""
+        self._action = action
+        self._interval_s = interval_s
+        self._report = report
+        self._clock = clock
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def _repeat(self) -> None:
+        started = self._clock.monotonic()
+        failing = False
+        while True:
+            failing = self._try(failing=failing)
+            if self._over.wait(self._interval_s(self._clock.monotonic() - started)):
+                return
+
+    def _try(self, *, failing: bool) -> bool:
+        try:
+            self._action()
+        except StorageError as error:
+            if not failing:
+                self._report(f"the storage fails, and is tried again: {error}")
+            return True
+        if failing:
+            self._report("the storage works again")
+        return False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()

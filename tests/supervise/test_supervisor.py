@@ -1,0 +1,231 @@
+"""Real supervisor processes over stand-in trainers: every way in which an attempt can end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from run_harness import is_running, logged, make_run, start_supervisor, wait_for
+
+from mtl_cloud.records import CancelRecord, Outcome
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import FolderStorage
+
+Start = Callable[..., subprocess.Popen[str]]
+CANCEL = CancelRecord(at="2026-01-01T00:00:00+00:00", by="ann", reason="wrong data")
+SAY_PID = "print('pid', os.getpid(), flush=True)\n"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FolderStorage:
+    return FolderStorage(tmp_path / "storage")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A function that starts a supervisor; none outlives the test."""
+    with ExitStack() as stack:
+
+        def start(run: RunRecord, *flags: str, attempt: int = 1) -> subprocess.Popen[str]:
+            process = stack.enter_context(start_supervisor(run, tmp_path / "scratch", *flags, attempt=attempt))
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def _outcomes(run: RunRecord) -> list[str]:
+    ends = [run.exit(attempt.number) for attempt in run.attempts()]
+    return [end.outcome if end else "none" for end in ends]
+
+
+def _trainer_pid(run: RunRecord) -> int:
+    log = wait_for(lambda: b"pid " in run.read_log(1) and run.read_log(1))
+    return int(log.split(b"pid ")[1].split()[0])
+
+
+def test_a_trainer_that_ends_with_0_is_done(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "scratch.write_progress('training', step=7); print('hello')", usd_per_hour=36.0)
+    assert start(run).wait(20) == 0
+    result, beat = run.result(), run.heartbeat(1)
+    assert result is not None
+    assert (result.outcome, result.attempts, result.message) == (Outcome.DONE, 1, "all rounds are done")
+    assert result.usd == pytest.approx(result.seconds / 100, abs=1e-4)
+    assert beat is not None
+    assert (beat.phase, beat.progress) == ("training", {"step": 7})
+    assert {"memory_total_gib", "disk_free_gib", "gpus"} <= set(beat.host)
+    assert b"\nhello\n" in run.read_log(1)
+
+
+def test_an_unknown_python_error_is_the_users_and_is_quoted(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "{}['classes']")
+    assert start(run).wait(20) == 7
+    result = run.result()
+    assert result is not None
+    assert result.outcome == Outcome.USER_ERROR
+    assert result.message == "the trainer ended with code 1: KeyError: 'classes'"
+    assert _outcomes(run) == ["user_error"]
+
+
+def test_a_failure_that_the_trainer_explains_is_passed_on(storage: FolderStorage, start: Start) -> None:
+    run = make_run(
+        storage, "scratch.write_failure(Failure(exit_code=9, message='no images', hint='look')); sys.exit(1)"
+    )
+    assert start(run).wait(20) == 7
+    end = run.exit(1)
+    assert end is not None
+    assert (end.outcome, end.exit_code, end.message) == ("user_error", 9, "no images; look")
+
+
+def test_a_killed_trainer_is_started_again_under_the_next_number(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "print('attempt', attempt, flush=True); attempt == 1 and os.kill(os.getpid(), 9)")
+    assert start(run).wait(20) == 0
+    assert _outcomes(run) == ["machine_error", "done"]
+    first, result = run.exit(1), run.result()
+    assert first is not None
+    assert (first.exit_code, first.message) == (-9, "the trainer was ended by SIGKILL (out of memory?)")
+    assert result is not None
+    assert result.attempts == 2
+    assert b"attempt 2\n" in run.read_log(2)
+
+
+def test_the_last_lines_of_a_killed_trainer_are_in_the_record(storage: FolderStorage, start: Start) -> None:
+    code = "for i in range(20000): print('line', i)\nprint('no newline', end='', flush=True); os.kill(os.getpid(), 9)"
+    run = make_run(storage, code, max_restarts=0)
+    assert start(run).wait(20) == 7
+    lines = run.read_log(1).decode().splitlines()
+    assert [line for line in lines if line.startswith("line ")] == [f"line {i}" for i in range(20000)]
+    assert lines[-2] == "no newline"
+
+
+def test_a_crash_loop_ends_the_run_with_the_reason(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "scratch.write_progress('training', step=40); os.kill(os.getpid(), signal.SIGSEGV)")
+    assert start(run).wait(20) == 7
+    result = run.result()
+    assert _outcomes(run) == ["machine_error", "machine_error"]
+    assert result is not None
+    assert "SIGSEGV; crash loop: attempts 1 and 2 failed" in result.message
+
+
+def test_restarts_are_counted(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "scratch.write_progress('training', step=attempt); os.kill(os.getpid(), 9)", max_restarts=2)
+    assert start(run).wait(20) == 7
+    result = run.result()
+    assert _outcomes(run) == ["machine_error"] * 3
+    assert result is not None
+    assert result.message.endswith("ended after 2 restarts")
+
+
+def test_a_cancelled_trainer_saves_and_the_run_is_over(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, SAY_PID + "work()")
+    process = start(run)
+    _trainer_pid(run)
+    run.request_cancel(CANCEL)
+    assert process.wait(20) == 7
+    result, beat = run.result(), run.heartbeat(1)
+    assert result is not None
+    assert result.outcome == Outcome.CANCELLED
+    assert result.message == "cancelled by ann: wrong data; the trainer saved and stopped"
+    assert beat is not None
+    assert beat.phase == "stopping"
+    assert b"saved\n" in run.read_log(1)
+
+
+def test_a_run_cancelled_before_it_starts_never_starts_its_trainer(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "print('started')")
+    run.request_cancel(CANCEL)
+    assert start(run).wait(20) == 7
+    assert _outcomes(run) == ["cancelled"]
+    assert b"attempt 1 starts" not in run.read_log(1)
+
+
+def test_sigterm_interrupts_and_the_run_goes_on_with_the_next_attempt(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, SAY_PID + "work(60 if attempt == 1 else 0)")
+    process = start(run)
+    _trainer_pid(run)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert run.result() is None
+    assert start(run, attempt=2).wait(20) == 0
+    assert _outcomes(run) == ["interrupted", "done"]
+
+
+def test_a_sigterm_after_a_cancel_is_a_cancel(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, SAY_PID + "work()")
+    process = start(run, "--poll-s", "60")
+    _trainer_pid(run)
+    run.request_cancel(CANCEL)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 7
+    assert _outcomes(run) == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome"),
+    [({"deadline_s": 1.0}, "out_of_time"), ({"budget_usd": 0.01, "usd_per_hour": 36.0}, "out_of_budget")],
+)
+def test_a_limit_that_is_reached_ends_the_run(
+    limit: dict[str, float], outcome: str, storage: FolderStorage, start: Start
+) -> None:
+    run = make_run(storage, "work()", **limit)
+    assert start(run).wait(20) == 7
+    result = run.result()
+    assert result is not None
+    assert result.outcome == outcome
+    assert 1.0 <= result.seconds < 3.0
+
+
+def test_a_trainer_that_ignores_the_wish_is_killed_after_the_grace(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "signal.signal(15, signal.SIG_IGN)\n" + SAY_PID + "time.sleep(60)")
+    process = start(run, "--grace-s", "0.6")
+    pid = _trainer_pid(run)
+    run.request_cancel(CANCEL)
+    assert process.wait(20) == 7
+    end = run.exit(1)
+    assert end is not None
+    assert (end.outcome, end.exit_code) == ("cancelled", -9)
+    assert end.message.endswith("work since its last checkpoint is lost")
+    assert not is_running(pid)
+
+
+def test_of_two_supervisors_of_one_attempt_one_leaves_quietly(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "print('once', flush=True); time.sleep(0.5)")
+    processes = [start(run), start(run)]
+    assert sorted(process.wait(20) for process in processes) == [0, 73]
+    loser = next(process for process in processes if process.returncode == 73)
+    assert "attempts/0001.json" in loser.communicate()[1]
+    assert run.read_log(1).count(b"\nonce\n") == 1
+
+
+def test_an_attempt_that_was_replaced_kills_its_trainer_and_writes_no_result(
+    storage: FolderStorage, start: Start
+) -> None:
+    run = make_run(storage, SAY_PID + "work(60 if attempt == 1 else 0.5)")
+    first = start(run)
+    pid = _trainer_pid(run)
+    second = start(run, attempt=2)
+    assert (first.wait(20), second.wait(20)) == (75, 0)
+    assert not is_running(pid)
+    assert _outcomes(run) == ["interrupted", "done"]
+
+
+def test_a_killed_supervisor_leaves_no_trainer(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, SAY_PID + "work()")
+    process = start(run)
+    pid = _trainer_pid(run)
+    process.kill()
+    wait_for(lambda: not is_running(pid), seconds=5)
+    assert _outcomes(run) == ["none"]
+
+
+def test_the_first_log_lines_are_there_within_a_second(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "print(time.time(), flush=True); work()")
+    start(run, "--first-s", "0.5", "--last-s", "10")
+    wait_for(logged(run, "\n1"), seconds=5)
+    segment = Path(storage.url) / run.paths.log_segment(1, run.log_segments(1)[-1])
+    printed = float(run.read_log(1).split()[-1])
+    assert segment.stat().st_mtime - printed < 1.0
