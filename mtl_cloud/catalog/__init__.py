@@ -1,0 +1,157 @@
+"""What the cloud offers: instance types and on-demand prices, from dated tables that are shipped with the package.
+
+Machine facts (``instances.json``) name their source once; every price (``prices.json``) carries its own date and
+source. A price that no table holds is None, never a guess. Nothing is read before the first question. A SageMaker type
+(``ml.p4d.24xlarge``) is the machine behind it with SageMaker's own quota and price.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mtl_cloud.errors import PlanError
+
+__all__ = ["InstanceType", "Price", "collected", "instance_names", "instance_type", "instances", "price", "regions"]
+
+_TABLES = Path(__file__).parent
+
+# EC2 counts its quotas in vCPUs, one quota for a group of families and a market (Service Quotas, service code `ec2`).
+_ON_DEMAND_QUOTAS = {"p": "L-417A185B", "g": "L-DB2E81BA", "c": "L-1216C47A", "m": "L-1216C47A"}
+_SPOT_QUOTAS = {"p": "L-7212CCBC", "p5": "L-C4BD4855", "g": "L-3819A6DF", "c": "L-34B43A08", "m": "L-34B43A08"}
+
+_WITHOUT_BF16 = {"V100", "T4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceType:
+    """One machine that can be rented. Memory in GiB, disks in GB as AWS states them."""
+
+    name: str
+    vcpus: int
+    memory_gib: float
+    gpu: str | None
+    """Model of the GPUs, or None."""
+    gpu_count: int
+    gpu_memory_gib: float
+    """Of one GPU, as EC2 reports it."""
+    nvme_count: int
+    nvme_gb: int
+    """Of one local NVMe disk."""
+    network: str
+    efa: int
+    """Elastic Fabric Adapter interfaces, 0 for none."""
+
+    @property
+    def family(self) -> str:
+        return self.machine.split(".")[0]
+
+    @property
+    def machine(self) -> str:
+        """The EC2 type: ``p4d.24xlarge`` of ``ml.p4d.24xlarge``."""
+        return self.name.removeprefix("ml.")
+
+    @property
+    def is_sagemaker(self) -> bool:
+        return self.name != self.machine
+
+    @property
+    def has_bf16(self) -> bool:
+        """Its GPUs (or a CPU, in software) compute in bfloat16; those before Ampere do not."""
+        return self.gpu not in _WITHOUT_BF16
+
+    def quota(self, *, spot: bool = False) -> str | None:
+        """Code of the EC2 quota, in vCPUs; or name of the SageMaker quota, in instances. None where unknown."""
+        if self.is_sagemaker:
+            return f"{self.name} for {'spot ' if spot else ''}training job usage"
+        if not spot:
+            return _ON_DEMAND_QUOTAS[self.name[0]]
+        if self.name.startswith("p6"):
+            return None
+        return _SPOT_QUOTAS["p5" if self.name.startswith("p5") else self.name[0]]
+
+
+@dataclass(frozen=True)
+class Price:
+    """On-demand dollars of one instance hour, and where the figure is from."""
+
+    usd_per_hour: float
+    region: str
+    date: str
+    source: str
+
+
+@cache
+def _machines() -> Any:
+    return _table("instances.json")
+
+
+@cache
+def _types() -> dict[str, InstanceType]:
+    types = {}
+    for name, facts in _machines()["types"].items():
+        machine = {key: value for key, value in facts.items() if key != "sagemaker"}
+        types[name] = InstanceType(name=name, **machine)
+        if facts["sagemaker"]:
+            types[f"ml.{name}"] = InstanceType(name=f"ml.{name}", **machine)
+    return types
+
+
+@cache
+def _prices() -> dict[tuple[str, str], Price]:
+    return {
+        (name, table["region"]): Price(usd, table["region"], table["date"], table["source"])
+        for table in _table("prices.json")
+        for name, usd in table["usd_per_hour"].items()
+    }
+
+
+def _table(name: str) -> Any:
+    return json.loads((_TABLES / name).read_text(encoding="utf-8"))
+
+
+def collected() -> str:
+    """ISO date on which the machine facts were collected."""
+    return str(_machines()["collected"])
+
+
+def regions() -> tuple[str, ...]:
+    """The AWS regions known on that date."""
+    return tuple(_machines()["regions"])
+
+
+def instance_names(*, sagemaker: bool = False) -> tuple[str, ...]:
+    """All EC2 types, or all that SageMaker trains on (``ml.…``); GPU machines first."""
+    return tuple(name for name, machine in _types().items() if machine.is_sagemaker == sagemaker)
+
+
+def instance_type(name: str) -> InstanceType:
+    """The facts of one type. Raises ``PlanError`` when the catalogue does not hold it."""
+    try:
+        return _types()[name]
+    except KeyError:
+        raise PlanError(
+            f"instance type {name} is not in the catalogue of {collected()}",
+            hint="`mtl-cloud instances` lists those that are",
+        ) from None
+
+
+def instances(
+    *, gpu: str | None = None, min_gpu_memory_gib: float = 0, sagemaker: bool = False
+) -> tuple[InstanceType, ...]:
+    """Types with this GPU model (any case; any machine when None) and at least so much memory on each GPU."""
+    return tuple(
+        machine
+        for machine in _types().values()
+        if machine.is_sagemaker == sagemaker
+        and (gpu is None or (machine.gpu or "").casefold() == gpu.casefold())
+        and machine.gpu_memory_gib >= min_gpu_memory_gib
+    )
+
+
+def price(name: str, region: str) -> Price | None:
+    """On-demand price of the type in the region, or None where no table holds it."""
+    return _prices().get((name, region))

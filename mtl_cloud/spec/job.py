@@ -1,14 +1,14 @@
 """The job: what a user wants, as frozen pydantic models. One declaration serves validation, JSON schema and docs.
 
-Only facts that the job file itself can decide are checked here; what needs the catalogue of instance types (a p4d has
-eight GPUs) is checked in ``mtl_cloud.spec.facts``. Paths stay as they are written; ``load_job`` makes them absolute.
+Each field is checked here for itself; what fields mean together, or against the catalogue (a p4d has eight GPUs), is
+checked in ``mtl_cloud.spec.facts``. Paths stay as they are written; ``load_job`` makes them absolute.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from mtl_cloud.tasks import Task
 
@@ -156,12 +156,6 @@ class DatasetSpec(_Spec):
     max_train_samples: PositiveInt | None = Field(None, description="Use only the first samples of the train split.")
     max_val_samples: PositiveInt | None = Field(None, description="Use only the first samples of the val split.")
 
-    @model_validator(mode="after")
-    def _uri_is_given(self) -> Self:
-        if self.name != "embedded" and self.uri is None:
-            raise ValueError(f"dataset {self.name} needs `uri:`, the folder or archive that holds it")
-        return self
-
 
 DatasetSpecs: TypeAlias = Annotated[
     Annotated[DatasetSpec, Tag("one")] | Annotated[tuple[DatasetSpec, ...], Tag("several"), Field(min_length=1)],
@@ -215,12 +209,6 @@ class ModelSpec(_Spec):
     )
     pretrained: PretrainedSpec = Field(PretrainedSpec(), description="Weights to start from.")
 
-    @model_validator(mode="after")
-    def _anchors_are_nine(self) -> Self:
-        if self.anchors is not None and len(self.anchors) != 9:
-            raise ValueError(f"YOLOv3 has nine anchors, three a scale; `anchors:` lists {len(self.anchors)}")
-        return self
-
 
 # --- training: how ---------------------------------------------------------------------------------------------------
 
@@ -254,12 +242,6 @@ class LossWeightingSpec(_Spec):
     )
     weights: dict[Task, Annotated[float, Field(ge=0)]] = Field({}, description="fixed: the weights; others start at 1.")
     temperature: PositiveFloat = Field(2.0, description="dwa: softmax temperature.")
-
-    @model_validator(mode="after")
-    def _weights_are_for_fixed(self) -> Self:
-        if self.weights and self.name != "fixed":
-            raise ValueError(f"`weights:` belong to `name: fixed`, not to {self.name}")
-        return self
 
 
 class AugmentSpec(_Spec):

@@ -1,0 +1,98 @@
+"""From plain values to a job, with every mistake named at once.
+
+A wrong field would hide what is wrong elsewhere: the schema's errors hide those of the cross-field facts. So each wrong
+field is taken out, its default stands in, and the rest is checked again until nothing is left to say. What rests on a
+field that was taken out is not told: it may not be true.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from mtl_cloud.records import Json
+from mtl_cloud.spec.explain import explain
+from mtl_cloud.spec.facts import check_facts
+from mtl_cloud.spec.finding import Finding, Loc
+from mtl_cloud.spec.job import JobSpec
+
+__all__ = ["check"]
+
+_STAND_IN: dict[str, Json] = {"dataset": {"name": "embedded"}}
+"""For the one field that has no default."""
+
+
+def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
+    """The job and all findings. While any finding is fatal, the job is not the one that was asked for."""
+    findings: list[Finding] = []
+    wrong: set[Loc] = set()
+    job = _validate(data)
+    while not isinstance(job, JobSpec):
+        findings += [finding for finding in job if not _rests_on(finding, wrong)]
+        for finding in job:
+            loc = _extent(finding, data)
+            wrong |= set() if finding.at_key else {loc}
+            data = _STAND_IN | _without(data, loc)
+        job = _validate(data)
+    facts = [fact for fact in check_facts(job) if not _rests_on(fact, wrong)]
+    return job, findings + [fact for fact in facts if not _follows(fact, facts)]
+
+
+def _validate(data: Mapping[str, Json]) -> JobSpec | list[Finding]:
+    # As JSON, because strict rules (no text for a number) still take a list for a tuple there.
+    try:
+        return JobSpec.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        return explain(error)
+
+
+def _rests_on(finding: Finding, wrong: set[Loc]) -> bool:
+    return any(
+        own[: len(other)] == other or other[: len(own)] == own
+        for own in (finding.loc, *finding.uses)
+        for other in wrong
+    )
+
+
+def _follows(fact: Finding, facts: list[Finding]) -> bool:
+    """It rests on a field that another fact calls wrong: mending that one may mend it too."""
+    return any(other.fatal and other.loc in fact.uses for other in facts)
+
+
+def _extent(finding: Finding, data: Mapping[str, Json]) -> Loc:
+    """The field to take out: what encloses an absent one, a whole list for its item, all of an unknown backend."""
+    loc = finding.loc
+    if loc == ("compute", "backend"):
+        return ("compute",)
+    if not _holds(data, loc):
+        loc = loc[:-1]
+    while loc and isinstance(loc[-1], int):
+        loc = loc[:-1]
+    return loc or ("dataset",)
+
+
+def _holds(data: Mapping[str, Json], loc: Loc) -> bool:
+    here: Any = data
+    for part in loc:
+        if isinstance(here, Mapping) and part not in here:
+            return False
+        here = here[part]
+    return True
+
+
+def _without(data: Mapping[str, Json], loc: Loc) -> dict[str, Json]:
+    head, rest = str(loc[0]), loc[1:]
+    below = data.get(head)
+    if not rest:
+        return {key: value for key, value in data.items() if key != head}
+    if isinstance(below, list) and isinstance(rest[0], int):
+        items = [_without_in(item, rest[1:]) if index == rest[0] else item for index, item in enumerate(below)]
+        return {**data, head: items}
+    return {**data, head: _without_in(below, rest)} if head in data else dict(data)
+
+
+def _without_in(value: Json, loc: Loc) -> Json:
+    return _without(value, loc) if isinstance(value, dict) else value

@@ -1,0 +1,305 @@
+"""What a job's fields mean together, and against the catalogue: mistakes and doubts that no single field shows.
+
+``check_facts`` is a list of small rules. Each yields findings at the field to change, and names in ``uses`` the further
+fields that it rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mtl_cloud import catalog
+from mtl_cloud.nearest import did_you_mean
+from mtl_cloud.spec.finding import Finding, Loc
+from mtl_cloud.spec.job import DatasetSpec, Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
+from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
+
+__all__ = ["DATASET_TASKS", "check_facts", "trained_tasks"]
+
+DATASET_TASKS: dict[str, tuple[Task, ...]] = {
+    "embedded": TASKS,
+    "cifar10": ("classification",),
+    "voc": TASKS,
+    "imagenet": ("classification",),
+}
+"""Name of a dataset -> the tasks that it labels."""
+
+_ALEXNET_MIN = 63  # torchvision's AlexNet: five stages of stride and pooling leave nothing of a smaller image
+
+_COMPUTE = ("compute",)
+_TYPE = ("compute", "instance_type")
+_GPUS = ("compute", "gpu_count")
+_NETWORK = ("model", "name")
+
+
+def check_facts(job: JobSpec) -> list[Finding]:
+    """All findings of all rules, in the order of the job's fields."""
+    return [finding for rule in _RULES for finding in rule(job)]
+
+
+def trained_tasks(job: JobSpec) -> tuple[Task, ...]:
+    """The tasks that the network offers, some dataset labels, and `model.tasks` does not leave out."""
+    wanted = job.model.tasks or NETWORK_TASKS[job.model.name]
+    return tuple(task for task in TASKS if task in wanted and any(task in _labels(d) for d in job.datasets))
+
+
+def _labels(dataset: DatasetSpec) -> tuple[Task, ...]:
+    return dataset.tasks or DATASET_TASKS[dataset.name]
+
+
+def _cloud(job: JobSpec) -> Ec2Compute | SageMakerCompute | None:
+    return job.compute if isinstance(job.compute, Ec2Compute | SageMakerCompute) else None
+
+
+# --- compute ---------------------------------------------------------------------------------------------------------
+
+
+def _types(job: JobSpec) -> Iterator[tuple[Loc, catalog.InstanceType | None, str]]:
+    """Place, facts and name of each instance type that the job accepts."""
+    compute = _cloud(job)
+    for index, name in enumerate(compute.instance_types if compute else ()):
+        loc = _TYPE if compute and compute.instance_type == name else (*_TYPE, index)
+        known = catalog.instance_names(sagemaker=isinstance(compute, SageMakerCompute))
+        yield loc, catalog.instance_type(name) if name in known else None, name
+
+
+def _instance_type_is_known(job: JobSpec) -> Iterator[Finding]:
+    sagemaker = isinstance(job.compute, SageMakerCompute)
+    names = catalog.instance_names(sagemaker=sagemaker)
+    for loc, machine, name in _types(job):
+        if machine:
+            continue
+        other = name.removeprefix("ml.") if name.startswith("ml.") else f"ml.{name}"
+        if other in names:
+            whose, ours = ("EC2", "SageMaker") if sagemaker else ("SageMaker", "EC2")
+            yield Finding(loc, f"{name} is {whose}'s name", f"on {ours} it is {other}", uses=(("compute", "backend"),))
+        else:
+            hint = did_you_mean(name, names) or f"the catalogue of {catalog.collected()} does not hold it"
+            yield Finding(loc, f"unknown instance type {name!r}", hint)
+
+
+def _gpus_are_there(job: JobSpec) -> Iterator[Finding]:
+    asked = job.compute.gpu_count
+    for loc, machine, name in _types(job):
+        if machine and asked > machine.gpu_count:
+            hint = f"write gpu_count: {machine.gpu_count}" if machine.gpu_count < asked else None
+            yield Finding(_GPUS, f"{name} has {_gpus(machine)}, not {asked}", hint, uses=(loc,))
+
+
+def _gpus_are_used(job: JobSpec) -> Iterator[Finding]:
+    asked = job.compute.gpu_count
+    for loc, machine, name in _types(job):
+        idle = machine.gpu_count - asked if machine else 0
+        if machine and idle > 0:
+            verb = "is" if idle == 1 else "are"
+            message = f"{name} has {_gpus(machine)} and the job uses {asked}: {idle} {verb} paid and idle"
+            yield Finding(_GPUS, message, "use them all, or a smaller type", uses=(loc,), fatal=False)
+
+
+def _gpus(machine: catalog.InstanceType) -> str:
+    return {0: "no GPU", 1: "1 GPU"}.get(machine.gpu_count, f"{machine.gpu_count} GPUs")
+
+
+def _region_is_known(job: JobSpec) -> Iterator[Finding]:
+    compute = _cloud(job)
+    if compute and compute.region not in catalog.regions():
+        hint = did_you_mean(compute.region, catalog.regions())
+        message = f"region {compute.region!r} is not in the catalogue of {catalog.collected()}"
+        yield Finding(("compute", "region"), message, hint, fatal=False)
+
+
+def _one_process_a_gpu(job: JobSpec) -> Iterator[Finding]:
+    compute = job.compute
+    if isinstance(compute, LocalCompute) and compute.gpu_count and compute.processes not in {None, compute.gpu_count}:
+        message = f"one process drives one GPU: {compute.processes} processes, {compute.gpu_count} GPUs"
+        yield Finding(("compute", "processes"), message, "leave `processes` out", uses=(_GPUS,))
+
+
+def _loader_workers_have_cores(job: JobSpec) -> Iterator[Finding]:
+    loc = ("training", "loader_workers")
+    workers = job.training.loader_workers * job.processes
+    for at, machine, name in _types(job):
+        if machine and workers > machine.vcpus:
+            message = (
+                f"{workers} loader workers in all (for {job.processes} processes) on {machine.vcpus} vCPUs of {name}"
+            )
+            yield Finding(loc, message, uses=(at, _GPUS), fatal=False)
+
+
+# --- dataset ---------------------------------------------------------------------------------------------------------
+
+
+def _dataset_locs(job: JobSpec) -> list[tuple[Loc, DatasetSpec]]:
+    if isinstance(job.dataset, DatasetSpec):
+        return [(("dataset",), job.dataset)]
+    return [(("dataset", index), dataset) for index, dataset in enumerate(job.dataset)]
+
+
+def _label_locs(job: JobSpec) -> tuple[Loc, ...]:
+    """The fields that decide which tasks have labels."""
+    return tuple((*loc, field) for loc, _ in _dataset_locs(job) for field in ("name", "tasks"))
+
+
+def _labels_exist(job: JobSpec) -> Iterator[Finding]:
+    for loc, dataset in _dataset_locs(job):
+        for index, task in enumerate(dataset.tasks or ()):
+            offered = DATASET_TASKS[dataset.name]
+            if task not in offered:
+                message = f"{dataset.name} has no labels for {task}"
+                yield Finding((*loc, "tasks", index), message, f"it labels {_and(offered)}", uses=((*loc, "name"),))
+
+
+def _every_dataset_teaches(job: JobSpec) -> Iterator[Finding]:
+    tasks = job.model.tasks or NETWORK_TASKS[job.model.name]
+    for loc, dataset in _dataset_locs(job):
+        if not set(_labels(dataset)) & set(tasks):
+            message = f"{dataset.name} teaches nothing here: it labels {_and(_labels(dataset))}"
+            uses = (_NETWORK, ("model", "tasks"), (*loc, "tasks"))
+            yield Finding((*loc, "name"), message, f"{job.model.name} is trained for {_and(tasks)}", uses=uses)
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def _tasks_are_offered(job: JobSpec) -> Iterator[Finding]:
+    name, offered = job.model.name, NETWORK_TASKS[job.model.name]
+    for index, task in enumerate(job.model.tasks or ()):
+        loc = ("model", "tasks", index)
+        if task not in offered:
+            yield Finding(loc, f"{name} cannot learn {task}", f"it learns {_and(offered)}", uses=(_NETWORK,))
+        elif not any(task in _labels(dataset) for dataset in job.datasets):
+            labelled = {task for dataset in job.datasets for task in _labels(dataset)}
+            hint = f"labelled: {_and(task for task in TASKS if task in labelled)}"
+            yield Finding(loc, f"no dataset labels {task}", hint, uses=_label_locs(job))
+
+
+def _only_mtl_net_joins(job: JobSpec) -> Iterator[Finding]:
+    model = job.model
+    if model.name == "mtl_net":
+        return
+    for stage, kind in model.sharing.items():
+        if kind != "none":
+            message = f"{model.name} is a single network and has nothing to share with"
+            yield Finding(("model", "sharing", str(stage)), message, "sharing is for mtl_net", uses=(_NETWORK,))
+    if "fusion" in model.model_fields_set and model.fusion.enabled:
+        message = f"{model.name} is a single network and has nothing to fuse"
+        yield Finding(("model", "fusion"), message, "fusion is for mtl_net", uses=(_NETWORK,))
+
+
+def _one_trunk_from_the_start(job: JobSpec) -> Iterator[Finding]:
+    hard = [stage for stage, kind in job.model.sharing.items() if kind == "hard"]
+    for stage in sorted(hard):
+        missing = [before for before in range(1, stage) if before not in hard]
+        if missing:
+            message = f"one trunk shares from the input on: stage {missing[0]} before it is not hard"
+            loc = ("model", "sharing", str(stage))
+            yield Finding(loc, message, f"share {missing[0]} hard too, or not {stage}", uses=(("model", "sharing"),))
+
+
+def _pretrained_fits(job: JobSpec) -> Iterator[Finding]:
+    offered = NETWORK_TASKS[job.model.name]
+    for task in TASKS:
+        if getattr(job.model.pretrained, task) is not None and task not in offered:
+            message = f"{job.model.name} has no network for {task}"
+            yield Finding(("model", "pretrained", task), message, f"it has {_and(offered)}", uses=(_NETWORK,))
+
+
+def _anchors_are_nine(job: JobSpec) -> Iterator[Finding]:
+    count = len(job.model.anchors or range(9))
+    if count != 9:
+        yield Finding(("model", "anchors"), f"YOLOv3 has nine anchors, three a scale; here are {count}")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def _batch_divides(job: JobSpec) -> Iterator[Finding]:
+    batch, processes = job.training.batch_size, job.processes
+    if batch % processes:
+        down, up = batch // processes * processes, -(-batch // processes) * processes
+        hint = f"nearest: {down} or {up}" if down else f"nearest: {up}"
+        message = f"{batch} images do not divide over {processes} processes"
+        yield Finding(("training", "batch_size"), message, hint, uses=(_GPUS, ("compute", "processes")))
+
+
+def _image_is_big_enough(job: JobSpec) -> Iterator[Finding]:
+    size = job.training.image_size
+    if job.model.name in {"alexnet", "mtl_lite"} and size < _ALEXNET_MIN:
+        message = f"AlexNet's stages need images of {_ALEXNET_MIN} pixels or more, not {size}"
+        yield Finding(("training", "image_size"), message, "the smallest valid size is 64", uses=(_NETWORK,))
+
+
+def _precision_fits(job: JobSpec) -> Iterator[Finding]:
+    loc, precision = ("training", "precision"), job.training.precision
+    if precision == "fp16" and not job.compute.gpu_count:
+        yield Finding(loc, "fp16 needs a GPU", "on the CPU: bf16 or fp32", uses=(_GPUS,))
+    for at, machine, name in _types(job):
+        if precision == "bf16" and machine and machine.gpu and not machine.has_bf16 and job.compute.gpu_count:
+            message = f"{name}'s {machine.gpu} has no bf16 units: it is slower than fp32 there"
+            yield Finding(loc, message, "use fp16", uses=(at, _GPUS), fatal=False)
+
+
+def _weights_are_used(job: JobSpec) -> Iterator[Finding]:
+    weighting, tasks = job.training.loss_weighting, trained_tasks(job)
+    loc = ("training", "loss_weighting", "weights")
+    if weighting.weights and weighting.name != "fixed":
+        message = f"weights belong to `name: fixed`, not to {weighting.name}"
+        yield Finding(loc, message, "write `name: fixed`", uses=(("training", "loss_weighting", "name"),))
+    for task in weighting.weights:
+        if task not in tasks:
+            uses = (_NETWORK, ("model", "tasks"), *_label_locs(job))
+            yield Finding((*loc, task), f"{task} is not trained here", f"trained: {_and(tasks)}", uses=uses)
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def _machine_can_reach(job: JobSpec) -> Iterator[Finding]:
+    """An instance sees neither this machine's folders nor keeps its own."""
+    if not _cloud(job):
+        return
+    uses = (("compute", "backend"),)
+    paths = [((*loc, "uri"), dataset.uri) for loc, dataset in _dataset_locs(job)]
+    paths += [(("model", "pretrained", task), getattr(job.model.pretrained, task)) for task in TASKS]
+    for loc, path in paths:
+        if path is not None and "://" not in path:
+            message = f"{path} lies on this machine, where the instance cannot read it"
+            yield Finding(loc, message, "copy it to S3 and name its s3:// URL", uses=uses)
+    if "://" not in job.storage:
+        message = f"{job.storage!r} is a folder, and the instance's folders vanish with it"
+        yield Finding(("storage",), message, "name a bucket: s3://bucket/prefix", uses=uses)
+
+
+def _uri_is_given(job: JobSpec) -> Iterator[Finding]:
+    for loc, dataset in _dataset_locs(job):
+        if dataset.name != "embedded" and dataset.uri is None:
+            message = f"{dataset.name} needs the folder or archive that holds it"
+            yield Finding((*loc, "uri"), message, uses=((*loc, "name"),))
+
+
+def _and(names: Iterator[str] | tuple[str, ...]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+_RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
+    _instance_type_is_known,
+    _gpus_are_there,
+    _gpus_are_used,
+    _region_is_known,
+    _one_process_a_gpu,
+    _loader_workers_have_cores,
+    _uri_is_given,
+    _labels_exist,
+    _every_dataset_teaches,
+    _tasks_are_offered,
+    _only_mtl_net_joins,
+    _one_trunk_from_the_start,
+    _pretrained_fits,
+    _anchors_are_nine,
+    _batch_divides,
+    _image_is_big_enough,
+    _precision_fits,
+    _weights_are_used,
+    _machine_can_reach,
+)
