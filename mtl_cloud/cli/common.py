@@ -1,0 +1,124 @@
+"""What commands share: options, examples in the help, and the two ways of printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mtl_cloud.run_record import RunRecord
+
+__all__ = [
+    "console",
+    "examples",
+    "open_run",
+    "output_options",
+    "overrides_option",
+    "print_json",
+    "print_pairs",
+    "print_table",
+    "print_warnings",
+    "run_options",
+    "storage_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def examples(*lines: str) -> str:
+    """An epilog of commands to try, kept as they are written."""
+    title = "Example" if len(lines) == 1 else "Examples"
+    return "\n".join(["\b", f"{title}:", *(f"  mtl-cloud {line}" for line in lines)])
+
+
+def output_options(command: F) -> F:
+    """``--json`` and ``--debug``; the handler receives ``as_json``."""
+    debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    return as_json(debug(command))
+
+
+def run_options(command: F) -> F:
+    """The argument RUN and the option ``--storage``; the handler receives ``run`` and ``storage``."""
+    run = click.argument("run", default="latest", metavar="[RUN]")
+    return run(storage_option(command))
+
+
+def storage_option(command: F) -> F:
+    return click.option(
+        "--storage",
+        metavar="URL",
+        envvar="MTL_CLOUD_STORAGE",
+        help="Where to look for runs (folder or s3://…); default every storage that this computer has used.",
+    )(command)
+
+
+def overrides_option(command: F) -> F:
+    """``--set a.b=value``, repeatable; the handler receives ``overrides``."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="Override a field, e.g. training.batch_size=32. Repeatable.",
+    )(command)
+
+
+def open_run(name: str, storage: str | None) -> RunRecord:
+    """The run that ``name`` (an id, its unambiguous start, or ``latest``) means; ``storage`` narrows the search."""
+    from mtl_cloud.runs import find_run
+
+    return find_run(name, storage)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Name and value, one pair a line; pairs without a value are left out."""
+    shown = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(f"{click.style(name.ljust(width), dim=True)}  {value}")
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """On standard error, one a line."""
+    for warning in warnings:
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {warning}", err=True)
+
+
+def console(*, err: bool = False) -> Console:
+    """Rich's console; no colours and no wrapping of lines where the output is not a terminal."""
+    from rich.console import Console
+
+    class QuietConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """``main`` knows what to do."""
+            raise BrokenPipeError
+
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() else 10_000
+    return QuietConsole(file=stream, width=width, highlight=False, soft_wrap=width is not None)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> None:
+    """Plain columns under titles; those in ``right`` are aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    aligned = frozenset(right)
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if index in aligned else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console().print(table)

@@ -1,0 +1,69 @@
+"""``mtl-cloud metrics``: the metrics of each round, a table for each task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from mtl_cloud.cli.common import examples, open_run, output_options, print_json, print_table, run_options
+
+if TYPE_CHECKING:
+    from mtl_cloud.records import RoundRecord
+
+
+@click.command("metrics", epilog=examples("metrics", "metrics 4f2a --json"))
+@run_options
+@output_options
+def command(run: str, storage: str | None, as_json: bool) -> None:
+    """Print the metrics of each round: for each task a sparkline of its headline metric and a table.
+
+    JSON: {run_id, rounds: [...]}, each round as the run record holds it.
+    """
+    record = open_run(run, storage)
+    rounds = record.rounds()
+    if as_json:
+        print_json({"run_id": record.run_id, "rounds": [json.loads(found.encode()) for found in rounds]})
+    elif not rounds:
+        click.echo(f"{record.run_id}: no round is complete yet")
+    else:
+        _print_rounds(record.run_id, rounds)
+
+
+def _print_rounds(run_id: str, rounds: Sequence[RoundRecord]) -> None:
+    from mtl_cloud.report.metrics import tasks_of
+
+    click.echo(f"{run_id}: {len(rounds)} rounds, metrics of the validation split")
+    for task in tasks_of(rounds):
+        click.echo(f"\n{click.style(task, bold=True)}{_course(rounds, task)}")
+        print_table(*_table(rounds, task), right=range(1, 100))
+
+
+def _course(rounds: Sequence[RoundRecord], task: str) -> str:
+    from mtl_cloud.report.formatting import sparkline
+    from mtl_cloud.report.metrics import headline_metric, label, metric_series, written
+
+    metric = headline_metric(rounds, task)
+    if metric is None:
+        return ""
+    series = metric_series(rounds, task, metric)
+    return f"  {label(metric)} {sparkline(series)} {written(metric, series[-1])}"
+
+
+def _table(rounds: Sequence[RoundRecord], task: str) -> tuple[list[str], list[list[str]]]:
+    from mtl_cloud.report.formatting import number
+    from mtl_cloud.report.metrics import label, metric_names, written
+
+    names = metric_names(rounds, task)
+    rows = [
+        [
+            str(record.round),
+            number(record.train_losses.get(task)),
+            number(record.val_losses.get(task)),
+            *(written(name, record.metrics.get(task, {}).get(name)) for name in names),
+        ]
+        for record in rounds
+    ]
+    return ["round", "train loss", "val loss", *map(label, names)], rows
