@@ -29,8 +29,8 @@ class FCNResNet50(StagedNetwork):
         super().__init__()
         self.backbone = _DilatedResNet50(width)
         c1, c2, c3, c4, c5 = self.backbone.channels
-        self.aux_classifier = FCNHead(c4, classes) if aux else None
         self.classifier = FCNHead(c5, classes)
+        self.aux_classifier = FCNHead(c4, classes) if aux else None
         self.normalize = Normalize(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1)
         self.stages = (
             Stage(("backbone.conv1", "backbone.bn1", "backbone.relu"), c1, 2),
