@@ -36,7 +36,7 @@ _VAL_EVERY = 5
 _LARGE = (44, 57)
 _SMALL = (24, 33)
 _TRIES = 20
-_HUE_SPREAD = 0.07
+_HUE_SPREAD = 0.05
 """Standard deviation of a tile's hue about its digit's; digits are 0.1 apart."""
 
 

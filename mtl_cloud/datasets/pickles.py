@@ -17,6 +17,9 @@ from mtl_cloud.errors import DatasetError
 
 __all__ = ["loads"]
 
+_MALFORMED = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)
+"""What the standard unpickler raises on bytes that are no pickle."""
+
 
 def loads(data: bytes, source: str) -> dict[str, Any]:
     """A pickled dictionary of plain values, lists and uint8 arrays, written by Python 2 or 3.
@@ -29,7 +32,7 @@ def loads(data: bytes, source: str) -> dict[str, Any]:
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
         return {_text(key): _plain(value) for key, value in content.items()}
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError) as error:
+    except _MALFORMED as error:
         raise DatasetError(
             f"{source}: not a batch of CIFAR-10, or damaged ({error})", hint="unpack cifar-10-python.tar.gz again"
         ) from error

@@ -1,0 +1,54 @@
+"""Makers of small images, annotations and archives in the layouts of the real datasets."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
+
+
+def jpeg(width: int = 32, height: int = 24, mode: str = "RGB", seed: int = 0) -> bytes:
+    """A valid JPEG of smooth random colours."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, len(mode)), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise.squeeze(), mode).resize((width, height)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def voc_object(name: str, xmin: float, ymin: float, xmax: float, ymax: float, *, difficult: int = 0) -> str:
+    """An ``object`` element, in VOC's coordinates."""
+    sides = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+    return OBJECT.format(name, difficult, "".join(f"<{k}>{v}</{k}>" for k, v in sides.items()))
+
+
+def voc_annotation(*objects: str, width: int = 32, height: int = 24) -> str:
+    """An annotation file's text."""
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
+
+
+def write_mask(path: Path, mask: np.ndarray, mode: str = "P") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8)).convert(mode).save(path)
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
+    """A plain tar of files, in the given order."""
+    path.write_bytes(tar_bytes(members))
+
+
+def tar_bytes(members: Mapping[str, bytes]) -> bytes:
+    """The same in memory."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()

@@ -1,0 +1,57 @@
+"""Small datasets in the layouts of the real ones, built where a test needs one that is wrong somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_harness import jpeg, tar_bytes, voc_annotation, voc_object, write_mask, write_tar
+
+
+@pytest.fixture
+def voc_root(tmp_path: Path) -> Path:
+    """VOC2012 with two images for training (one with a mask) and one with a mask for validation; all hold a dog."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for seed, name in enumerate(("a", "b", "c")):
+        (root / f"JPEGImages/{name}.jpg").write_bytes(jpeg(seed=seed))
+        (root / f"Annotations/{name}.xml").write_text(voc_annotation(voc_object("dog", 3, 5, 20, 24)))
+    for name in ("a", "c"):
+        write_mask(root / f"SegmentationClass/{name}.png", np.full((24, 32), 12))
+    for kind, split, names in [
+        ("Main", "train", "a b"), ("Main", "val", "c"), ("Segmentation", "train", "a"), ("Segmentation", "val", "c"),
+    ]:  # fmt: skip
+        (root / f"ImageSets/{kind}/{split}.txt").write_text("\n".join(names.split()) + "\n")
+    return root
+
+
+@pytest.fixture
+def imagenet_root(tmp_path: Path) -> Path:
+    """ILSVRC2012 in folders: two classes, two training images and one validation image each."""
+    root = tmp_path / "ILSVRC2012"
+    for seed, wnid in enumerate(("n00000001", "n00000002")):
+        for folder in ("train", "val"):
+            (root / folder / wnid).mkdir(parents=True)
+        for number in (1, 2):
+            (root / f"train/{wnid}/{wnid}_{number}.JPEG").write_bytes(jpeg(seed=10 * seed + number))
+        (root / f"val/{wnid}/ILSVRC2012_val_0000000{seed + 1}.JPEG").write_bytes(jpeg(seed=seed))
+    return root
+
+
+@pytest.fixture
+def pack_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Path]:
+    """Packs ``train/`` and ``val/`` as the original tars: a tar of a tar for each class, and a flat one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def pack(root: Path, target: Path) -> Path:
+        target.mkdir()
+        classes = sorted((root / "train").iterdir())
+        inner = {f"{c.name}.tar": tar_bytes({f.name: f.read_bytes() for f in c.iterdir()}) for c in classes}
+        write_tar(target / "ILSVRC2012_img_train.tar", inner)
+        write_tar(target / "ILSVRC2012_img_val.tar", {f.name: f.read_bytes() for f in (root / "val").glob("*/*")})
+        return target
+
+    return pack
