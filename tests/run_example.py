@@ -11,6 +11,8 @@ from PIL import Image
 
 from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
 from mtl_cloud.report import Life, Report
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import Storage
 
 DIGITS = [str(digit) for digit in range(10)]
 MASKS = ["background", *DIGITS]
@@ -162,3 +164,24 @@ def example_report(rounds: int = 4) -> Report:
             round=rounds, classes={"detection": DIGITS, "segmentation": MASKS}, samples=[scene(n) for n in range(4)]
         ),
     )
+
+
+def write_run(storage: Storage, report: Report, *, spec_json: bytes = b"{}") -> RunRecord:
+    """Put the run of ``report`` into a storage, in the order in which a real one is written."""
+    run = RunRecord(storage, report.plan.run_id)
+    run.create(report.plan, spec_yaml=report.spec_yaml.encode(), spec_json=spec_json)
+    for life in report.lives:
+        number = life.attempt.number
+        run.claim(life.attempt)
+        run.append_log(number, 1, f"attempt {number} begins\n".encode())
+        run.append_log(number, 2, f"attempt {number} éng\n".encode())
+        for record in report.rounds:
+            if record.attempt == number:
+                run.write_round(record)
+        if life.exit:
+            run.write_exit(number, life.exit)
+    if report.samples:
+        run.write_samples(report.samples, attempt=report.lives[-1].attempt.number)
+    if report.result:
+        run.write_result(report.lives[-1].attempt.number, report.result)
+    return run

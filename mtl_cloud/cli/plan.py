@@ -18,6 +18,7 @@ from mtl_cloud.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from mtl_cloud.plan import Candidate, Facts
     from mtl_cloud.records import PlanRecord
 
 
@@ -31,23 +32,28 @@ def command(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     JSON: the plan as the run record would hold it, with {run_id, backend, command, env, processes, rounds,
     deadline_s, usd_per_hour, budget_usd, facts, requests, warnings, ...}.
     """
+    from mtl_cloud.launch import LAUNCHERS, get_launcher
     from mtl_cloud.plan import gather_facts, plan_run
     from mtl_cloud.runs import new_run_id
     from mtl_cloud.spec.load import load_job
+    from mtl_cloud.submit import with_requests
 
     job = load_job(file, overrides=overrides).job
-    now = datetime.now(UTC)
-    plan = plan_run(job, gather_facts(job), run_id=new_run_id(job.name, now), now=now)
+    facts, now = gather_facts(job), datetime.now(UTC)
+    plan = plan_run(job, facts, run_id=new_run_id(job.name, now), now=now)
+    if plan.backend in LAUNCHERS:
+        plan = with_requests(plan, get_launcher(plan.backend))
     if as_json:
         print_json(json.loads(plan.encode()))
     else:
-        _print_plan(plan)
+        _print_plan(plan, facts)
 
 
-def _print_plan(plan: PlanRecord) -> None:
+def _print_plan(plan: PlanRecord, facts: Facts) -> None:
+    from mtl_cloud.plan import worst_case_usd
     from mtl_cloud.report.formatting import dollars, duration
 
-    most = None if plan.usd_per_hour is None or plan.deadline_s is None else plan.usd_per_hour * plan.deadline_s / 3600
+    most = worst_case_usd(plan)
     print_pairs(
         [
             ("job", plan.name),
@@ -60,13 +66,16 @@ def _print_plan(plan: PlanRecord) -> None:
             ("at most", "" if most is None else dollars(most)),
             ("storage", plan.storage),
             ("trainer", " ".join(plan.command)),
-            *((f"fact: {name}", _short(value)) for name, value in plan.facts.items()),
+            *(("machine", _machine_words(candidate)) for candidate in facts.candidates),
         ]
     )
-    for name, request in plan.requests.items():
-        click.echo(f"\n{click.style(name, bold=True)}\n{json.dumps(request, indent=2, ensure_ascii=False)}")
+    if plan.requests:
+        click.echo(f"\n{click.style('request', bold=True)}\n{json.dumps(plan.requests, indent=2, ensure_ascii=False)}")
     print_warnings(plan.warnings)
 
 
-def _short(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _machine_words(candidate: Candidate) -> str:
+    machine, price = candidate.machine, candidate.price
+    gpus = f"{machine.gpu_count} x {machine.gpu} {machine.gpu_memory_gib:g} GiB" if machine.gpu else "no GPU"
+    cost = f"${price.usd_per_hour:.2f} an hour in {price.region} ({price.date})" if price else "price unknown"
+    return f"{machine.name}: {gpus}, {machine.vcpus} vCPUs, {machine.memory_gib:g} GiB, {cost}"

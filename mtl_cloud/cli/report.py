@@ -26,7 +26,7 @@ def command(run: str, storage: str | None, output: str | None, as_json: bool) ->
     record = open_run(run, storage)
     page = render_html(build_report(record)).encode()
     if output == "-":
-        click.get_binary_stream("stdout").write(page)
+        click.echo(page, nl=False)
         return
     file = Path(output or f"{record.run_id}.html")
     _write(file, page)

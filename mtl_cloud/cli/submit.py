@@ -1,0 +1,100 @@
+"""``mtl-cloud submit``: start a run, and stay with it unless told otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mtl_cloud.cli.common import examples, output_options, overrides_option, print_json, print_warnings
+
+if TYPE_CHECKING:
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.records import PlanRecord
+    from mtl_cloud.run_record import RunRecord
+
+
+@click.command(
+    "submit",
+    epilog=examples(
+        "submit job.yaml", "submit job.yaml --detach", "submit job.yaml --set training.rounds=2 --run-id trial-1"
+    ),
+)
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
+@overrides_option
+@click.option("--run-id", metavar="ID", help="Name the run; submitting the same job twice starts it once.")
+@click.option("--detach", is_flag=True, help="Return as soon as the run has started.")
+@output_options
+def command(*, file: str, overrides: tuple[str, ...], run_id: str | None, detach: bool, as_json: bool) -> None:
+    """Start a run and follow it to its end: round, step, losses, images/s, time left.
+
+    Ctrl-C detaches: the run goes on, the way back is printed, and the exit code is 130, so that a shell's "&&" goes
+    no further. Exit code 7 when the run ends otherwise than done.
+
+    JSON, at the end of the run or at once with --detach: {run_id, storage, backend, outcome, rounds, seconds, usd}.
+    """
+    from mtl_cloud.clock import Clock
+
+    clock = Clock()
+    run = _start(file, overrides, run_id, clock, quiet=as_json)
+    if not detach:
+        _stay(run, clock, quiet=as_json)
+    elif as_json:
+        _print_result(run)
+    else:
+        click.echo(f"follow it with: mtl-cloud status --follow {run.run_id}")
+
+
+def _start(file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clock, *, quiet: bool) -> RunRecord:
+    from mtl_cloud.launch import get_launcher
+    from mtl_cloud.plan import gather_facts, plan_run
+    from mtl_cloud.run_record import RunRecord
+    from mtl_cloud.runs import new_run_id, remember_storage
+    from mtl_cloud.spec.load import job_to_json, load_job
+    from mtl_cloud.storage import open_storage
+    from mtl_cloud.submit import submit_run
+
+    loaded = load_job(file, overrides=overrides)
+    job, now = loaded.job, clock.now()
+    plan = plan_run(job, gather_facts(job), run_id=run_id or new_run_id(job.name, now), now=now)
+    launcher, storage = get_launcher(plan.backend), open_storage(plan.storage)
+    if not quiet:
+        _announce(plan)
+    submit_run(plan, spec_yaml=loaded.source, spec_json=job_to_json(job), storage=storage, launcher=launcher)
+    remember_storage(storage.url)
+    return RunRecord(storage, plan.run_id)
+
+
+def _announce(plan: PlanRecord) -> None:
+    from mtl_cloud.plan import worst_case_usd
+    from mtl_cloud.report.formatting import dollars
+
+    print_warnings(plan.warnings)
+    most = worst_case_usd(plan)
+    cost = "" if most is None else f", at most {dollars(most)}"
+    click.echo(f"run {click.style(plan.run_id, bold=True)} on {plan.backend}{cost}, record in {plan.storage}")
+
+
+def _stay(run: RunRecord, clock: Clock, *, quiet: bool) -> None:
+    from mtl_cloud.cli.attach import attach, require_done
+    from mtl_cloud.cli.views import SilentView, open_view
+
+    result = attach(run, SilentView() if quiet else open_view(run.plan()), clock)
+    if quiet:
+        _print_result(run)
+    require_done(run.run_id, result)
+
+
+def _print_result(run: RunRecord) -> None:
+    plan, result = run.plan(), run.result()
+    print_json(
+        {
+            "run_id": run.run_id,
+            "storage": plan.storage,
+            "backend": plan.backend,
+            "outcome": result.outcome if result else None,
+            "rounds": result.rounds if result else 0,
+            "seconds": result.seconds if result else None,
+            "usd": result.usd if result else None,
+        }
+    )
