@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError, StorageError
-from mtl_cloud.supervise.clock import Clock
+from mtl_cloud.clock import Clock
+from mtl_cloud.patience import patiently
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.watch import Watcher
 
 __all__ = ["Surroundings", "default_scratch"]
 
 T = TypeVar("T")
-_ANSWERS = (AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError)
-"""Storage errors that say something about the record; all others say something about the storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +35,7 @@ class Surroundings:
         return self.clock.now().isoformat(timespec="milliseconds")
 
     def patiently(self, action: Callable[[], T]) -> T:
-        """Do it; while the storage fails do it again, for as long as ``settings.patience_s``."""
-        end = self.clock.monotonic() + self.settings.patience_s
-        pause_s = 0.5
-        while True:
-            try:
-                return action()
-            except _ANSWERS:
-                raise
-            except StorageError:
-                if self.clock.monotonic() + pause_s > end:
-                    raise
-            self.clock.sleep(pause_s)
-            pause_s = min(10.0, pause_s * 2)
+        return patiently(action, patience_s=self.settings.patience_s, clock=self.clock)
 
 
 def default_scratch(run_id: str, environ: Mapping[str, str]) -> Path:

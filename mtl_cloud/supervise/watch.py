@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.supervise.clock import Clock
 from mtl_cloud.supervise.contract import StopReason
 
 __all__ = ["CancelWatcher", "DeadlineWatcher", "OwnerWatcher", "Periodic", "SignalWatcher", "Stop", "Watcher"]

@@ -1,0 +1,161 @@
+"""The local backend: a supervisor on this machine, detached from the terminal that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.follow import LOST_AFTER_S
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission
+from mtl_cloud.records import AttemptRecord, PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import open_storage
+from mtl_cloud.supervise.log import tail
+from mtl_cloud.supervise.settings import Settings
+from mtl_cloud.supervise.surroundings import default_scratch
+
+__all__ = ["LocalLauncher"]
+
+_START_S = 60.0
+_LOOK_S = 0.05
+
+
+class LocalLauncher:
+    """Runs are processes of this user. The claim of an attempt is the mutex: whoever loses it leaves at once."""
+
+    backend = "local"
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        python: str = sys.executable,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._environ = environ
+        self._python = python
+        self._settings = settings or Settings(last_s=2.0)  # a folder takes a heartbeat for nothing
+        self._clock = clock or Clock()
+
+    def prepare(self, plan: PlanRecord) -> Submission:
+        argv = [self._python, "-m", "mtl_cloud.supervise", "--storage", plan.storage, "--run-id", plan.run_id]
+        scratch = self._folder(plan.run_id)
+        return Submission(RunHandle.of(plan), {"argv": [*argv, "--scratch", str(scratch), *self._settings.to_flags()]})
+
+    def submit(self, submission: Submission) -> RunHandle:
+        run = _record_of(submission.handle)
+        if run.result() is None:
+            attempts = run.attempts()
+            if not attempts or not self._is_alive(run, attempts[-1]):
+                self._start(run, submission, attempt=len(attempts) + 1)
+        return submission.handle
+
+    def describe(self, handle: RunHandle) -> BackendState:
+        run = _record_of(handle)
+        return BackendState.ENDED if self._living(run) is None else BackendState.RUNNING
+
+    def stop(self, handle: RunHandle) -> None:
+        run = _record_of(handle)
+        attempt = self._living(run)
+        if attempt is None:
+            return
+        if attempt.host != socket.gethostname():
+            raise LaunchError(
+                f"{run.run_id}: runs on {attempt.host}, and this is {socket.gethostname()}",
+                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+            )
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(attempt.pid, signal.SIGTERM)
+
+    # --- who lives ---
+
+    def _living(self, run: RunRecord) -> AttemptRecord | None:
+        attempts = run.attempts()
+        return attempts[-1] if attempts and self._is_alive(run, attempts[-1]) else None
+
+    def _is_alive(self, run: RunRecord, attempt: AttemptRecord) -> bool:
+        """On this machine the process says it; of another machine, in a shared storage, the heartbeat."""
+        if attempt.host == socket.gethostname():
+            return _is_supervisor(attempt.pid, run.run_id)
+        if run.exit(attempt.number) is not None:
+            return False
+        beat = run.heartbeat(attempt.number)
+        last_sign = datetime.fromisoformat(beat.at if beat else attempt.started_at)
+        return (self._clock.now() - last_sign).total_seconds() < LOST_AFTER_S
+
+    # --- starting ---
+
+    def _start(self, run: RunRecord, submission: Submission, attempt: int) -> None:
+        """Start a supervisor, and wait until it, or one that was started at the same time, has claimed the attempt."""
+        log = self._folder(run.run_id) / "supervisor.log"
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        argv = cast("list[str]", submission.request["argv"])
+        pid = self._spawn([*argv, "--attempt", str(attempt)], log)
+        end = self._clock.monotonic() + _START_S
+        while True:
+            may_claim = _has_not_ended(pid) and self._clock.monotonic() < end
+            if (run.owner() or 0) >= attempt:
+                return
+            if not may_claim:
+                words = " ".join(tail(log, 1)) or f"it said nothing in {log}"
+                raise LaunchError(f"{run.run_id}: the supervisor did not start: {words}", hint=f"its log is {log}")
+            self._clock.sleep(_LOOK_S)
+
+    def _spawn(self, argv: list[str], log: Path) -> int:
+        """A process in a session of its own: the terminal's end is not its end.
+
+        Not a ``Popen``: that would insist on being waited for.
+        """
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            self._environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+
+    def _folder(self, run_id: str) -> Path:
+        return default_scratch(run_id, self._environ)
+
+
+def _record_of(handle: RunHandle) -> RunRecord:
+    run = RunRecord(open_storage(handle.storage), handle.run_id)
+    if not run.exists():
+        raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
+    return run
+
+
+def _has_not_ended(child: int) -> bool:
+    """A child of ours lives; one that has ended is collected. False for another process."""
+    try:
+        return os.waitpid(child, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
+
+
+def _is_supervisor(pid: int, run_id: str) -> bool:
+    """The process lives and works on this run: a number alone may belong to another process by now."""
+    _has_not_ended(pid)  # else a zombie would stay for as long as this process
+    try:
+        return run_id in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        pass
+    if sys.platform == "linux":
+        return False
+    found = subprocess.run(["/bin/ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return run_id in found.stdout.split()

@@ -1,0 +1,76 @@
+"""What every launcher promises, asked of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from run_harness import FAST, make_run, no_cloud_environ, wait_for
+
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
+from mtl_cloud.launch.local import LocalLauncher
+from mtl_cloud.launch.memory import MemoryLauncher
+from mtl_cloud.records import PlanRecord
+from mtl_cloud.storage import FolderStorage
+
+
+def _local(folder: Path) -> LocalLauncher:
+    return LocalLauncher(environ={**no_cloud_environ(), "XDG_STATE_HOME": str(folder)}, settings=FAST)
+
+
+@pytest.fixture(params=["local", "memory"])
+def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
+    return _local(tmp_path) if request.param == "local" else MemoryLauncher()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, launcher: Launcher) -> Iterator[PlanRecord]:
+    """The plan of a run that exists, and whose trainer works until it is asked to stop."""
+    run = make_run(FolderStorage(tmp_path / "storage"), "work()", backend=launcher.backend)
+    yield run.plan()
+    if run.attempts():
+        launcher.stop(RunHandle.of(run.plan()))
+
+
+def test_preparing_is_pure(launcher: Launcher, plan: PlanRecord) -> None:
+    assert launcher.prepare(plan) == launcher.prepare(plan)
+    assert launcher.prepare(plan) != launcher.prepare(replace(plan, run_id="digits-2"))
+
+
+def test_the_handle_can_be_made_from_the_plan_alone(launcher: Launcher, plan: PlanRecord) -> None:
+    assert launcher.submit(launcher.prepare(plan)) == RunHandle.of(plan)
+
+
+def test_a_submitted_run_comes_to_run_and_ends_when_it_is_stopped(launcher: Launcher, plan: PlanRecord) -> None:
+    handle = launcher.submit(launcher.prepare(plan))
+    wait_for(lambda: launcher.describe(handle) is BackendState.RUNNING)
+    launcher.stop(handle)
+    wait_for(lambda: launcher.describe(handle) is BackendState.ENDED)
+    launcher.stop(handle)
+    assert launcher.describe(handle) is BackendState.ENDED
+
+
+def test_submitting_again_changes_nothing(launcher: Launcher, plan: PlanRecord) -> None:
+    submission = launcher.prepare(plan)
+    assert launcher.submit(submission) == launcher.submit(submission)
+    if isinstance(launcher, MemoryLauncher):
+        assert launcher.submissions == [submission]
+
+
+def test_a_run_that_was_never_submitted_is_unknown(launcher: Launcher, plan: PlanRecord) -> None:
+    with pytest.raises(LaunchError, match="nowhere-1"):
+        launcher.describe(RunHandle.of(replace(plan, run_id="nowhere-1")))
+
+
+@pytest.mark.parametrize("backend", LAUNCHERS)
+def test_a_registered_launcher_is_made_by_its_name(backend: str) -> None:
+    assert get_launcher(backend).backend == backend
+
+
+def test_a_backend_of_another_version_is_refused_with_what_there_is() -> None:
+    with pytest.raises(LaunchError, match="cannot start runs on 'lambda'") as caught:
+        get_launcher("lambda")
+    assert caught.value.hint == f"it can on: {', '.join(LAUNCHERS)}"

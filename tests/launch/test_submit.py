@@ -1,0 +1,64 @@
+"""Submitting: the record first, then the backend; repeating it is safe, and another job is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from run_harness import PLAN
+
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch.base import RunHandle
+from mtl_cloud.launch.memory import MemoryLauncher
+from mtl_cloud.records import PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.submit import submit_run
+
+LATER = "2026-02-02T00:00:00+00:00"
+
+
+@pytest.fixture
+def storage() -> MemoryStorage:
+    return MemoryStorage("submit")
+
+
+@pytest.fixture
+def launcher() -> MemoryLauncher:
+    return MemoryLauncher()
+
+
+def _submit(
+    storage: MemoryStorage, launcher: MemoryLauncher, plan: PlanRecord = PLAN, spec_json: bytes = b"{}"
+) -> RunHandle:
+    return submit_run(plan, spec_yaml=b"name: digits\n", spec_json=spec_json, storage=storage, launcher=launcher)
+
+
+def test_the_record_holds_job_plan_and_requests(storage: MemoryStorage, launcher: MemoryLauncher) -> None:
+    assert _submit(storage, launcher) == RunHandle.of(PLAN)
+    run = RunRecord(storage, PLAN.run_id)
+    assert run.plan() == replace(PLAN, requests={"command": PLAN.command})
+    assert (run.spec_yaml(), run.spec_json()) == (b"name: digits\n", b"{}")
+
+
+def test_the_same_job_is_adopted_under_its_first_plan(storage: MemoryStorage, launcher: MemoryLauncher) -> None:
+    _submit(storage, launcher)
+    _submit(storage, launcher, plan=replace(PLAN, created_at=LATER))
+    assert RunRecord(storage, PLAN.run_id).plan().created_at == PLAN.created_at
+    assert len(launcher.submissions) == 1
+
+
+def test_another_job_under_the_same_id_is_refused(storage: MemoryStorage, launcher: MemoryLauncher) -> None:
+    _submit(storage, launcher)
+    with pytest.raises(LaunchError, match=f"{PLAN.run_id}: exists in .*with another job"):
+        _submit(storage, launcher, spec_json=b'{"seed": 1}')
+
+
+def test_a_submit_that_died_before_the_plan_was_written_can_be_repeated(
+    storage: MemoryStorage, launcher: MemoryLauncher
+) -> None:
+    run = RunRecord(storage, PLAN.run_id)
+    storage.create(run.paths.spec_yaml, b"name: digits\n")
+    _submit(storage, launcher)
+    assert run.exists()
+    assert len(launcher.submissions) == 1
