@@ -17,7 +17,7 @@ __all__ = ["Anchors", "YoloGrid", "decode", "flatten", "grid_of"]
 Anchors: TypeAlias = tuple[tuple[float, float], ...]
 """Nine (width, height) in pixels of the input, smallest first."""
 
-_LARGEST_LOG_SCALE = 8.0  # e^8 times the smallest anchor is wider than any input; beyond lies only overflow
+_LARGEST_LOG_SCALE = 8.0  # e^8 times an anchor is wider than any input, e^-8 times narrower than any truth
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,5 @@ def flatten(outputs: Sequence[Tensor]) -> Tensor:
 def decode(logits: Tensor, grid: YoloGrid) -> Tensor:
     """Boxes [..., 4] (left, top, right, bottom, pixels) of logits [..., 5 + classes] that lie as ``grid`` says."""
     centre = (grid.cell + logits[..., :2].sigmoid()) * grid.stride
-    half = grid.anchor * logits[..., 2:4].clamp(max=_LARGEST_LOG_SCALE).exp() / 2
+    half = grid.anchor * logits[..., 2:4].clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.tasks.boxes import ciou_loss, giou_loss, pair_iou, sides
 from mtl_cloud.train.tasks.yolo_grid import YoloGrid, decode
 
 __all__ = ["BoxLoss", "yolo_loss"]
@@ -55,18 +56,18 @@ def yolo_loss(logits: Tensor, batch: Batch, grid: YoloGrid, *, ignore_threshold:
     found = _assign(boxes, batch, grid, predictions=logits.shape[1])
     taught = logits.flatten(0, 1)[found.slot]
     box_terms = _box_terms(taught, boxes, grid.at(found.slot % logits.shape[1]), box_loss)
-    scale = 2 - _sides(boxes).prod(1) / grid.size**2
+    scale = 2 - sides(boxes).prod(1) / grid.size**2
     positive = scale * box_terms + F.softplus(-taught[:, 4]) + _class_terms(taught, batch.box_class, found)
     background = _background(decode(logits.detach(), grid), boxes, batch, found, ignore_threshold)
     return positive.where(found.owner, 0).sum() + F.softplus(logits[..., 4]).where(background, 0).sum()
 
 
 def _assign(boxes: Tensor, batch: Batch, grid: YoloGrid, *, predictions: int) -> _Assignment:
-    sides = _sides(boxes)
+    extent = sides(boxes)
     valid = (
-        batch.has["detection"][batch.box_image] & ~batch.box_difficult & (sides >= _SMALLEST_SIDE * grid.size).all(1)
+        batch.has["detection"][batch.box_image] & ~batch.box_difficult & (extent >= _SMALLEST_SIDE * grid.size).all(1)
     )
-    anchor = _side_iou(sides, grid.anchors.to(boxes.dtype)).argmax(1)
+    anchor = _side_iou(extent, grid.anchors.to(boxes.dtype)).argmax(1)
     stride = grid.anchor_stride[anchor]
     cells = grid.size / stride
     column, row = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride[:, None]).floor().unbind(1)
@@ -77,31 +78,24 @@ def _assign(boxes: Tensor, batch: Batch, grid: YoloGrid, *, predictions: int) ->
     return _Assignment(valid, slot, valid & ~same.triu(1).any(1), same)
 
 
-def _sides(boxes: Tensor) -> Tensor:
-    return boxes[..., 2:] - boxes[..., :2]
-
-
-def _side_iou(sides: Tensor, anchors: Tensor) -> Tensor:
+def _side_iou(extent: Tensor, anchors: Tensor) -> Tensor:
     """[M, 9] IoU of boxes [M, 2] and anchors [9, 2] that share their centre."""
-    shared = torch.minimum(sides[:, None], anchors).prod(2)
-    return shared / (sides.prod(1)[:, None] + anchors.prod(1) - shared)
+    shared = torch.minimum(extent[:, None], anchors).prod(2)
+    return shared / (extent.prod(1)[:, None] + anchors.prod(1) - shared)
 
 
 def _box_terms(taught: Tensor, boxes: Tensor, grid: YoloGrid, kind: BoxLoss) -> Tensor:
     """[M] for the taught logits [M, 5 + classes], their boxes [M, 4] and their places in the grid."""
     if kind == "darknet":
         return _darknet_box_terms(taught, boxes, grid)
-    from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
-
-    loss = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
-    terms: Tensor = loss(decode(taught, grid), boxes, reduction="none")
-    return terms
+    loss = giou_loss if kind == "giou" else ciou_loss
+    return loss(decode(taught, grid), boxes)
 
 
 def _darknet_box_terms(taught: Tensor, boxes: Tensor, grid: YoloGrid) -> Tensor:
     offset = (boxes[:, :2] + boxes[:, 2:]) / 2 / grid.stride - grid.cell
     tiny = torch.finfo(boxes.dtype).tiny  # boxes that are not valid may have no area; their terms must stay finite
-    log_scale = (_sides(boxes) / grid.anchor).clamp(min=tiny).log()
+    log_scale = (sides(boxes) / grid.anchor).clamp(min=tiny).log()
     place = F.binary_cross_entropy_with_logits(taught[:, :2], offset, reduction="none")
     return place.sum(1) + ((taught[:, 2:4] - log_scale) ** 2).sum(1) / 2
 
@@ -115,15 +109,8 @@ def _class_terms(taught: Tensor, classes: Tensor, found: _Assignment) -> Tensor:
 
 def _background(predicted: Tensor, boxes: Tensor, batch: Batch, found: _Assignment, ignore_threshold: float) -> Tensor:
     """[B, P] bool: the predictions, of boxes [B, P, 4], that are taught "no object"."""
-    overlaps = _pair_iou(boxes[:, None], predicted[batch.box_image]) > ignore_threshold
+    overlaps = pair_iou(boxes[:, None], predicted[batch.box_image]) > ignore_threshold
     excused = predicted.new_zeros(predicted.shape[:2])
     excused.index_add_(0, batch.box_image, (overlaps & found.valid[:, None]).to(excused.dtype))
     excused.view(-1).index_add_(0, found.slot, found.valid.to(excused.dtype))
     return batch.has["detection"][:, None] & (excused == 0)
-
-
-def _pair_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes [..., 4] that broadcast against each other."""
-    inner = _sides(torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1))
-    shared = inner.clamp(min=0).prod(-1)
-    return shared / (_sides(a).prod(-1) + _sides(b).prod(-1) - shared)
