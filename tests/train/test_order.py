@@ -24,7 +24,9 @@ ORDERS = st.builds(
 
 
 @given(ORDERS, st.data())
-def test_going_on_from_any_batch_gives_the_rest_of_the_straight_sequence(order: BatchOrder, data: st.DataObject) -> None:
+def test_going_on_from_any_batch_gives_the_rest_of_the_straight_sequence(
+    order: BatchOrder, data: st.DataObject
+) -> None:
     straight = list(order.batches(0))
     start = data.draw(st.integers(0, order.steps))
     assert list(order.batches(start)) == straight[start:]

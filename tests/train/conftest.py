@@ -1,0 +1,26 @@
+"""A trainer in this process, on a run record in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_harness import ALONE, open_attempt
+
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.storage import MemoryStorage, Storage
+from mtl_cloud.train.build import JobData
+from mtl_cloud.train.loop import Trainer
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    """``make_trainer(job, storage=…, attempt=…, data=…)``; one thread, so that sums are summed in one order."""
+    torch.set_num_threads(1)
+
+    def make(job: JobSpec, *, storage: Storage | None = None, attempt: int = 1, data: JobData | None = None) -> Trainer:
+        return open_attempt(job, tmp_path, storage=storage or MemoryStorage(), attempt=attempt, data=data, group=ALONE)
+
+    return make

@@ -1,0 +1,181 @@
+"""A run trains, records its rounds, and goes on exactly where it was cut off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer_harness import ALONE, digest, open_attempt, small_job
+
+from mtl_cloud.errors import DatasetError, TrainingError
+from mtl_cloud.records import RoundRecord
+from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.supervise.contract import StopReason
+from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.build import network_classes
+from mtl_cloud.train.loop import Trainer
+
+TrainerMaker = Callable[..., Trainer]
+
+
+class Killed(Exception):  # noqa: N818  # no error: it stands for SIGKILL
+    pass
+
+
+def killed_at(trainer: Trainer, step: int) -> Trainer:
+    """The same trainer, whose process dies when it asks for the batch after ``step``."""
+    batches = trainer.training_batches
+
+    def until(start: int) -> Iterator[Batch]:
+        for i, batch in enumerate(batches(start), start):
+            if i == step:
+                raise Killed
+            yield batch
+
+    trainer.training_batches = until
+    return trainer
+
+
+def facts_of(record: RoundRecord) -> object:
+    """A round's record without its times and its attempt, which differ between equal runs."""
+    return (
+        record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
+        record.per_class, record.confusion, record.weights, record.learning_rate,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[object]]:
+    """Parameters and rounds of the small job, run without a break."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("straight")
+    trainer = open_attempt(small_job(), folder, storage=MemoryStorage(), attempt=1, data=None, group=ALONE)
+    assert trainer.fit()
+    return digest(trainer.network), [facts_of(record) for record in trainer.run.rounds()]
+
+
+def test_a_run_records_every_round_with_the_metrics_of_all_tasks(make_trainer: TrainerMaker) -> None:
+    trainer = make_trainer(small_job())
+    assert trainer.fit()
+    rounds = trainer.run.rounds()
+    assert [(r.round, r.step, r.epoch, r.images) for r in rounds] == [(1, 6, 2, 48), (2, 12, 4, 48)]
+    for record in rounds:
+        assert {"top1", "recall_macro"} <= record.metrics["classification"].keys()
+        assert {"map50_voc", "map50_voc07", "map"} <= record.metrics["detection"].keys()
+        assert {"miou", "pixel_accuracy"} <= record.metrics["segmentation"].keys()
+        assert all(loss is not None and math.isfinite(loss) for loss in record.train_losses.values())
+        assert record.images_per_s > 0
+        assert 0 <= record.data_wait <= 1
+    samples = trainer.run.samples(2)
+    assert samples is not None
+    assert all({"classes", "boxes", "mask"} <= s["truth"].keys() & s["prediction"].keys() for s in samples.samples)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 6, 7, 11])
+def test_a_killed_run_goes_on_to_the_same_parameters_bit_for_bit(
+    make_trainer: TrainerMaker, straight: tuple[str, list[object]], step: int
+) -> None:
+    storage = MemoryStorage()
+    with pytest.raises(Killed):
+        killed_at(make_trainer(small_job(), storage=storage), step).fit()
+    second = make_trainer(small_job(), storage=storage, attempt=2)
+    assert second.fit()
+    assert (digest(second.network), [facts_of(record) for record in second.run.rounds()]) == straight
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 9])
+def test_a_stop_is_honoured_at_the_next_step_and_loses_none(
+    make_trainer: TrainerMaker, straight: tuple[str, list[object]], step: int, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    first = make_trainer(small_job(), storage=storage)
+    after_step(first, step, lambda: first.channel._scratch.request_stop(StopReason.CANCEL))
+    assert not first.fit()
+    assert first.position.step == step
+    second = make_trainer(small_job(), storage=storage, attempt=2)
+    assert second.fit()
+    assert (digest(second.network), [facts_of(record) for record in second.run.rounds()]) == straight
+
+
+def after_step(trainer: Trainer, step: int, act: Callable[[], None]) -> None:
+    """Have ``act`` called as soon as the batch of ``step`` (1-based) is handed out."""
+    batches = trainer.training_batches
+
+    def watched(start: int) -> Iterator[Batch]:
+        for i, batch in enumerate(batches(start), start + 1):
+            if i == step:
+                act()
+            yield batch
+
+    trainer.training_batches = watched
+
+
+def test_a_stop_in_validation_leaves_the_round_open_and_the_next_attempt_closes_it(
+    make_trainer: TrainerMaker, straight: tuple[str, list[object]]
+) -> None:
+    storage = MemoryStorage()
+    first = make_trainer(small_job(), storage=storage)
+    validation = first.validation_batches
+
+    def stop_in_validation() -> Iterator[Batch]:
+        first.channel._scratch.request_stop(StopReason.DEADLINE)
+        return validation()
+
+    first.validation_batches = stop_in_validation
+    assert not first.fit()
+    assert first.run.rounds() == []
+    second = make_trainer(small_job(), storage=storage, attempt=2)
+    assert second.fit()
+    assert (digest(second.network), [facts_of(record) for record in second.run.rounds()]) == straight
+
+
+def test_a_finished_run_started_again_does_nothing(make_trainer: TrainerMaker) -> None:
+    storage = MemoryStorage()
+    first = make_trainer(small_job(), storage=storage)
+    assert first.fit()
+    assert make_trainer(small_job(), storage=storage, attempt=2).fit()
+    assert len(first.run.rounds()) == 2
+
+
+def test_loader_workers_do_not_change_the_outcome(
+    make_trainer: TrainerMaker, straight: tuple[str, list[object]]
+) -> None:
+    trainer = make_trainer(small_job(loader_workers=2))
+    assert trainer.fit()
+    assert (digest(trainer.network), [facts_of(record) for record in trainer.run.rounds()]) == straight
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_names_the_task(make_trainer: TrainerMaker) -> None:
+    trainer = make_trainer(small_job(optimizer={"lr": 1e12, "clip_norm": None}))
+    with pytest.raises(
+        TrainingError, match=r"the (classification|detection|segmentation) loss is (nan|inf) at step \d"
+    ):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_lower_precision_trains_too(make_trainer: TrainerMaker, precision: str) -> None:
+    trainer = make_trainer(small_job(precision=precision, rounds=1))
+    assert trainer.fit()
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "expected"),
+    [
+        ({"classification": ("cat", "dog")}, ("background", "cat", "dog")),
+        ({"classification": ("cat",), "segmentation": ("background", "sky")}, ("background", "sky")),
+    ],
+)
+def test_a_task_without_labels_borrows_its_classes(labelled: dict, expected: tuple[str, ...]) -> None:
+    wanted = ("classification", "detection", "segmentation")
+    assert network_classes(wanted, labelled)["segmentation"] == expected
+
+
+def test_a_network_none_of_whose_tasks_is_labelled_is_refused() -> None:
+    with pytest.raises(DatasetError, match="learns detection, and the data labels classification"):
+        network_classes(("detection",), {"classification": ("cat",)})

@@ -1,0 +1,66 @@
+"""A trainer in this process, on a small job and a run record of the test's own."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtl_cloud.plan import gather_facts, plan_run
+from mtl_cloud.records import AttemptRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.storage import Storage
+from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.train.build import JobData, build_trainer, open_data
+from mtl_cloud.train.distributed import ProcessGroup
+from mtl_cloud.train.loop import Trainer
+
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
+
+
+def small_job(**training: Any) -> JobSpec:
+    """MTL-Net at a sixteenth of its width on 48 embedded scenes: a step takes some tens of milliseconds."""
+    return JobSpec.model_validate(
+        {
+            "dataset": {"name": "embedded", "max_train_samples": 24, "max_val_samples": 8},
+            "model": {"name": "mtl_net", "width": 0.0625},
+            "training": {
+                "rounds": 2,
+                "epochs_per_round": 2,
+                "batch_size": 8,
+                "image_size": 64,
+                "loader_workers": 0,
+                "deterministic": True,
+                **training,
+            },
+            "checkpoint": {"every_minutes": None},
+        }
+    )
+
+
+def open_attempt(
+    job: JobSpec, folder: Path, *, storage: Storage, attempt: int, data: JobData | None, group: ProcessGroup
+) -> Trainer:
+    """Attempt ``attempt`` of the run ``test`` in ``storage``, ready to fit."""
+    run = RunRecord(storage, "test")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    if group.leads:
+        if not run.exists():
+            plan = plan_run(job, gather_facts(job), run_id="test", now=now)
+            run.create(plan, spec_yaml=b"", spec_json=job_to_json(job))
+        run.claim(AttemptRecord(number=attempt, started_at=now.isoformat(), host="here", pid=attempt, backend="local"))
+    scratch = folder / f"scratch-{attempt}"
+    scratch.mkdir(exist_ok=True)
+    return build_trainer(job, data or open_data(job), run, attempt=attempt, group=group, scratch=Scratch(scratch))
+
+
+def digest(network: nn.Module) -> str:
+    """Of every bit of a network's parameters and buffers."""
+    state = network.state_dict()
+    return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in state.values())).hexdigest()
