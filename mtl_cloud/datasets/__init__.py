@@ -61,12 +61,12 @@ def open_splits(*specs: DatasetSpec) -> tuple[Dataset, Dataset]:
     """
     train = _join([open_dataset(spec, spec.splits.train) for spec in specs])
     val = _join([open_dataset(spec, spec.splits.val) for spec in specs])
+    assert_disjoint(train, val)
     if train.info.classes != val.info.classes:
         raise DatasetError(
             f"the splits {train.info.split} and {val.info.split} of {train.info.name} do not label the same classes",
             hint="validate on the tasks and classes that are trained: correct `splits:` or `tasks:`",
         )
-    assert_disjoint(train, val)
     return train, val
 
 

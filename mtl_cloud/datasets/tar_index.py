@@ -115,7 +115,7 @@ def _truncated(source: str, what: str) -> DatasetError:
 
 def _load(cached: Path) -> TarIndex | None:
     try:
-        with np.load(cached, allow_pickle=False) as arrays:
+        with cached.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return TarIndex(*(arrays[name] for name in TarIndex._fields))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None

@@ -128,7 +128,7 @@ def test_a_pickle_that_names_a_function_is_refused_and_nothing_runs(protocol: in
         loads(pickle.dumps({"data": Malice()}, protocol), "evil")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100).filter(lambda data: b"r" not in data))  # LONG_BINPUT may ask for gigabytes of memo
 def test_bytes_that_are_no_batch_are_a_dataset_error(data: bytes) -> None:
     with pytest.raises(DatasetError, match="noise: not a batch"):

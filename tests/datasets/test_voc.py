@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_harness import jpeg, voc_annotation, voc_object, write_mask
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_cloud.datasets.base import IGNORE, Sample
@@ -98,6 +98,7 @@ objects_strategy = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(objects_strategy)
 def test_a_class_is_unknown_only_when_all_its_objects_are_difficult(objects: list[VocObject]) -> None:
     flags = {c: [o.difficult for o in objects if o.class_index == c] for c in range(len(CLASSES))}
@@ -105,6 +106,7 @@ def test_a_class_is_unknown_only_when_all_its_objects_are_difficult(objects: lis
     assert class_set(objects).tolist() == expected
 
 
+@settings(deadline=None)
 @given(objects_strategy)
 def test_boxes_keep_order_and_difficulty_of_the_objects(objects: list[VocObject]) -> None:
     arrays = boxes(objects)
@@ -114,6 +116,7 @@ def test_boxes_keep_order_and_difficulty_of_the_objects(objects: list[VocObject]
     assert arrays.difficult.tolist() == [o.difficult for o in objects]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 32), st.integers(1, 24), st.data())
 def test_a_box_covers_exactly_the_pixels_that_voc_means(xmax: int, ymax: int, data: st.DataObject) -> None:
     """VOC counts pixels from 1 and includes the last; a slice counts from 0 and excludes it."""

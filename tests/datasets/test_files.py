@@ -1,0 +1,95 @@
+"""Files of a dataset: images of every colour space, reads at an offset, and failures that name the file."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_harness import jpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, read_bytes, read_lines
+from mtl_cloud.errors import DatasetError
+
+RED = (200, 30, 40)
+
+
+def encoded(mode: str, file_format: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE).save(file, file_format)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "PNG")]
+)
+def test_every_colour_space_becomes_the_same_rgb(mode: str, file_format: str) -> None:
+    image = decode_rgb(encoded(mode, file_format), "x")
+    assert image.shape == (4, 6, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - RED).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_grey_becomes_three_equal_channels(mode: str) -> None:
+    image = decode_rgb(encoded(mode, "PNG"), "x")
+    assert image.shape == (4, 6, 3)
+    assert (image == image[..., :1]).all()
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 700))
+def test_a_cut_image_is_named(cut: int) -> None:
+    data = jpeg(64, 64)
+    with pytest.raises(DatasetError, match=r"^a\.jpg: damaged, or not an image"):
+        decode_rgb(data[: min(cut, len(data) - 50)], "a.jpg")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_decode_or_are_a_dataset_error(data: st.DataObject) -> None:
+    damaged = bytearray(encoded("P", "PNG") if data.draw(st.booleans()) else jpeg())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on metadata and on sizes that the damage made huge
+        try:
+            image = decode_rgb(bytes(damaged), "a.jpg")
+        except DatasetError:
+            return
+    assert image.ndim == 3
+
+
+def test_a_mask_is_its_palette_indices() -> None:
+    indices = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    image = Image.fromarray(indices, "L").convert("P")
+    image.putpalette([7] * 768)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    assert np.array_equal(decode_mask(file.getvalue(), "x"), indices)
+
+
+def test_a_reader_reads_anywhere_and_again_after_it_was_sent_away(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(256)))
+    reader = RandomReader(path)
+    assert reader.read(10, 3) == b"\n\x0b\x0c"
+    assert pickle.loads(pickle.dumps(reader)).read(255, 1) == b"\xff"
+    with pytest.raises(DatasetError, match="data: ends within a member, at byte 256"):
+        reader.read(250, 10)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"absent: cannot be read \(No such file or directory\)"):
+        RandomReader(tmp_path / "absent").read(0, 1)
+    with pytest.raises(DatasetError, match=r"cannot be read \(Is a directory\)"):
+        read_bytes(tmp_path)
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match=r"list.txt: not a text file"):
+        read_lines(tmp_path / "list.txt")
