@@ -183,5 +183,5 @@ def write_run(storage: Storage, report: Report, *, spec_json: bytes = b"{}") -> 
     if report.samples:
         run.write_samples(report.samples, attempt=report.lives[-1].attempt.number)
     if report.result:
-        run.write_result(report.lives[-1].attempt.number, report.result)
+        run.write_result(report.result, attempt=report.lives[-1].attempt.number)
     return run

@@ -135,8 +135,7 @@ def _label_rounds(axes: Axes, x: Sequence[int]) -> None:
 
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
-    if len(x) == 1:
-        axes.set_xlim(x[0] - 1, x[0] + 1)
+    axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
 
 
 def _draw_cells(axes: Axes, values: Sequence[Sequence[float]]) -> None:

@@ -88,13 +88,15 @@ def _draw_box(picture: Image, box: Sequence[Any], factor: int, color: Color) -> 
 
     name, score = box[0], box[1]
     left, top, right, bottom = (float(value) * factor for value in box[2:6])
+    size = max(12, max(picture.size) // 22)  # words stay readable where the page shows the picture at half its size
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=2)
+    draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=max(2, size // 6))
     text = name if score is None or score == 1 else f"{name} {score:.2f}"
-    font = ImageFont.load_default(size=12)
-    place = draw.textbbox((left + 3, max(0, top - 15)), text, font=font)
-    draw.rectangle((place[0] - 3, place[1] - 2, place[2] + 3, place[3] + 2), fill=color)
-    draw.text((left + 3, max(0, top - 15)), text, fill=(0, 0, 0), font=font)
+    font = ImageFont.load_default(size=size)
+    corner = (left + 3, max(0, top - size - 4))
+    words = draw.textbbox(corner, text, font=font)
+    draw.rectangle((words[0] - 3, words[1] - 2, words[2] + 3, words[3] + 2), fill=color)
+    draw.text(corner, text, fill=(0, 0, 0), font=font)
 
 
 def _data_uri(picture: Image) -> str:

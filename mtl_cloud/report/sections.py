@@ -12,6 +12,7 @@ from mtl_cloud.report.formatting import dollars, duration, instant, number, perc
 from mtl_cloud.report.metrics import (
     Headline,
     curve_names,
+    headline_metric,
     headlines,
     is_share,
     label,
@@ -145,7 +146,10 @@ def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
         _column("round", (Cell(number(r.round), r.round) for r in rounds)),
         _column("epoch", (Cell(number(r.epoch), r.epoch) for r in rounds)),
         _column("step", (Cell(number(r.step), r.step) for r in rounds)),
-        *(_metric_column(rounds, h.task, h.metric, f"{h.task} {label(h.metric, h.task)}") for h in headlines(rounds)),
+        *(
+            _metric_column(rounds, h.task, h.metric, f"{h.task} {label(h.metric, h.task)}", strong=True)
+            for h in headlines(rounds)
+        ),
         _column("images", (Cell(number(r.images), r.images) for r in rounds)),
         _column("images/s", (Cell(number(r.images_per_s), r.images_per_s) for r in rounds)),
         _column("data wait", (Cell(percent(r.data_wait), r.data_wait) for r in rounds)),
@@ -163,9 +167,9 @@ def _column(title: str, cells: Iterator[Cell]) -> Column:
     return Column(title, list(cells))
 
 
-def _metric_column(rounds: Sequence[RoundRecord], task: str, metric: str, title: str) -> Column:
+def _metric_column(rounds: Sequence[RoundRecord], task: str, metric: str, title: str, *, strong: bool) -> Column:
     cells = [Cell(written(metric, value), value) for value in metric_series(rounds, task, metric)]
-    return Column(title, cells, strong=True)
+    return Column(title, cells, strong)
 
 
 def _says_something(column: Column) -> bool:
@@ -204,7 +208,7 @@ def sharing_figure(rounds: Sequence[RoundRecord]) -> str | None:
         "sharing",
         [[min(1.0, abs(value)) for value in row] for row in values],
         rows=names,
-        columns=[str(record.round) for record in rounds],
+        columns=_thinned([str(record.round) for record in rounds]),
         xlabel="round",
         ylabel="",
         alt="Learned sharing coefficients over rounds",
@@ -217,6 +221,12 @@ def _coefficients(sharing: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for receiver, row in table["coefficients"].items():
             for sender, value in row.items():
                 yield f"stage {stage} {table['kind'].replace('_', '-')}: {receiver} ← {sender}", value
+
+
+def _thinned(titles: list[str]) -> list[str]:
+    """Every title, or, of many, only some: the others are blank."""
+    every = -(-len(titles) // _MAP_COUNTS)
+    return [title if index % every == 0 else "" for index, title in enumerate(titles)]
 
 
 def _numbers(rounds: Sequence[RoundRecord]) -> list[int]:
@@ -287,7 +297,11 @@ def _task_columns(rounds: Sequence[RoundRecord], task: str) -> list[Column]:
     columns = [Column("round", [Cell(number(r.round), r.round) for r in rounds])]
     for title, values in _losses(rounds, task).items():
         columns.append(Column(f"{title} loss", [Cell(number(value), value) for value in values]))
-    return columns + [_metric_column(rounds, task, name, label(name, task)) for name in metric_names(rounds, task)]
+    headline = headline_metric(rounds, task)
+    return columns + [
+        _metric_column(rounds, task, name, label(name, task), strong=name == headline)
+        for name in metric_names(rounds, task)
+    ]
 
 
 def _class_columns(per_class: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> list[Column]:
