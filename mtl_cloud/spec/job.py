@@ -153,8 +153,8 @@ class DatasetSpec(_Spec):
     splits: SplitsSpec = Field(SplitsSpec(), description="Names of the splits.")
     tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default all that it has.")
     on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What a damaged or mislabelled sample does.")
-    max_train_samples: PositiveInt | None = Field(None, description="Use only the first samples of the train split.")
-    max_val_samples: PositiveInt | None = Field(None, description="Use only the first samples of the val split.")
+    max_train_samples: PositiveInt | None = Field(None, description="Use this many, spread over the train split.")
+    max_val_samples: PositiveInt | None = Field(None, description="Use this many, spread over the val split.")
 
 
 DatasetSpecs: TypeAlias = Annotated[
