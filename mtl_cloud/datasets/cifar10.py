@@ -33,6 +33,7 @@ _BATCH_LABELS = {name: f"training batch {i} of 5" for i, name in enumerate(_BATC
     "test_batch": "testing batch 1 of 1"
 }
 _PACK = "cifar10_full_jpeg.npz"
+_UNPACK = "unpack cifar-10-python.tar.gz, and name its folder in `uri:`"
 
 
 class Content(NamedTuple):
@@ -111,7 +112,7 @@ def _find(path: Path, *, lossy: bool) -> tuple[Path, Reader]:
     if packs:
         return packs[0], read_pack
     wanted = _PACK if lossy else f"cifar-10-batches-py/data_batch_1, nor {_PACK}"
-    raise DatasetError(f"{path}: there is no {wanted} in it", hint="unpack cifar-10-python.tar.gz there")
+    raise DatasetError(f"{path}: there is no {wanted} in it", hint=_UNPACK)
 
 
 def _assert_labels(dataset: Cifar10Dataset) -> None:
@@ -124,7 +125,10 @@ def _assert_labels(dataset: Cifar10Dataset) -> None:
             hint="the file is damaged: get it again",
         )
     if empty := sorted(set(range(len(CLASSES))) - set(labels.tolist())):
-        raise DatasetError(f"{dataset.path}: {dataset.split} has no image of class {CLASSES[empty[0]]}")
+        raise DatasetError(
+            f"{dataset.path}: {dataset.split} has no image of class {CLASSES[empty[0]]}",
+            hint="a model cannot learn or be measured on a class without images: get the files again",
+        )
 
 
 def read_batches(folder: Path, split: str) -> Content:
@@ -148,12 +152,26 @@ def read_batches(folder: Path, split: str) -> Content:
 
 def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     batch = loads(read_bytes(path), str(path))
-    data, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(data, np.ndarray) or not isinstance(labels, list) or data.shape != (len(labels), 3 * _SIDE**2):
-        raise DatasetError(f"{path}: not a batch of CIFAR-10: one row of 3072 bytes for each label is expected")
+    data: Any = batch.get("data")
+    labels: Any = batch.get("labels")
+    if not _is_batch(data, labels):
+        raise DatasetError(
+            f"{path}: not a batch of CIFAR-10: one row of 3072 bytes for each label is expected", hint=_UNPACK
+        )
     if (said := batch.get("batch_label", _BATCH_LABELS[path.name])) != _BATCH_LABELS[path.name]:
-        raise DatasetError(f"{path}: the file calls itself {said!r}: under this name it would leak between splits")
+        raise DatasetError(
+            f"{path}: the file calls itself {said!r}: under this name it would leak between splits", hint=_UNPACK
+        )
     return data, np.array(labels, dtype=np.int64)
+
+
+def _is_batch(data: object, labels: object) -> bool:
+    return (
+        isinstance(data, np.ndarray)
+        and isinstance(labels, list)
+        and data.shape == (len(labels), 3 * _SIDE**2)
+        and all(isinstance(label, int) for label in labels)
+    )
 
 
 def read_pack(path: Path, split: str) -> Content:
@@ -162,9 +180,14 @@ def read_pack(path: Path, split: str) -> Content:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as pack:
             streams, offsets, labels = (pack[f"{split}_{part}"] for part in ("jpeg", "offsets", "labels"))
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path}: not a pack of CIFAR-10's images, or damaged ({error})") from error
+        raise DatasetError(
+            f"{path}: not a pack of CIFAR-10's images, or damaged ({error})",
+            hint=_UNPACK,
+        ) from error
     if len(offsets) != len(labels) + 1 or offsets[-1] != streams.size:
-        raise DatasetError(f"{path}: {split} has {len(labels)} labels, and its offsets do not fit them")
+        raise DatasetError(
+            f"{path}: {split} has {len(labels)} labels, and its offsets do not fit them", hint="make the pack again"
+        )
     names = [f"{batch}/{row}" for batch in _BATCHES[split] for row in range(_ROWS_PER_BATCH)]
 
     def image(index: int) -> npt.NDArray[np.uint8]:

@@ -47,7 +47,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+        raise _unreadable(path, error) from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -55,7 +55,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not a text file ({error})") from error
+        raise DatasetError(f"{path}: not a text file ({error})", hint="unpack the dataset's archive again") from error
 
 
 def decode_rgb(data: bytes, source: str) -> npt.NDArray[np.uint8]:
@@ -100,9 +100,12 @@ class RandomReader:
         try:
             data = os.pread(self._descriptor, size, offset)
         except OSError as error:
-            raise DatasetError(f"{self.path}: cannot be read ({error.strerror})") from error
+            raise _unreadable(self.path, error) from error
         if len(data) != size:
-            raise DatasetError(f"{self.path}: ends within a member, at byte {offset + len(data)}")
+            raise DatasetError(
+                f"{self.path}: ends within a member, at byte {offset + len(data)}",
+                hint="it has changed since it was opened: do not write to it while it is read",
+            )
         return data
 
     @cached_property
@@ -110,3 +113,9 @@ class RandomReader:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
+
+
+def _unreadable(path: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"{path}: cannot be read ({error.strerror})", hint="unpack the dataset's archive again, or mend its permissions"
+    )

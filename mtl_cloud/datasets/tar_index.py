@@ -73,7 +73,7 @@ def _scan(path: Path) -> TarIndex:
     with path.open("rb") as file:
         members = sorted(_members(file, path))
     if not members:
-        raise DatasetError(f"{path}: the tar holds no files")
+        raise DatasetError(f"{path}: the tar holds no files", hint="download it again, and compare its checksum")
     names, offsets, sizes = zip(*members, strict=True)
     return TarIndex(np.array(names), np.array(offsets), np.array(sizes))
 
