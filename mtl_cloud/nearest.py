@@ -8,12 +8,13 @@ __all__ = ["did_you_mean", "nearest"]
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name closest to ``word``, in any case; None when none is close."""
+    """The name closest to ``word``, in any case; first of all one with the same letters. None when none is close."""
     from difflib import get_close_matches  # only on the way to an error
 
     by_folded = {name.casefold(): name for name in names}
-    matches = get_close_matches(word.casefold(), by_folded, n=1)
-    return by_folded[matches[0]] if matches else None
+    matches = get_close_matches(word.casefold(), by_folded)
+    swapped = [match for match in matches if sorted(match) == sorted(word.casefold())]
+    return by_folded[(swapped or matches)[0]] if matches else None
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,8 +22,8 @@ from mtl_cloud.spec.job import JobSpec
 
 __all__ = ["check"]
 
-_STAND_IN: dict[str, Json] = {"dataset": {"name": "embedded"}}
-"""For the one field that has no default."""
+_DATASET: Json = {"name": "embedded"}
+"""Stands in for the one field that has no default."""
 
 
 def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
@@ -32,10 +33,9 @@ def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
     job = _validate(data)
     while not isinstance(job, JobSpec):
         findings += [finding for finding in job if not _rests_on(finding, wrong)]
-        for finding in job:
-            loc = _extent(finding, data)
-            wrong |= set() if finding.at_key else {loc}
-            data = _STAND_IN | _without(data, loc)
+        extents = [_extent(finding, data) for finding in job]
+        wrong |= {loc for finding, loc in zip(job, extents, strict=True) if not finding.at_key}
+        data = {"dataset": _DATASET} | reduce(_without, extents, data)
         job = _validate(data)
     facts = [fact for fact in check_facts(job) if not _rests_on(fact, wrong)]
     return job, findings + [fact for fact in facts if not _follows(fact, facts)]
@@ -63,13 +63,13 @@ def _follows(fact: Finding, facts: list[Finding]) -> bool:
 
 
 def _extent(finding: Finding, data: Mapping[str, Json]) -> Loc:
-    """The field to take out: what encloses an absent one, a whole list for its item, all of an unknown backend."""
+    """The field to take out: what encloses an absent one, the list around an item, all of an unknown backend."""
     loc = finding.loc
     if loc == ("compute", "backend"):
         return ("compute",)
     if not _holds(data, loc):
         loc = loc[:-1]
-    while loc and isinstance(loc[-1], int):
+    while loc and isinstance(loc[-1], int) and loc[:-1] != ("dataset",):
         loc = loc[:-1]
     return loc or ("dataset",)
 
@@ -83,16 +83,15 @@ def _holds(data: Mapping[str, Json], loc: Loc) -> bool:
     return True
 
 
-def _without(data: Mapping[str, Json], loc: Loc) -> dict[str, Json]:
-    head, rest = str(loc[0]), loc[1:]
-    below = data.get(head)
+def _without(data: Any, loc: Loc) -> Any:
+    """The data less one field. A dataset of several is replaced, so that the others keep their indices."""
+    if not loc or not isinstance(data, dict | list):
+        return data
+    head, rest = loc[0], loc[1:]
+    if isinstance(data, list):
+        return [
+            (_without(item, rest) if rest else _DATASET) if index == head else item for index, item in enumerate(data)
+        ]
     if not rest:
         return {key: value for key, value in data.items() if key != head}
-    if isinstance(below, list) and isinstance(rest[0], int):
-        items = [_without_in(item, rest[1:]) if index == rest[0] else item for index, item in enumerate(below)]
-        return {**data, head: items}
-    return {**data, head: _without_in(below, rest)} if head in data else dict(data)
-
-
-def _without_in(value: Json, loc: Loc) -> Json:
-    return _without(value, loc) if isinstance(value, dict) else value
+    return {key: _without(value, rest) if key == head else value for key, value in data.items()}

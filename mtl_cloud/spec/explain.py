@@ -29,10 +29,10 @@ _KINDS = {
     "union_tag_not_found": "a mapping of fields",
 }
 _LIMITS = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "multiple_of": "a multiple of {multiple_of}",
     "finite_number": "a finite number",
 }
@@ -73,7 +73,8 @@ def _walk(raw: tuple[int | str, ...]) -> tuple[Loc, Mapping[str, type[BaseModel]
         members = _members(here)
         if part in members:
             here = members[part]
-            models = {str(part): here, **members} if _is_model(here) else {}
+            others = {tag: member for tag, member in members.items() if _is_model(member)}
+            models = {str(part): here, **others} if _is_model(here) else {}
         elif part != "[key]":
             if _is_model(here) and here not in models.values():
                 models = {"": here}
@@ -184,7 +185,8 @@ def _description(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -
     name = details["loc"][-1]
     fields = next(iter(models.values())).model_fields if models else {}
     field = fields.get(str(name))
-    return (field.description or "").rstrip(".") if field else None
+    text = (field.description or "").rstrip(".") if field else ""
+    return text[:1].lower() + text[1:] or None
 
 
 def _show(value: object) -> str:

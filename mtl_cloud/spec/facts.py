@@ -6,7 +6,7 @@ fields that it rests on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mtl_cloud import catalog
 from mtl_cloud.nearest import did_you_mean
@@ -44,7 +44,8 @@ def trained_tasks(job: JobSpec) -> tuple[Task, ...]:
 
 
 def _labels(dataset: DatasetSpec) -> tuple[Task, ...]:
-    return dataset.tasks or DATASET_TASKS[dataset.name]
+    offered = DATASET_TASKS[dataset.name]
+    return tuple(task for task in dataset.tasks or offered if task in offered)
 
 
 def _cloud(job: JobSpec) -> Ec2Compute | SageMakerCompute | None:
@@ -82,8 +83,8 @@ def _gpus_are_there(job: JobSpec) -> Iterator[Finding]:
     asked = job.compute.gpu_count
     for loc, machine, name in _types(job):
         if machine and asked > machine.gpu_count:
-            hint = f"write gpu_count: {machine.gpu_count}" if machine.gpu_count < asked else None
-            yield Finding(_GPUS, f"{name} has {_gpus(machine)}, not {asked}", hint, uses=(loc,))
+            message = f"{name} has {_gpus(machine)}, and the job asks for {asked}"
+            yield Finding(_GPUS, message, f"write gpu_count: {machine.gpu_count}", uses=(loc,))
 
 
 def _gpus_are_used(job: JobSpec) -> Iterator[Finding]:
@@ -168,8 +169,8 @@ def _tasks_are_offered(job: JobSpec) -> Iterator[Finding]:
         if task not in offered:
             yield Finding(loc, f"{name} cannot learn {task}", f"it learns {_and(offered)}", uses=(_NETWORK,))
         elif not any(task in _labels(dataset) for dataset in job.datasets):
-            labelled = {task for dataset in job.datasets for task in _labels(dataset)}
-            hint = f"labelled: {_and(task for task in TASKS if task in labelled)}"
+            labelled = [task for task in TASKS if any(task in _labels(dataset) for dataset in job.datasets)]
+            hint = f"labelled: {_and(labelled)}"
             yield Finding(loc, f"no dataset labels {task}", hint, uses=_label_locs(job))
 
 
@@ -192,8 +193,9 @@ def _one_trunk_from_the_start(job: JobSpec) -> Iterator[Finding]:
         missing = [before for before in range(1, stage) if before not in hard]
         if missing:
             message = f"one trunk shares from the input on: stage {missing[0]} before it is not hard"
-            loc = ("model", "sharing", str(stage))
-            yield Finding(loc, message, f"share {missing[0]} hard too, or not {stage}", uses=(("model", "sharing"),))
+            uses = tuple(("model", "sharing", str(before)) for before in range(1, stage))
+            hint = f"share {missing[0]} hard too, or not {stage}"
+            yield Finding(("model", "sharing", str(stage)), message, hint, uses=uses)
 
 
 def _pretrained_fits(job: JobSpec) -> Iterator[Finding]:
@@ -277,8 +279,8 @@ def _uri_is_given(job: JobSpec) -> Iterator[Finding]:
             yield Finding((*loc, "uri"), message, uses=((*loc, "name"),))
 
 
-def _and(names: Iterator[str] | tuple[str, ...]) -> str:
-    *most, last = names
+def _and(names: Iterable[str]) -> str:
+    *most, last = names or ("nothing",)
     return f"{', '.join(most)} and {last}" if most else last
 
 

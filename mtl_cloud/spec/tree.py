@@ -26,7 +26,7 @@ _WORDS: dict[str, Json] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,18}")  # of a size that any reader of JSON takes
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -111,12 +111,10 @@ class _Reader:
         self._seen: set[int] = set()
 
     def value(self, node: yaml.Node, loc: Loc) -> Json:
-        if not self._is_plain(node, loc):
-            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
-            return [self._item(item, (*loc, index)) for index, item in enumerate(node.value)]
+            return self.items(node, loc)
         return _scalar(str(node.value), plain=getattr(node, "style", None) is None)
 
     def mapping(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Json]:
@@ -124,28 +122,40 @@ class _Reader:
         for key, value in node.value:
             place = self._place(key)
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            if name in found:
-                first = self.keys[*loc, name]
-                self._problem(place, (*loc, name), f"stands twice; it is already on line {first.line}", "keep one")
+            at = (*loc, name)
+            if at in self.keys:
+                self._problem(place, at, f"stands twice; it is already on line {self.keys[at].line}", "keep one")
                 continue
-            self.keys[*loc, name] = place
-            self.values[*loc, name] = self._place(value) if isinstance(value, yaml.ScalarNode) else place
-            found[name] = self.value(value, (*loc, name))
+            self.keys[at] = place
+            self.values[at] = self._start(value, place) if isinstance(value, yaml.ScalarNode) else place
+            if self._is_plain(value, at):
+                found[name] = self.value(value, at)
         return found
 
-    def _item(self, node: yaml.Node, loc: Loc) -> Json:
-        self.values[loc] = self._place(node)
-        return self.value(node, loc)
+    def items(self, node: yaml.SequenceNode, loc: Loc) -> list[Json]:
+        found: list[Json] = []
+        for item in node.value:
+            at = (*loc, len(found))
+            self.values[at] = self._start(item, self.values[loc])
+            if self._is_plain(item, at):
+                found.append(self.value(item, at))
+        return found
 
     def _is_plain(self, node: yaml.Node, loc: Loc) -> bool:
+        """It is written out, without a tag. What is not is told, and left out of the values."""
         if id(node) in self._seen:
             self._problem(self.values[loc], loc, "an alias (*name) stands for another value", "write the value out")
             return False
         self._seen.add(id(node))
         if node.tag not in _TAGS:
-            self._problem(self.values[loc], loc, f"the tag {node.tag} has no meaning here", "write the value alone")
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self._problem(self.values[loc], loc, f"the tag {tag} has no meaning here", "write the value alone")
             return False
         return True
+
+    def _start(self, node: yaml.Node, otherwise: Place) -> Place:
+        """Of a node; an alias has no place of its own, for it is the very node that was met before."""
+        return otherwise if id(node) in self._seen else self._place(node)
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -188,11 +198,12 @@ def _assign(tree: Tree, option: str) -> Tree:
     except ValueError as error:
         problem = Problem(*place, "", str(error), "for example --set training.batch_size=32")
         return replace(tree, problems=(*tree.problems, problem))
+    around = {loc[:depth]: place for depth in range(1, len(loc))}  # those that are there keep their own places
     outside = {at: where for at, where in tree.values.items() if at[: len(loc)] != loc}
     keys = {at: where for at, where in tree.keys.items() if at in outside}
     data = _assigned(tree.data, loc, value)
     assert isinstance(data, dict)  # noqa: S101 - the root stays a mapping: loc is not empty
-    return replace(tree, data=data, keys=keys, values=outside | {loc: place})
+    return replace(tree, data=data, keys=keys, values={**around, **outside, loc: place})
 
 
 def _parse_option(data: Mapping[str, Json], option: str) -> tuple[Loc, Json]:

@@ -1,0 +1,187 @@
+"""The plan is a pure function, compared whole; money and time are counted for the worst case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_cloud import catalog
+from mtl_cloud.catalog import Price
+from mtl_cloud.errors import PlanError
+from mtl_cloud.plan import Candidate, Facts, gather_facts, plan_run, worst_case_usd
+from mtl_cloud.records import PlanRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.spec.load import parse_job
+
+NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
+P4D = catalog.instance_type("p4d.24xlarge")
+G5 = catalog.instance_type("g5.12xlarge")
+
+
+def load(text: str) -> JobSpec:
+    return parse_job(text.encode(), source="f", base=Path("/"), cwd=Path("/here")).job
+
+
+def on_ec2(**compute: Any) -> JobSpec:
+    fields = {"backend": "ec2", "instance_type": "p4d.24xlarge", "gpu_count": 8, **compute}
+    return JobSpec.model_validate({"dataset": {"name": "embedded"}, "compute": fields, "storage": "s3://b/r"})
+
+
+def plan(job: JobSpec, facts: Facts | None = None) -> PlanRecord:
+    return plan_run(job, gather_facts(job) if facts is None else facts, run_id="r-1", now=NOW)
+
+
+def priced(*prices: float | None) -> Facts:
+    """Facts of P4d, then G5, at these prices."""
+    return Facts(
+        "2026-11-23",
+        tuple(
+            Candidate(machine, None if usd is None else Price(usd, "us-east-1", "2026-01-21", "a table"))
+            for machine, usd in zip((P4D, G5), prices, strict=False)
+        ),
+    )
+
+
+def test_a_local_plan_whole() -> None:
+    assert plan(load("name: quick\ndataset: {name: embedded}\ntags: {who: ada}\ntraining: {rounds: 3}")) == PlanRecord(
+        run_id="r-1",
+        name="quick",
+        created_at="2026-11-23T15:00:00+00:00",
+        backend="local",
+        storage="/here/mtl-runs",
+        command=["python", "-m", "mtl_cloud.train"],
+        env={},
+        processes=1,
+        rounds=3,
+        tags={"who": "ada"},
+        facts={"collected": None, "candidates": []},
+    )
+
+
+def test_a_plan_on_a_p4d_whole() -> None:
+    assert plan(on_ec2(gpu_count=4, max_hours=10)) == PlanRecord(
+        run_id="r-1",
+        name="job",
+        created_at="2026-11-23T15:00:00+00:00",
+        backend="ec2",
+        storage="s3://b/r",
+        command=["python", "-m", "mtl_cloud.train"],
+        env={},
+        processes=4,
+        rounds=50,
+        deadline_s=36000.0,
+        usd_per_hour=21.957642,
+        facts={
+            "collected": "2026-11-23",
+            "candidates": [
+                {
+                    "machine": {
+                        "name": "p4d.24xlarge",
+                        "vcpus": 96,
+                        "memory_gib": 1152,
+                        "gpu": "A100",
+                        "gpu_count": 8,
+                        "gpu_memory_gib": 40,
+                        "nvme_count": 8,
+                        "nvme_gb": 1000,
+                        "network": "4x 100 Gigabit",
+                        "efa": 4,
+                    },
+                    "price": {
+                        "usd_per_hour": 21.957642,
+                        "region": "us-east-1",
+                        "date": "2026-01-21",
+                        "source": "the EC2 on-demand rate card, Linux, as published by instances.vantage.sh",
+                    },
+                }
+            ],
+        },
+        warnings=[
+            "compute.gpu_count: p4d.24xlarge has 8 GPUs and the job uses 4: 4 are paid and idle",
+            "compute.instance_type: on-demand prices are those of 2026-01-21",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "processes"),
+    [
+        ("compute: {gpu_count: 0}", 1),
+        ("compute: {processes: 2}", 2),
+        ("compute: {gpu_count: 4}", 4),
+        ("compute: {backend: docker, gpu_count: 2}", 2),
+    ],
+)
+def test_there_is_one_process_a_gpu_or_as_many_as_asked_for(text: str, processes: int) -> None:
+    assert plan(load(f"dataset: {{name: embedded}}\n{text}")).processes == processes
+
+
+@pytest.mark.parametrize(
+    ("compute", "prices", "deadline_s", "worst"),
+    [
+        ({"max_hours": 10}, (20.0,), 36000, 200.0),
+        ({"max_hours": 10, "budget_usd": 100}, (20.0,), 18000, 100.0),
+        ({"max_hours": 1, "budget_usd": 100}, (20.0,), 3600, 20.0),
+        ({"max_hours": 10, "budget_usd": 100}, (20.0, 50.0), 7200, 100.0),  # the dearer may be the one
+        ({"max_hours": 10}, (20.0, None), 36000, None),
+    ],
+)
+def test_the_deadline_is_the_earlier_of_time_and_money(
+    compute: dict[str, Any], prices: tuple[float | None, ...], deadline_s: float, worst: float | None
+) -> None:
+    planned = plan(on_ec2(**compute), priced(*prices))
+    assert planned.deadline_s == pytest.approx(deadline_s)
+    assert worst_case_usd(planned) == (None if worst is None else pytest.approx(worst))
+
+
+def test_a_budget_without_a_known_price_cannot_be_held() -> None:
+    with pytest.raises(PlanError, match=r"the price of g5\.12xlarge is unknown"):
+        plan(on_ec2(budget_usd=5), priced(20.0, None))
+
+
+def test_an_unknown_price_is_said_and_not_taken_for_nothing() -> None:
+    planned = plan(on_ec2(region="ap-south-2"))
+    assert planned.usd_per_hour is None
+    assert planned.warnings == ["compute.instance_type: the price of p4d.24xlarge is unknown"]
+
+
+def test_a_budget_on_one_s_own_machine_limits_nothing_and_the_plan_says_so() -> None:
+    planned = plan(load("dataset: {name: embedded}\ncompute: {budget_usd: 5, max_hours: 2}"))
+    assert planned.deadline_s == 7200
+    assert planned.warnings == ["compute.budget_usd: no machine is rented, so it limits nothing"]
+
+
+def test_a_type_beyond_the_tables_cannot_be_planned() -> None:
+    with pytest.raises(PlanError, match=r"z9\.huge is not in the catalogue"):
+        gather_facts(on_ec2(instance_type="z9.huge"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.01, 1e3), st.floats(0.01, 1e5), st.floats(0.01, 1e4))
+def test_no_plan_costs_more_than_its_budget_or_lasts_longer_than_its_hours(
+    price: float, budget: float, hours: float
+) -> None:
+    planned = plan(on_ec2(budget_usd=budget, max_hours=hours), priced(price))
+    worst = worst_case_usd(planned)
+    assert worst is not None
+    assert worst <= budget * (1 + 1e-9)
+    assert planned.deadline_s is not None
+    assert planned.deadline_s <= hours * 3600
+
+
+def test_a_plan_comes_back_from_its_record() -> None:
+    planned = plan(on_ec2(instance_type=["p4d.24xlarge", "p4de.24xlarge"], budget_usd=9))
+    assert PlanRecord.decode(planned.encode(), source="plan.json") == planned
+
+
+def test_the_same_input_gives_the_same_plan_and_stays_as_it_was() -> None:
+    job, facts = on_ec2(), priced(20.0)
+    before = (job.model_copy(deep=True), replace(facts))
+    assert plan(job, facts) == plan(job, facts)
+    assert (job, facts) == before
