@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import Storage
@@ -88,3 +91,29 @@ def logged(run: RunRecord, text: str, attempt: int = 1) -> Callable[[], bool]:
 
 def no_cloud_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+
+
+class FakeClock(Clock):
+    """A clock that only sleeping moves. Actions planned with ``at`` happen while somebody sleeps over their time."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._start = start
+        self._planned: list[tuple[float, Callable[[], object]]] = []
+        self.seconds = 0.0
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        self._planned.append((seconds, action))
+
+    def now(self) -> datetime:
+        return self._start + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        end = self.seconds + seconds
+        for at, action in sorted((plan for plan in self._planned if plan[0] <= end), key=itemgetter(0)):
+            self.seconds = max(self.seconds, at)
+            action()
+        self._planned = [plan for plan in self._planned if plan[0] > end]
+        self.seconds = end

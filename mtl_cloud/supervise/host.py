@@ -58,12 +58,20 @@ def _memory_gib(used: int, total: int) -> dict[str, Json]:
 def _gpus() -> list[Json]:
     return [
         {
-            "memory_used_gib": round(float(used) / _MIB_PER_GIB, 2),
-            "memory_total_gib": round(float(total) / _MIB_PER_GIB, 2),
-            "utilization_percent": float(busy),
+            "memory_used_gib": _number(used, _MIB_PER_GIB),
+            "memory_total_gib": _number(total, _MIB_PER_GIB),
+            "utilization_percent": _number(busy),
         }
         for used, total, busy in _nvidia_smi("memory.used,memory.total,utilization.gpu")
     ]
+
+
+def _number(text: str, divisor: float = 1) -> float | None:
+    """None for the tool's ``[N/A]``, e.g. the utilisation of a GPU in partitions."""
+    try:
+        return round(float(text) / divisor, 2)
+    except ValueError:
+        return None
 
 
 def _nvidia_smi(fields: str) -> list[list[str]]:

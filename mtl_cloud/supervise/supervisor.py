@@ -10,6 +10,7 @@ import os
 import socket
 import uuid
 
+from mtl_cloud.errors import AlreadyExistsError
 from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.attempt import Attempt
@@ -50,7 +51,14 @@ def _claim(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) 
         device=device_name(),
         nonce=uuid.uuid4().hex,
     )
-    around.patiently(lambda: run.claim(record))
+    try:
+        around.patiently(lambda: run.claim(record))
+    except AlreadyExistsError as error:
+        owner = run.attempts()[number - 1]
+        raise AlreadyExistsError(
+            f"{run.run_id}: attempt {number} was claimed by process {owner.pid} on {owner.host} at {owner.started_at}",
+            hint="it carries on; there is nothing to do here",
+        ) from error
 
 
 def _live(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:

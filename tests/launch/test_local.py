@@ -116,9 +116,9 @@ def test_the_run_survives_its_terminal(run: RunRecord, environ: dict[str, str]) 
         env={**environ, "PYTHONPATH": path},
     ) as shell:
         os.close(theirs)
-        assert os.read(ours, 1000) == b"submitted\r\n"
-        trainer = _trainer_pid(run, 1)
-        os.close(ours)
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            assert terminal.readline() == b"submitted\r\n"
+            trainer = _trainer_pid(run, 1)
         assert shell.wait(10) == -signal.SIGHUP
     beat = run.heartbeat(1)
     wait_for(lambda: run.heartbeat(1) != beat)
