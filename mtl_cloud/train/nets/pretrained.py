@@ -87,7 +87,10 @@ def _read(path: Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise TrainingError(f"{path}: no file of weights that can be read: {error}") from error
-    return state.get("state_dict", state.get("model", state))  # type: ignore[no-any-return]  # untyped file
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path}: holds a {type(state).__name__}, not the state_dict of a network")
+    inner: State = state.get("state_dict") or state.get("model") or state
+    return inner
 
 
 def _fill(network: StagedNetwork, state: State, path: Path) -> tuple[str, ...]:
