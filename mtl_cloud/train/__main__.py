@@ -34,6 +34,7 @@ log = logging.getLogger("mtl_cloud.train")
 def main() -> int:
     """Run one process of an attempt; returns its exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table of its own
     scratch = Scratch.from_environ(os.environ)
     try:
         return _train(scratch)

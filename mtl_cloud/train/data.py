@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from multiprocessing.context import BaseContext
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_cloud.datasets.base import IGNORE, Dataset, Sample
+from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.spec.job import AugmentSpec, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
@@ -120,20 +124,52 @@ def validation_batches(
 
 
 def _load(view: TorchDataset[Item], batches: object, collate: Collate, *, workers: int, pin: bool) -> Iterator[Batch]:
-    loader = DataLoader(
-        view,
+    loader: DataLoader[Any] = DataLoader(
+        _Reporting(view),
         batch_sampler=batches,  # type: ignore[arg-type]  # an iterable of index lists serves
-        collate_fn=collate,
+        collate_fn=partial(_collate_or_report, collate),
         num_workers=workers,
         pin_memory=pin,
         # Threads of storage clients and of torch do not survive a fork.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_forkserver() if workers else None,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
         # Without its own generator a loader draws from the global one, and training would depend on it.
         generator=torch.Generator(),
     )
-    return iter(cast("DataLoader[Batch]", loader))
+    for batch in loader:
+        if isinstance(batch, MtlCloudError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Reporting(TorchDataset[Item | MtlCloudError]):
+    """Hands an error over as a value: raised in a worker, it would come out with the worker's traceback as message."""
+
+    view: TorchDataset[Item]
+
+    def __getitem__(self, index: Any) -> Item | MtlCloudError:
+        try:
+            return self.view[index]
+        except MtlCloudError as error:
+            return error
+
+
+def _collate_or_report(collate: Collate, items: list[Item | MtlCloudError]) -> Batch | MtlCloudError:
+    samples: list[Item] = []
+    for item in items:
+        if isinstance(item, MtlCloudError):
+            return item
+        samples.append(item)
+    return collate(samples)
+
+
+def _forkserver() -> BaseContext:
+    """Workers forked from a process that has imported torch and nothing else: they start at once, without threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtl_cloud.train.data"])
+    return context
 
 
 def _one_thread(_worker: int) -> None:

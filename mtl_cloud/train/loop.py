@@ -176,7 +176,7 @@ class Trainer:
             dict(zip(self.heads, (all_counts > 0).float().unbind(), strict=True)),
         )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(objective * self.group.world).backward()
+        self.scaler.scale(objective * self.group.world).backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
         for parameter in self.weighting.parameters():
             if parameter.grad is not None:
                 parameter.grad /= self.group.world
@@ -276,7 +276,7 @@ class Trainer:
         log.info("round %d/%d done in %.0f s", record.round, self.job.training.rounds, record.seconds + validation_s)
         for task, values in record.metrics.items():
             first = {HEADLINE[task]: values.get(HEADLINE[task]), **values}  # type: ignore[index]
-            words = " ".join(f"{name}={value:.4f}" for name, value in first.items() if value is not None)
+            words = " ".join(f"{name}={value:.4g}" for name, value in first.items() if value is not None)
             log.info("metrics round=%d task=%s %s", record.round, task, words)
 
     def _samples(self, round_number: int) -> RoundSamples:
