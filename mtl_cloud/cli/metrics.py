@@ -49,14 +49,14 @@ def _course(rounds: Sequence[RoundRecord], task: str) -> str:
     if metric is None:
         return ""
     series = metric_series(rounds, task, metric)
-    return f"  {label(metric)} {sparkline(series)} {written(metric, series[-1])}"
+    return f"  {label(metric, task)} {sparkline(series)} {written(metric, series[-1])}"
 
 
 def _table(rounds: Sequence[RoundRecord], task: str) -> tuple[list[str], list[list[str]]]:
     from mtl_cloud.report.formatting import number
-    from mtl_cloud.report.metrics import label, metric_names, written
+    from mtl_cloud.report.metrics import curve_names, label, written
 
-    names = metric_names(rounds, task)
+    names = curve_names(rounds, task)
     rows = [
         [
             str(record.round),
@@ -66,4 +66,4 @@ def _table(rounds: Sequence[RoundRecord], task: str) -> tuple[list[str], list[li
         ]
         for record in rounds
     ]
-    return ["round", "train loss", "val loss", *map(label, names)], rows
+    return ["round", "train loss", "val loss", *(label(name, task) for name in names)], rows

@@ -135,5 +135,8 @@ def _bar(step: object, steps: object) -> RenderableType:
     if not isinstance(step, int) or not isinstance(steps, int) or not steps:
         return ProgressBar(total=1, completed=0, width=48)
     row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(ProgressBar(total=steps, completed=step, width=48), f"{step / steps:.0%}")
+    row.add_row(
+        ProgressBar(total=steps, completed=step, width=48, complete_style="cyan", finished_style="green"),
+        f"{step / steps:.0%}",
+    )
     return row

@@ -33,10 +33,12 @@ def loss_words(progress: Mapping[str, Json]) -> str:
 
 
 def speed_words(progress: Mapping[str, Json]) -> str:
-    """``812 images/s · 3.1 % waiting for data · 3 min 10 s left``."""
+    """``812 images/s · 3.1 % waiting for data · 3 min 10 s left``; empty while nothing is measured."""
     rate, wait, left = (progress.get(name) for name in ("images_per_s", "data_wait", "eta_s"))
+    if not rate or not isinstance(rate, int | float):
+        return ""
     parts = [
-        f"{rate:.3g} images/s" if isinstance(rate, int | float) else "",
+        f"{rate:.3g} images/s",
         f"{percent(wait)} waiting for data" if isinstance(wait, int | float) else "",
         f"{duration(left)} left" if isinstance(left, int | float) else "",
     ]

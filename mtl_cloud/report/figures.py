@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["curves", "heat_map"]
 
 Series: TypeAlias = Sequence[float | None]
+Scale: TypeAlias = Literal["linear", "log", "share"]
 
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
 _SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909")
@@ -49,6 +50,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.left": False,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "legend.frameon": False,
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -62,10 +64,12 @@ def curves(
     ylabel: str,
     alt: str,
     bands: Mapping[str, tuple[Series, Series]] | None = None,
+    scale: Scale = "linear",
 ) -> str:
     """Lines over rounds, one for each series, gaps where a value is None or not finite.
 
-    ``bands``: title of a series -> lower and upper bound, drawn as a shade around its line.
+    ``bands``: title of a series -> lower and upper bound, drawn as a shade around its line. ``scale``: of the vertical
+    axis; ``share`` is a linear one that never goes below zero.
     """
     from matplotlib import rc_context
 
@@ -79,7 +83,7 @@ def curves(
                 axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         _label_rounds(axes, x)
         axes.set_ylabel(ylabel)
-        axes.margins(y=0.08)
+        _scale(axes, scale)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1.4, fontsize=8.5)
         return _svg(figure, name, alt)
 
@@ -136,6 +140,19 @@ def _label_rounds(axes: Axes, x: Sequence[int]) -> None:
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
     axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
+
+
+def _scale(axes: Axes, scale: Scale) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.margins(y=0.08)
+    if scale == "log":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif scale == "share":
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0, low), max(1, high))
 
 
 def _draw_cells(axes: Axes, values: Sequence[Sequence[float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,8 @@ _MAP_CLASSES = 30
 _MAP_COUNTS = 16
 """Classes up to which the cells of a confusion matrix carry their counts."""
 _LISTED_CONFUSIONS = 20
+_LOG_RATIO = 100
+"""Losses that differ by more than this factor are drawn on a logarithmic axis."""
 
 
 class Tile(NamedTuple):
@@ -269,7 +272,10 @@ def _loss_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
     series = _losses(rounds, task)
     if not series:
         return None
-    return figures.curves(f"{task}-loss", _numbers(rounds), series, ylabel="loss", alt=f"Loss of {task} over rounds")
+    known = [value for values in series.values() for value in values if value is not None]
+    scale: figures.Scale = "log" if min(known) > 0 and max(known) > _LOG_RATIO * min(known) else "linear"
+    alt = f"Loss of {task} over rounds"
+    return figures.curves(f"{task}-loss", _numbers(rounds), series, ylabel="loss", alt=alt, scale=scale)
 
 
 def _metric_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
@@ -282,7 +288,9 @@ def _metric_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
     if not drawn:
         return None
     alt = f"Metrics of {task} over rounds, in per cent" + ("; the band is the 95 % interval" if bands else "")
-    return figures.curves(f"{task}-metrics", _numbers(rounds), drawn, ylabel="per cent", alt=alt, bands=bands)
+    return figures.curves(
+        f"{task}-metrics", _numbers(rounds), drawn, ylabel="per cent", alt=alt, bands=bands, scale="share"
+    )
 
 
 def _share(rounds: Sequence[RoundRecord], task: str, metric: str) -> list[float | None]:
@@ -403,9 +411,7 @@ def _class_words(labels: Mapping[str, Any], *, scored: bool) -> str:
 
 
 def _alt(key: str, side: str, labels: Mapping[str, Any]) -> str:
-    boxes = labels.get("boxes") or []
-    parts = (
-        [f"{len(boxes)} box{'' if len(boxes) == 1 else 'es'}: {', '.join(box[0] for box in boxes)}"] if boxes else []
-    )
-    parts += ["a class mask"] if labels.get("mask") else []
+    counts = Counter(box[0] for box in labels.get("boxes") or [])
+    boxes = ", ".join(f"{count} {name}" for name, count in counts.items())
+    parts = ([f"boxes around {boxes}"] if boxes else []) + (["a class mask"] if labels.get("mask") else [])
     return f"{side} of {key}" + (f", with {' and '.join(parts)}" if parts else "")
