@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mtl_cloud.records import Json
-from mtl_cloud.spec.explain import explain
 from mtl_cloud.spec.facts import check_facts
 from mtl_cloud.spec.finding import Finding, Loc
 from mtl_cloud.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from mtl_cloud.records import Json
 
 __all__ = ["check"]
 
@@ -35,7 +36,7 @@ def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
         findings += [finding for finding in job if not _rests_on(finding, wrong)]
         extents = [_extent(finding, data) for finding in job]
         wrong |= {loc for finding, loc in zip(job, extents, strict=True) if not finding.at_key}
-        data = {"dataset": _DATASET} | reduce(_without, extents, data)
+        data = {"dataset": _DATASET, **reduce(_without, extents, data)}
         job = _validate(data)
     facts = [fact for fact in check_facts(job) if not _rests_on(fact, wrong)]
     return job, findings + [fact for fact in facts if not _follows(fact, facts)]
@@ -46,6 +47,8 @@ def _validate(data: Mapping[str, Json]) -> JobSpec | list[Finding]:
     try:
         return JobSpec.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
+        from mtl_cloud.spec.explain import explain  # a valid job does not pay for it
+
         return explain(error)
 
 

@@ -10,15 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl_cloud.errors import Problem, RecordError, SpecError
 from mtl_cloud.nearest import did_you_mean
-from mtl_cloud.records import Json
 from mtl_cloud.spec.check import check
 from mtl_cloud.spec.finding import Finding, Loc, path_of
 from mtl_cloud.spec.job import DatasetSpec, JobSpec
 from mtl_cloud.spec.tree import Place, Tree, merge, override, read_yaml
+
+if TYPE_CHECKING:
+    from mtl_cloud.records import Json
 
 __all__ = ["LoadedJob", "job_from_json", "job_to_json", "load_job", "parse_job", "preset_names"]
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
 from mtl_cloud.errors import Problem, SpecError
-from mtl_cloud.records import Json
 from mtl_cloud.spec.finding import Finding, Loc, path_of
+
+if TYPE_CHECKING:
+    from mtl_cloud.records import Json
 
 __all__ = ["Place", "Tree", "merge", "override", "read_yaml"]
 
