@@ -50,6 +50,12 @@ def test_init_without_the_uri_that_a_dataset_needs_says_so(capsys: pytest.Captur
     assert not Path("job.yaml").exists()
 
 
+def test_init_refuses_a_name_that_no_job_may_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "--name", "My Job"]) == 2
+    assert "name" in capsys.readouterr().err
+    assert not Path("job.yaml").exists()
+
+
 def test_init_into_a_folder_that_is_not_there_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["init", "nowhere/job.yaml"]) == 2
     assert "nowhere/job.yaml cannot be written: No such file" in capsys.readouterr().err

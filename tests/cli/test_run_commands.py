@@ -1,0 +1,189 @@
+"""Commands that look at a run or stop it, in processes of their own, over a run record in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from run_example import example_report, round_record, write_run
+
+from mtl_cloud.records import AttemptRecord, Heartbeat
+from mtl_cloud.report import Life, Report
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import FolderStorage
+
+RUN_ID = example_report().plan.run_id
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A storage with the example run in it; nothing of the user's own is seen."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "storage"
+    write_run(FolderStorage(folder), example_report())
+    return str(folder)
+
+
+@pytest.fixture
+def living(tmp_path: Path, storage: str) -> RunRecord:
+    """A second, newer run that goes on: its heart has just beaten."""
+    now = datetime.now(UTC).isoformat()
+    attempt = AttemptRecord(number=1, started_at=now, host="elsewhere", pid=1, backend="ec2")
+    report = Report(
+        plan=replace(example_report().plan, run_id="living-1", name="living", created_at=now),
+        spec_yaml="",
+        rounds=(round_record(1),),
+        lives=(Life(attempt),),
+    )
+    run = write_run(FolderStorage(storage), report)
+    progress = {"round": 2, "rounds": 5, "step": 411, "steps": 685, "losses": {"detection": 1.5}, "images_per_s": 99.0}
+    run.write_heartbeat(1, Heartbeat(at=now, phase="training", progress=progress))
+    return run
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mtl_cloud", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_metrics_shows_a_table_and_a_sparkline_for_each_task(storage: str) -> None:
+    result = call("metrics", "--storage", storage)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "detection  mAP@.5 ▁▅▇█ 76.1 %" in result.stdout
+    (last,) = [line for line in result.stdout.splitlines() if line.startswith("4") and "91.0 %" in line]
+    assert last.split()[:3] == ["4", "0.1537", "0.3594"]
+
+
+def test_metrics_json_is_the_rounds_of_the_record(storage: str) -> None:
+    document = json.loads(call("metrics", RUN_ID[:12], "--storage", storage, "--json").stdout)
+    assert document["run_id"] == RUN_ID
+    assert document["rounds"] == [json.loads(record.encode()) for record in example_report().rounds]
+
+
+def test_logs_are_those_of_all_attempts_or_of_one(storage: str) -> None:
+    both = call("logs", "--storage", storage)
+    assert both.stdout == "attempt 1 begins\nattempt 1 éng\nattempt 2 begins\nattempt 2 éng\n"
+    assert both.stderr == "--- attempt 1\n--- attempt 2\n"
+    assert call("logs", "--storage", storage, "--attempt", "2").stdout == "attempt 2 begins\nattempt 2 éng\n"
+
+
+def test_logs_of_an_attempt_that_never_was_is_a_usage_error(storage: str) -> None:
+    result = call("logs", "--storage", storage, "--attempt", "7")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "has no attempt 7" in result.stderr
+
+
+def test_following_the_log_of_a_run_that_is_over_prints_it_and_ends(storage: str) -> None:
+    result = call("logs", "-f", "--storage", storage)
+    assert (result.returncode, result.stdout) == (0, call("logs", "--storage", storage).stdout)
+
+
+def test_followed_logs_in_json_are_one_object_a_line(storage: str) -> None:
+    lines = call("logs", "-f", "--json", "--attempt", "1", "--storage", storage).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"attempt": 1, "text": "attempt 1 begins\n"},
+        {"attempt": 1, "text": "attempt 1 éng\n"},
+    ]
+
+
+def test_report_writes_one_file_named_after_the_run(storage: str, tmp_path: Path) -> None:
+    document = json.loads(call("report", "--storage", storage, "--json").stdout)
+    page = tmp_path / f"{RUN_ID}.html"
+    assert document == {"run_id": RUN_ID, "file": page.name, "bytes": page.stat().st_size}
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_report_to_standard_output_is_the_page_alone(storage: str) -> None:
+    result = call("report", "--storage", storage, "-o", "-")
+    assert result.stdout.startswith("<!doctype html>")
+    assert result.stdout.rstrip().endswith("</html>")
+
+
+def test_cancel_of_a_run_that_is_over_changes_nothing(storage: str) -> None:
+    result = call("cancel", "--storage", storage, "--json")
+    assert (result.returncode, json.loads(result.stdout)) == (0, {"run_id": RUN_ID, "outcome": "done"})
+    assert RunRecord(FolderStorage(storage), RUN_ID).cancel_request() is None
+
+
+def test_cancelling_twice_keeps_the_first_wish(storage: str, living: RunRecord) -> None:
+    for reason in ("diverged", "again"):
+        assert call("cancel", "living", "--storage", storage, "--reason", reason).returncode == 0
+    wish = living.cancel_request()
+    assert wish is not None
+    assert wish.reason == "diverged"
+
+
+def test_latest_is_the_run_that_was_made_last(storage: str, living: RunRecord) -> None:
+    assert json.loads(call("metrics", "--storage", storage, "--json").stdout)["run_id"] == "living-1"
+
+
+def test_an_unknown_run_is_a_usage_error_with_a_hint(storage: str) -> None:
+    result = call("status", "nothing-like-it", "--storage", storage, "--json")
+    error = json.loads(result.stderr)["error"]
+    assert (result.returncode, result.stdout, error["exit_code"]) == (2, "", 2)
+    assert error["hint"]
+
+
+def test_runs_lists_the_newest_first(storage: str, living: RunRecord) -> None:
+    lines = call("runs", "--storage", storage).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["living-1", RUN_ID]
+
+
+def test_runs_in_an_empty_storage_is_no_error(storage: str, tmp_path: Path) -> None:
+    assert json.loads(call("runs", "--storage", str(tmp_path / "empty"), "--json").stdout) == {"runs": []}
+
+
+def test_status_tells_how_far_a_living_run_is(storage: str, living: RunRecord) -> None:
+    text = call("status", "--storage", storage).stdout
+    assert "round 2/5 · step 411/685" in text
+    assert "99 images/s" in text
+
+
+def test_status_json_of_a_run_that_is_over(storage: str) -> None:
+    document = json.loads(call("status", "--storage", storage, "--json").stdout)
+    assert (document["run_id"], document["state"], document["rounds_done"]) == (RUN_ID, "done", 4)
+
+
+def test_ctrl_c_detaches_with_130_and_tells_the_way_back(storage: str, living: RunRecord) -> None:
+    command = [sys.executable, "-m", "mtl_cloud", "status", "--follow", "living-1", "--storage", storage]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "attempt 1 on elsewhere" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        words = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "mtl-cloud status --follow living-1" in words
+    assert "Traceback" not in words
+    assert living.cancel_request() is None
+
+
+def test_on_a_terminal_progress_is_drawn_with_a_bar(storage: str, living: RunRecord) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mtl_cloud", "status", "--follow", "living-1", "--storage", storage]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        drawn = _read_until(ours, "99 images/s")
+        process.send_signal(signal.SIGINT)
+    os.close(ours)
+    assert "60%" in drawn
+    assert "loss detection 1.5" in drawn
+    assert process.returncode == 130
+
+
+def _read_until(descriptor: int, words: str) -> str:
+    text, end = "", time.monotonic() + 30
+    while words not in text and time.monotonic() < end:
+        text += os.read(descriptor, 4096).decode("utf-8", "replace")
+    return text
