@@ -8,7 +8,7 @@ objects are no part of the recall.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -60,10 +60,8 @@ def voc_precision(images: Sequence[ImageDetections], *, classes: int, threshold:
     if not images:
         return [_precision(np.empty(0, bool), 0)] * classes
     claims, truths = _claims(images, threshold)
-    scores, found = (np.concatenate([getattr(i, name).numpy() for i in images]) for name in ("scores", "classes"))
-    true_classes, difficult = (
-        np.concatenate([getattr(image, name).numpy() for image in images]) for name in ("true_classes", "difficult")
-    )
+    scores, found = _joined(i.scores for i in images), _joined(i.classes for i in images)
+    true_classes, difficult = _joined(i.true_classes for i in images), _joined(i.difficult for i in images)
     order = np.argsort(-scores, kind="stable")
     claims, found = claims[order], found[order]
     counts = ~np.append(difficult, False)[claims]  # no claim, -1, is a false positive and counts
@@ -71,6 +69,11 @@ def voc_precision(images: Sequence[ImageDetections], *, classes: int, threshold:
     return [
         _precision(hits[(found == c) & counts], int(((true_classes == c) & ~difficult).sum())) for c in range(classes)
     ]
+
+
+def _joined(parts: Iterable[Tensor]) -> Array:
+    joined: Array = torch.cat(list(parts)).numpy()
+    return joined
 
 
 def _claims(images: Sequence[ImageDetections], threshold: float) -> tuple[Array, int]:

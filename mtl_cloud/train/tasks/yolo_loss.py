@@ -48,9 +48,9 @@ class _Assignment:
 def yolo_loss(logits: Tensor, batch: Batch, grid: YoloGrid, *, ignore_threshold: float, box_loss: BoxLoss) -> Tensor:
     """The sum over the batch, a scalar.
 
-    ``logits``: [B, P, 5 + classes], flattened as ``grid`` says. Images without detection labels
-    contribute exactly nothing. ``giou`` and ``ciou`` put (2 - area) * (1 - IoU's kin) of the decoded box in the place
-    of the x, y, w and h terms. Neither loops over boxes nor waits for the device; memory is of the order M * P.
+    ``logits``: [B, P, 5 + classes], flattened as ``grid`` says. Images without detection labels contribute exactly
+    nothing. ``giou`` and ``ciou`` put (2 - area) * (1 - GIoU or CIoU) of the decoded box in the place of the x, y, w
+    and h terms. Does not loop over boxes, nor wait for the device; memory is of the order M * P.
     """
     boxes = batch.boxes.to(logits.dtype)
     found = _assign(boxes, batch, grid, predictions=logits.shape[1])

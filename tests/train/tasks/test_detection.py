@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -115,6 +116,23 @@ def test_a_perfect_network_scores_one_and_predicts_the_box() -> None:
     assert name == CLASSES[3]
     assert score > 0.99
     assert predicted == pytest.approx(box, abs=1e-3)
+
+
+@pytest.mark.parametrize("box_loss", ["darknet", "giou", "ciou"])
+def test_logits_that_descend_the_loss_find_every_object(box_loss: Literal["darknet", "giou", "ciou"]) -> None:
+    """Loss, decoding, suppression and evaluation agree on where a box is: free logits reach a perfect score."""
+    batch, head = random_batch(2, images=6), DetectionHead(CLASSES, box_loss=box_loss)
+    outputs = tuple(output.mul(0.1).requires_grad_() for output in outputs_of(3, images=6))
+    optimizer = torch.optim.Adam(outputs, lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        head.loss(outputs, batch).total.backward()
+        optimizer.step()
+    evaluator = head.evaluator()
+    evaluator.update(outputs, batch)
+    values = evaluator.compute().values
+    assert values["map50_voc"] == values["map50_voc07"] == values["recall50"] == 1.0
+    assert values["map"] > 0.9
 
 
 def test_predictions_shown_are_those_over_a_quarter() -> None:
