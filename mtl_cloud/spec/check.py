@@ -21,7 +21,7 @@ from mtl_cloud.spec.job import JobSpec
 if TYPE_CHECKING:
     from mtl_cloud.records import Json
 
-__all__ = ["check"]
+__all__ = ["check", "validate"]
 
 _DATASET: Json = {"name": "embedded"}
 """Stands in for the one field that has no default."""
@@ -31,18 +31,19 @@ def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
     """The job and all findings. While any finding is fatal, the job is not the one that was asked for."""
     findings: list[Finding] = []
     wrong: set[Loc] = set()
-    job = _validate(data)
+    job = validate(data)
     while not isinstance(job, JobSpec):
         findings += [finding for finding in job if not _rests_on(finding, wrong)]
         extents = [_extent(finding, data) for finding in job]
         wrong |= {loc for finding, loc in zip(job, extents, strict=True) if not finding.at_key}
         data = {"dataset": _DATASET, **reduce(_without, extents, data)}
-        job = _validate(data)
+        job = validate(data)
     facts = [fact for fact in check_facts(job) if not _rests_on(fact, wrong)]
     return job, findings + [fact for fact in facts if not _follows(fact, facts)]
 
 
-def _validate(data: Mapping[str, Json]) -> JobSpec | list[Finding]:
+def validate(data: Mapping[str, Json]) -> JobSpec | list[Finding]:
+    """The job, or what the schema alone has against it."""
     # As JSON, because strict rules (no text for a number) still take a list for a tuple there.
     try:
         return JobSpec.model_validate_json(json.dumps(data), strict=True)

@@ -121,9 +121,7 @@ def _loader_workers_have_cores(job: JobSpec) -> Iterator[Finding]:
     workers = job.training.loader_workers * job.processes
     for at, machine, name in _types(job):
         if machine and workers > machine.vcpus:
-            message = (
-                f"{workers} loader workers in all (for {job.processes} processes) on {machine.vcpus} vCPUs of {name}"
-            )
+            message = f"{workers} loader workers in all (of {job.processes} {'process' if job.processes == 1 else 'processes'}) on {machine.vcpus} vCPUs of {name}"
             yield Finding(loc, message, uses=(at, _GPUS), fatal=False)
 
 
@@ -153,8 +151,9 @@ def _labels_exist(job: JobSpec) -> Iterator[Finding]:
 def _every_dataset_teaches(job: JobSpec) -> Iterator[Finding]:
     tasks = job.model.tasks or NETWORK_TASKS[job.model.name]
     for loc, dataset in _dataset_locs(job):
-        if not set(_labels(dataset)) & set(tasks):
-            message = f"{dataset.name} teaches nothing here: it labels {_and(_labels(dataset))}"
+        labels = _labels(dataset)
+        if labels and not set(labels) & set(tasks):
+            message = f"{dataset.name} teaches nothing here: it labels {_and(labels)}"
             uses = (_NETWORK, ("model", "tasks"), (*loc, "tasks"))
             yield Finding((*loc, "name"), message, f"{job.model.name} is trained for {_and(tasks)}", uses=uses)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_cloud.errors import Problem, RecordError, SpecError
 from mtl_cloud.nearest import did_you_mean
-from mtl_cloud.spec.check import check
+from mtl_cloud.spec.check import check, validate
 from mtl_cloud.spec.finding import Finding, Loc, path_of
 from mtl_cloud.spec.job import DatasetSpec, JobSpec
 from mtl_cloud.spec.tree import Place, Tree, merge, override, read_yaml
@@ -66,7 +66,7 @@ def parse_job(
     if problems:
         raise SpecError(problems)
     warnings = tuple(tree.problem(finding) for finding in findings)
-    return LoadedJob(_absolute(job, base.absolute(), cwd or Path.cwd()), text, warnings)
+    return LoadedJob(_absolute(job, base, cwd or Path.cwd()), text, warnings)
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------
@@ -103,7 +103,8 @@ def _extended(tree: Tree) -> list[tuple[Loc, Json]]:
 def _unknown_preset(loc: Loc, name: Json) -> Finding:
     names = preset_names()
     nearest = did_you_mean(name, names) if isinstance(name, str) else None
-    return Finding(loc, f"{name!r} is not a preset: {', '.join(names)}", nearest)
+    shown = repr(name) if isinstance(name, str) else "this"
+    return Finding(loc, f"{shown} is not a preset: {', '.join(names)}", nearest)
 
 
 def _locs(data: Mapping[str, Json], below: Loc = ()) -> list[Loc]:
@@ -129,7 +130,7 @@ def _absolute(job: JobSpec, base: Path, cwd: Path) -> JobSpec:
 def _resolved(path: str | None, base: Path) -> str | None:
     if path is None or "://" in path:
         return path
-    return str(base / Path(path).expanduser())
+    return str((base / Path(path).expanduser()).resolve())
 
 
 # --- spec.json -------------------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def job_to_json(job: JobSpec) -> bytes:
 
 
 def job_from_json(data: bytes, source: str) -> JobSpec:
-    """The job that ``job_to_json`` wrote.
+    """The job that ``job_to_json`` wrote. Facts are not checked again: the catalogue may be another by now.
 
     Raises
     ------
@@ -161,8 +162,7 @@ def job_from_json(data: bytes, source: str) -> JobSpec:
             f"{source}: schema version {version!r}, and this mtl-cloud reads {_SCHEMA_VERSION}",
             hint="read it with the mtl-cloud that wrote it, or a newer one",
         )
-    job, findings = check(document)
-    problems = [Problem(*Place(source), path_of(f.loc), f.message, f.hint) for f in findings if f.fatal]
-    if problems:
-        raise SpecError(problems)
+    job = validate(document)
+    if not isinstance(job, JobSpec):
+        raise SpecError(Problem(*Place(source), path_of(found.loc), found.message, found.hint) for found in job)
     return job

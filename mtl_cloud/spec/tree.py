@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "Tree", "merge", "override", "read_yaml"]
 
+_MAX_DEPTH = 20
 _TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 _WORDS: dict[str, Json] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -144,7 +145,10 @@ class _Reader:
         return found
 
     def _is_plain(self, node: yaml.Node, loc: Loc) -> bool:
-        """It is written out, without a tag. What is not is told, and left out of the values."""
+        """It is written out, without a tag, at a sane depth. What is not is told, and left out of the values."""
+        if len(loc) > _MAX_DEPTH:
+            self._problem(self.values[loc], loc, "nested too deeply", "no field of a job lies so deep")
+            return False
         if id(node) in self._seen:
             self._problem(self.values[loc], loc, "an alias (*name) stands for another value", "write the value out")
             return False

@@ -128,6 +128,7 @@ def test_data_is_found_from_the_job_file_and_records_from_the_working_directory(
         "segmentation": "/jobs/w/fcn.pth",
     }
     assert job.storage == "/here/runs"
+    assert load("dataset: {name: voc, uri: ../voc}\n", base=Path("/jobs/mine")).job.datasets[0].uri == "/jobs/voc"
 
 
 def test_load_job_reads_a_file_with_its_folder_as_the_base(tmp_path: Path) -> None:

@@ -54,3 +54,10 @@ def test_it_refuses_what_the_loader_refuses_for_a_field_by_itself(stem: str) -> 
 def test_it_takes_compute_without_a_backend_and_several_types(compute: dict[str, Any]) -> None:
     job = {"dataset": {"name": "embedded"}, "compute": compute}
     assert list(Draft202012Validator(job_schema()).iter_errors(job)) == []
+
+
+def test_it_names_the_stages_that_share() -> None:
+    validator = Draft202012Validator(job_schema())
+    job = {"dataset": {"name": "embedded"}, "model": {"sharing": {"1": "hard", "5": "gate"}}}
+    assert validator.is_valid(job)
+    assert not validator.is_valid(job | {"model": {"sharing": {"6": "gate"}}})

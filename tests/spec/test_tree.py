@@ -137,6 +137,11 @@ def test_the_input_tree_stays_as_it_was() -> None:
     assert tree.data == {"a": {"b": [1]}}
 
 
+def test_no_value_is_deeper_than_a_schema_s_reader_can_go() -> None:
+    (problem,) = read_yaml(b"a: " + b"[" * 100 + b"]" * 100, "f").problems
+    assert problem.message == "nested too deeply"
+
+
 def test_an_empty_document_has_no_tree() -> None:
     with pytest.raises(SpecError):
         read_yaml(b"\n", "f")
