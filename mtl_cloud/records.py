@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Self, TypeAlias
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Self, TypeAlias, get_args, get_origin, get_type_hints
 
 from mtl_cloud.errors import RecordError
 
@@ -78,7 +80,8 @@ class Record:
         Raises
         ------
         RecordError
-            Not JSON, not an object, an unknown schema version, or a required field is absent. ``source`` is named.
+            Not JSON, not an object, an unknown schema version, or a field that is absent or of another JSON kind than
+            declared (inner values are not looked at). ``source`` and the field are named.
         """
         document = _parse_object(data, source)
         version = document.pop("schema_version", None)
@@ -92,6 +95,12 @@ class Record:
         if missing:
             raise RecordError(f"{source}: the field {missing[0]!r} of a {cls.__name__} is missing")
         values = {name: document.pop(name) for name in known if name in document}
+        kinds = _kinds(cls)  # type: ignore[arg-type]  # mypy takes Self's class for unhashable
+        for name, value in values.items():
+            if type(value) not in kinds[name]:
+                raise RecordError(
+                    f"{source}: the field {name!r} of a {cls.__name__} cannot be {json.dumps(value)[:80]}"
+                )
         return cls(**values, extra=document)
 
 
@@ -107,6 +116,21 @@ def _parse_object(data: bytes, source: str) -> dict[str, Any]:
 
 def _required(f: Any) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
+
+
+@cache
+def _kinds(cls: type[Record]) -> dict[str, tuple[type, ...]]:
+    """The classes that ``json.loads`` makes of each field's declared kind."""
+    hints = get_type_hints(cls)
+    return {name: tuple(_classes(hint)) for name, hint in hints.items()}
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    for option in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        kind = get_origin(option) or option
+        yield kind
+        if kind is float:
+            yield int
 
 
 @dataclass(frozen=True, kw_only=True)
