@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,3 +53,25 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return file.getvalue()
+
+
+def cifar_batch(name: str = "data_batch_1", labels: object = None, rows: int = 20, **changes: object) -> bytes:
+    """A pickled batch of noise, as Python 3 writes the originals' protocol."""
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 3072), dtype=np.uint8)
+    labels = [i % 10 for i in range(rows)] if labels is None else labels
+    said = "testing batch 1 of 1" if name == "test_batch" else f"training batch {name[-1]} of 5"
+    return pickle.dumps({"batch_label": said, "labels": labels, "data": pixels} | changes, protocol=2)
+
+
+def write_cifar_pack(path: Path, split: str = "train", rows: int = 10) -> None:
+    """A pack of the same small JPEG ``rows`` times, with the classes in turn."""
+    image = np.frombuffer(jpeg(32, 32), np.uint8)
+    arrays = {"jpeg": np.tile(image, rows), "offsets": np.arange(rows + 1) * len(image), "labels": np.arange(rows) % 10}
+    np.savez(path, **{f"{split}_{name}": value for name, value in arrays.items()})
+
+
+def write_devkit(folder: Path, ids: str = "2 1", mapping: str = "n00000001 2 cat_fish\nn00000002 1 dog\n") -> None:
+    """Ground truth that fits ``imagenet_root``: image 1 is of the first class, whose devkit id is 2."""
+    folder.mkdir(exist_ok=True)
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(ids.replace(" ", "\n") + "\n")
+    (folder / "map_clsloc.txt").write_text(mapping)

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_harness import jpeg, tar_bytes, voc_annotation, voc_object, write_mask, write_tar
+from dataset_harness import (
+    cifar_batch,
+    jpeg,
+    tar_bytes,
+    voc_annotation,
+    voc_object,
+    write_devkit,
+    write_mask,
+    write_tar,
+)
 
 
 @pytest.fixture
@@ -42,6 +51,16 @@ def imagenet_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def cifar_root(tmp_path: Path) -> Path:
+    """Five training batches and a test batch of 20 rows each."""
+    root = tmp_path / "cifar-10-batches-py"
+    root.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        (root / name).write_bytes(cifar_batch(name))
+    return root
+
+
+@pytest.fixture
 def pack_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Path]:
     """Packs ``train/`` and ``val/`` as the original tars: a tar of a tar for each class, and a flat one."""
     monkeypatch.setattr("mtl_cloud.datasets.imagenet.default_cache", lambda _environ: tmp_path / "cache")
@@ -55,3 +74,11 @@ def pack_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[P
         return target
 
     return pack
+
+
+@pytest.fixture
+def imagenet_tars(imagenet_root: Path, pack_as_tars: Callable[[Path, Path], Path], tmp_path: Path) -> Path:
+    """``imagenet_root`` as tars, with the devkit's files."""
+    folder = pack_as_tars(imagenet_root, tmp_path / "tars")
+    write_devkit(folder)
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_harness import cifar_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,22 +23,6 @@ ROWS = 1017
 @pytest.fixture(scope="session")
 def cifar(real_data: Callable[[str], Path]) -> str:
     return str(real_data("cifar10"))
-
-
-def batch(name: str = "data_batch_1", labels: object = None, rows: int = 20, **changes: object) -> bytes:
-    """A pickled batch of noise, as Python 3 writes the originals' protocol."""
-    pixels = np.random.default_rng(0).integers(0, 256, (rows, 3072), dtype=np.uint8)
-    labels = [i % 10 for i in range(rows)] if labels is None else labels
-    said = "testing batch 1 of 1" if name == "test_batch" else f"training batch {name[-1]} of 5"
-    return pickle.dumps({"batch_label": said, "labels": labels, "data": pixels} | changes, protocol=2)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """Five training batches and a test batch of 20 rows each."""
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        (tmp_path / name).write_bytes(batch(name))
-    return tmp_path
 
 
 @pytest.mark.real_data
@@ -90,23 +75,23 @@ def test_the_class_names_are_those_of_the_real_files(cifar: str) -> None:
         assert tuple(pack["label_names"].tolist()) == CLASSES
 
 
-def test_a_loader_worker_is_sent_the_path_and_not_the_pixels(small: Path) -> None:
-    dataset = open_cifar10(str(small), "train")
+def test_a_loader_worker_is_sent_the_path_and_not_the_pixels(cifar_root: Path) -> None:
+    dataset = open_cifar10(str(cifar_root), "train")
     sent = pickle.dumps(dataset)
     assert len(sent) < 1000
     assert np.array_equal(pickle.loads(sent)[7].image, dataset[7].image)
 
 
-def test_val_means_test_and_other_splits_are_refused(small: Path) -> None:
-    assert open_cifar10(str(small), "val").key(0) == "test_batch/0"
+def test_val_means_test_and_other_splits_are_refused(cifar_root: Path) -> None:
+    assert open_cifar10(str(cifar_root), "val").key(0) == "test_batch/0"
     with pytest.raises(DatasetError, match="cifar10 has no split 'dev'") as caught:
-        open_cifar10(str(small), "dev")
+        open_cifar10(str(cifar_root), "dev")
     assert "train and test" in str(caught.value.hint)
 
 
 def test_batches_of_python_2_and_3_read_alike() -> None:
     """The originals hold byte strings; copies written by Python 3 hold text and encoded bytes."""
-    ours = batch(rows=2)
+    ours = cifar_batch(rows=2)
     theirs = ours.replace(b"X\x04\x00\x00\x00data", b"U\x04data").replace(b"X\x06\x00\x00\x00labels", b"U\x06labels")
     assert theirs != ours
     assert loads(theirs, "batch").keys() == loads(ours, "batch").keys()
@@ -136,41 +121,41 @@ def test_bytes_that_are_no_batch_are_a_dataset_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
-def test_a_truncated_batch_is_named(small: Path, cut: int) -> None:
-    path = small / "data_batch_3"
+def test_a_truncated_batch_is_named(cifar_root: Path, cut: int) -> None:
+    path = cifar_root / "data_batch_3"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(DatasetError, match="data_batch_3: not a batch of CIFAR-10, or damaged"):
-        open_cifar10(str(small), "train")
+        open_cifar10(str(cifar_root), "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (batch("data_batch_2", labels=[*range(19), 3]), "data_batch_2/10 has label 10, and there are 10 classes"),
-        (batch("data_batch_2", labels=[1, 2]), "data_batch_2: .*one row of 3072 bytes for each label"),
-        (batch("data_batch_2", data=np.zeros((20, 3072))), "data_batch_2: .*an array that is not uint8"),
-        (batch("data_batch_1"), "data_batch_2: the file calls itself 'training batch 1 of 5'"),
-        (batch("test_batch"), "data_batch_2: the file calls itself 'testing batch 1 of 1'.* leak between splits"),
+        (cifar_batch("data_batch_2", labels=[*range(19), 3]), "data_batch_2/10 has label 10, and there are 10 classes"),
+        (cifar_batch("data_batch_2", labels=[1, 2]), "data_batch_2: .*one row of 3072 bytes for each label"),
+        (cifar_batch("data_batch_2", data=np.zeros((20, 3072))), "data_batch_2: .*an array that is not uint8"),
+        (cifar_batch("data_batch_1"), "data_batch_2: the file calls itself 'training batch 1 of 5'"),
+        (cifar_batch("test_batch"), "data_batch_2: the file calls itself 'testing batch 1 of 1'.* leak between splits"),
     ],
 )
-def test_a_wrong_batch_is_named(small: Path, content: bytes, message: str) -> None:
-    (small / "data_batch_2").write_bytes(content)
+def test_a_wrong_batch_is_named(cifar_root: Path, content: bytes, message: str) -> None:
+    (cifar_root / "data_batch_2").write_bytes(content)
     with pytest.raises(DatasetError, match=message):
-        open_cifar10(str(small), "train")
+        open_cifar10(str(cifar_root), "train")
 
 
-def test_a_class_without_images_is_named(small: Path) -> None:
-    (small / "test_batch").write_bytes(batch("test_batch", labels=[1] * 20))
+def test_a_class_without_images_is_named(cifar_root: Path) -> None:
+    (cifar_root / "test_batch").write_bytes(cifar_batch("test_batch", labels=[1] * 20))
     with pytest.raises(DatasetError, match="test has no image of class airplane"):
-        open_cifar10(str(small), "test")
+        open_cifar10(str(cifar_root), "test")
 
 
-def test_an_absent_batch_or_pack_is_named(small: Path) -> None:
-    (small / "data_batch_4").unlink()
+def test_an_absent_batch_or_pack_is_named(cifar_root: Path) -> None:
+    (cifar_root / "data_batch_4").unlink()
     with pytest.raises(DatasetError, match=r"data_batch_4: cannot be read \(No such file"):
-        open_cifar10(str(small), "train")
+        open_cifar10(str(cifar_root), "train")
     with pytest.raises(DatasetError, match=r"there is no cifar10_full_jpeg.npz in it"):
-        open_cifar10(str(small), "train_jpeg")
+        open_cifar10(str(cifar_root), "train_jpeg")
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_harness import jpeg, tar_bytes, write_tar
+from dataset_harness import jpeg, tar_bytes, write_devkit, write_tar
 from PIL import Image
 
 from mtl_cloud.datasets import assert_disjoint
@@ -17,21 +17,6 @@ from mtl_cloud.datasets.imagenet import open_imagenet
 from mtl_cloud.errors import DatasetError
 
 Pack = Callable[[Path, Path], Path]
-
-
-def write_devkit(folder: Path, ids: str = "2 1", mapping: str = "n00000001 2 cat_fish\nn00000002 1 dog\n") -> None:
-    """Ground truth that fits ``imagenet_root``: image 1 is of the first class, whose devkit id is 2."""
-    folder.mkdir(exist_ok=True)
-    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(ids.replace(" ", "\n") + "\n")
-    (folder / "map_clsloc.txt").write_text(mapping)
-
-
-@pytest.fixture
-def packed(imagenet_root: Path, pack_as_tars: Pack, tmp_path: Path) -> Path:
-    """``imagenet_root`` as tars, with the devkit's files."""
-    folder = pack_as_tars(imagenet_root, tmp_path / "tars")
-    write_devkit(folder)
-    return folder
 
 
 @pytest.mark.real_data
@@ -104,19 +89,19 @@ def test_names_come_from_the_devkits_map_where_there_are_no_words(imagenet_root:
     assert open_imagenet(str(imagenet_root), "val").info.classes["classification"] == ("cat fish", "dog")
 
 
-def test_a_dataset_survives_the_way_to_a_loader_worker(packed: Path) -> None:
-    dataset = open_imagenet(str(packed), "train")
+def test_a_dataset_survives_the_way_to_a_loader_worker(imagenet_tars: Path) -> None:
+    dataset = open_imagenet(str(imagenet_tars), "train")
     first = dataset[0].image
     assert np.array_equal(pickle.loads(pickle.dumps(dataset))[0].image, first)
 
 
-def test_the_uri_may_name_a_tar_or_the_folder_around(packed: Path) -> None:
+def test_the_uri_may_name_a_tar_or_the_folder_around(imagenet_tars: Path) -> None:
     keys = ["n00000001/ILSVRC2012_val_00000001.JPEG", "n00000002/ILSVRC2012_val_00000002.JPEG"]
-    by_tar = open_imagenet(str(packed / "ILSVRC2012_img_val.tar"), "val")
-    packed.rename(packed.with_name("ILSVRC2012_tars"))
-    around = packed.parent / "around"
+    by_tar = open_imagenet(str(imagenet_tars / "ILSVRC2012_img_val.tar"), "val")
+    imagenet_tars.rename(imagenet_tars.with_name("ILSVRC2012_tars"))
+    around = imagenet_tars.parent / "around"
     around.mkdir()
-    (around / "ILSVRC2012").symlink_to(packed.with_name("ILSVRC2012_tars"))
+    (around / "ILSVRC2012").symlink_to(imagenet_tars.with_name("ILSVRC2012_tars"))
     by_folder = open_imagenet(str(around), "val")
     assert [by_tar.key(i) for i in range(2)] == [by_folder.key(i) for i in range(2)] == keys
 
@@ -142,18 +127,18 @@ def test_validation_images_without_folders_are_labelled_by_the_devkit(imagenet_r
         ("2 1", "n00000001\n", r"map_clsloc.txt, line 1: 2 columns are expected"),
     ],
 )
-def test_a_wrong_label_is_named(packed: Path, ids: str, mapping: str, message: str) -> None:
-    write_devkit(packed, ids, mapping)
+def test_a_wrong_label_is_named(imagenet_tars: Path, ids: str, mapping: str, message: str) -> None:
+    write_devkit(imagenet_tars, ids, mapping)
     with pytest.raises(DatasetError, match=message) as caught:
-        open_imagenet(str(packed), "val")
+        open_imagenet(str(imagenet_tars), "val")
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["map_clsloc.txt", "ILSVRC2012_validation_ground_truth.txt"])
-def test_the_validation_tar_without_the_devkit_says_which_file_is_missing(packed: Path, name: str) -> None:
-    (packed / name).unlink()
+def test_the_validation_tar_without_the_devkit_says_which_file_is_missing(imagenet_tars: Path, name: str) -> None:
+    (imagenet_tars / name).unlink()
     with pytest.raises(DatasetError, match=f"{name} is not beside them") as caught:
-        open_imagenet(str(packed), "val")
+        open_imagenet(str(imagenet_tars), "val")
     assert name in str(caught.value.hint)
 
 
@@ -192,9 +177,9 @@ def test_what_is_not_there_is_named(imagenet_root: Path) -> None:
         open_imagenet(str(imagenet_root), "val")
 
 
-def test_a_training_tar_may_bear_either_of_its_names(packed: Path) -> None:
-    (packed / "ILSVRC2012_img_train.tar").rename(packed / "ILSVRC2012_train.tar")
-    assert len(open_imagenet(str(packed), "train")) == 4
+def test_a_training_tar_may_bear_either_of_its_names(imagenet_tars: Path) -> None:
+    (imagenet_tars / "ILSVRC2012_img_train.tar").rename(imagenet_tars / "ILSVRC2012_train.tar")
+    assert len(open_imagenet(str(imagenet_tars), "train")) == 4
 
 
 def test_greyscale_and_cmyk_images_become_rgb(tmp_path: Path) -> None:

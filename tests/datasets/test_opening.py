@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_harness import jpeg, voc_annotation, voc_object
+from dataset_harness import jpeg, voc_annotation, voc_object, write_cifar_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,17 +158,10 @@ def test_disjointness_is_that_of_the_keys(train: set[int], val: set[int]) -> Non
         check()
 
 
-def test_a_pack_and_the_originals_of_the_same_images_leak(tmp_path: Path) -> None:
+def test_a_pack_and_the_originals_of_the_same_images_leak(cifar_root: Path) -> None:
     """CIFAR-10's keys name the image and not the file, so a lossy copy cannot hide one."""
-    pixels, labels = np.zeros((10, 3072), np.uint8), list(range(10))
-    content = pickle.dumps({"data": pixels, "labels": labels}, protocol=2)
-    for name in [f"data_batch_{i}" for i in range(1, 6)]:
-        (tmp_path / name).write_bytes(content)
-    image = np.frombuffer(jpeg(32, 32), np.uint8)
-    offsets = np.arange(11) * len(image)
-    arrays = {"train_jpeg": np.tile(image, 10), "train_offsets": offsets, "train_labels": np.arange(10)}
-    np.savez(tmp_path / "cifar10_full_jpeg.npz", **arrays)
-    spec = DatasetSpec(name="cifar10", uri=str(tmp_path), splits={"train": "train_jpeg", "val": "train"})
+    write_cifar_pack(cifar_root / "cifar10_full_jpeg.npz")
+    spec = DatasetSpec(name="cifar10", uri=str(cifar_root), splits={"train": "train_jpeg", "val": "train"})
     with pytest.raises(DatasetError, match="10 images of cifar10 are in both splits, train and train: data_batch_1/0"):
         open_splits(spec)
 
