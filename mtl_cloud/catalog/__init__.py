@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_cloud.errors import PlanError
+from mtl_cloud.nearest import did_you_mean
 
 __all__ = ["InstanceType", "Price", "collected", "instance_names", "instance_type", "instances", "price", "regions"]
 
@@ -133,10 +134,8 @@ def instance_type(name: str) -> InstanceType:
     try:
         return _types()[name]
     except KeyError:
-        raise PlanError(
-            f"instance type {name} is not in the catalogue of {collected()}",
-            hint="`mtl-cloud instances` lists those that are",
-        ) from None
+        message = f"instance type {name} is not in the catalogue of {collected()}"
+        raise PlanError(message, hint=did_you_mean(name, _types())) from None
 
 
 def instances(

@@ -121,7 +121,7 @@ def _loader_workers_have_cores(job: JobSpec) -> Iterator[Finding]:
     workers = job.training.loader_workers * job.processes
     for at, machine, name in _types(job):
         if machine and workers > machine.vcpus:
-            message = f"{workers} loader workers in all (of {job.processes} {'process' if job.processes == 1 else 'processes'}) on {machine.vcpus} vCPUs of {name}"
+            message = f"{workers} loader workers in all, on the {machine.vcpus} vCPUs of {name}"
             yield Finding(loc, message, uses=(at, _GPUS), fatal=False)
 
 

@@ -27,4 +27,8 @@ class Finding:
 
 def path_of(loc: Loc) -> str:
     """``dataset[1].uri`` of ``("dataset", 1, "uri")``."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in loc).removeprefix(".")
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)

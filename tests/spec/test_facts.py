@@ -115,7 +115,7 @@ WARNINGS = {
         "f:3:59: compute.region: region 'us-esat-1' is not in the catalogue of 2026-11-23; did you mean us-east-1?"
     ),
     ON_EC2 + "compute: {backend: ec2, instance_type: g5.xlarge}\ntraining: {loader_workers: 8}": (
-        "f:4:28: training.loader_workers: 8 loader workers in all (of 1 process) on 4 vCPUs of g5.xlarge"
+        "f:4:28: training.loader_workers: 8 loader workers in all, on the 4 vCPUs of g5.xlarge"
     ),
     ON_EC2 + "compute: {backend: ec2, instance_type: g4dn.xlarge}\ntraining: {precision: bf16}": (
         "f:4:23: training.precision: g4dn.xlarge's T4 has no bf16 units: it is slower than fp32 there; use fp16"

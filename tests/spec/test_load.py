@@ -225,3 +225,8 @@ ANYTHING = st.recursive(
 def test_any_mapping_is_a_job_or_a_list_of_mistakes(data: dict[str, Any]) -> None:
     with suppress(SpecError):
         load(json.dumps(data, indent=1))
+
+
+def test_each_mistake_is_one_line_even_of_a_name_with_a_line_break() -> None:
+    said = mistakes('dataset: {name: embedded}\n"a\\nb": 1\nname: "x\\ny"')
+    assert [line.split(":")[:2] for line in said.splitlines()] == [["job.yaml", "2"], ["job.yaml", "3"]]
