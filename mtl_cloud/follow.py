@@ -6,14 +6,13 @@ It works the same for every backend and from any machine, while the run lasts an
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.patience import patiently
+from mtl_cloud.patience import PatientStorage
 from mtl_cloud.records import AttemptRecord, ExitRecord, Heartbeat, ResultRecord, RoundRecord
 from mtl_cloud.run_record import RunRecord
 
@@ -29,8 +28,6 @@ __all__ = [
     "RunEvent",
     "follow",
 ]
-
-T = TypeVar("T")
 
 LOST_AFTER_S = 90.0
 """Heartbeats come every 10 s at most; a storage may fail for a minute."""
@@ -111,7 +108,8 @@ def follow(
     3. Sleeps between looks: half a second while something happens, up to five while nothing does.
     4. Raises ``StorageError`` when the storage has failed for two minutes.
     """
-    follower = _Follower(run, clock, after, lost_after_s)
+    storage = PatientStorage(run.storage, patience_s=_PATIENCE_S, clock=clock)
+    follower = _Follower(RunRecord(storage, run.run_id), clock, after, lost_after_s)
     pause_s = _FIRST_PAUSE_S
     while True:
         is_quiet = True
@@ -154,11 +152,11 @@ class _Follower:
 
     def look(self) -> Iterator[RunEvent]:
         """What is new. What tells of an end is read before what must come ahead of it."""
-        result = self._ask(self._run.result)
-        attempts = self._ask(self._run.attempts)
+        result = self._run.result()
+        attempts = self._run.attempts()
         for attempt in attempts[self._life.number - 1 :]:
             yield from self._look_at(attempt)
-        for record in self._ask(lambda: self._run.rounds(after=self._round)):
+        for record in self._run.rounds(after=self._round):
             self._round = record.round
             yield RoundDone(record)
         if result is not None:
@@ -174,7 +172,7 @@ class _Follower:
         if not life.started:
             life.started = self._note_sign()
             yield AttemptStarted(attempt)
-        end = self._ask(lambda: self._run.exit(life.number))
+        end = self._run.exit(life.number)
         yield from self._look_at_log(life)
         yield from self._look_at_heart(life)
         if end is not None and not life.ended:
@@ -187,13 +185,13 @@ class _Follower:
             yield AttemptEnded(self._life.number, None)
 
     def _look_at_log(self, life: _Life) -> Iterator[RunEvent]:
-        for segment in self._ask(lambda: self._run.log_segments(life.number, after=life.log_segment)):
-            data = self._ask(partial(self._run.log_segment, life.number, segment))
+        for segment in self._run.log_segments(life.number, after=life.log_segment):
+            data = self._run.log_segment(life.number, segment)
             life.log_segment = segment
             yield LogLines(life.number, life.decoder.decode(data))
 
     def _look_at_heart(self, life: _Life) -> Iterator[RunEvent]:
-        beat = self._ask(lambda: self._run.heartbeat(life.number))
+        beat = self._run.heartbeat(life.number)
         if beat is not None and beat.at != life.beat_at:
             life.beat_at = beat.at
             self._note_sign()
@@ -221,6 +219,3 @@ class _Follower:
     def _note_sign(self) -> bool:
         self._sign_at = self._clock.monotonic()
         return True
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        return patiently(question, patience_s=_PATIENCE_S, clock=self._clock)

@@ -100,6 +100,8 @@ class FakeClock(Clock):
         self._start = start
         self._planned: list[tuple[float, Callable[[], object]]] = []
         self.seconds = 0.0
+        self.pauses: list[float] = []
+        """How long every sleep was."""
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         self._planned.append((seconds, action))
@@ -111,6 +113,7 @@ class FakeClock(Clock):
         return self.seconds
 
     def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
         end = self.seconds + seconds
         for at, action in sorted((plan for plan in self._planned if plan[0] <= end), key=itemgetter(0)):
             self.seconds = max(self.seconds, at)

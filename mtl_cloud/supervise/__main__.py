@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunFailedError
+from mtl_cloud.patience import PatientStorage
 from mtl_cloud.records import Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.classify import Verdict
 from mtl_cloud.supervise.settings import Settings
+from mtl_cloud.supervise.spot import SpotWatcher
 from mtl_cloud.supervise.supervisor import supervise
 from mtl_cloud.supervise.surroundings import Surroundings, default_scratch
 from mtl_cloud.supervise.watch import SignalWatcher
@@ -32,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with SignalWatcher() as signals:
+            settings = Settings.from_flags(args)
+            storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
             around = Surroundings(
                 scratch=args.scratch or default_scratch(args.run_id, os.environ),
                 environ=os.environ,
                 watchers=[signals],
-                settings=Settings.from_flags(args),
+                inquirers=[SpotWatcher(os.environ, Clock())] if args.spot_notices else [],
+                settings=settings,
             )
-            verdict = supervise(RunRecord(open_storage(args.storage), args.run_id), args.attempt, around)
+            verdict = supervise(RunRecord(storage, args.run_id), args.attempt, around)
     except AlreadyExistsError as error:
         return _complain(error, EXIT_TAKEN)
     except MtlCloudError as error:
@@ -54,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-id", required=True, metavar="ID", help="the run")
     parser.add_argument("--attempt", type=int, metavar="N", help="attempt to claim (default: the next free one)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="local folder of the run (default: user state)")
+    parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for spot notices")
     Settings.add_flags(parser)
     return parser
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mtl_cloud.supervise.host import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line, tail
 from mtl_cloud.supervise.surroundings import Surroundings
 from mtl_cloud.supervise.trainer import Trainer, trainer_command
-from mtl_cloud.supervise.watch import CancelWatcher, DeadlineWatcher, OwnerWatcher, Periodic, Stop, Watcher
+from mtl_cloud.supervise.watch import CancelWatcher, DeadlineWatcher, Inquirer, OwnerWatcher, Periodic, Stop, Watcher
 
 __all__ = ["Attempt"]
 
@@ -47,7 +48,7 @@ class Attempt:
         """From the trainer's start to its end. Then the whole log and the last progress are in the record."""
         self._make_folder()
         cancel = CancelWatcher(self.run)
-        self.around.patiently(cancel.look)
+        cancel.look()
         with self._reporting():
             exit_code, stop = self._run_trainer(cancel)
             ending = classify(exit_code, self._true_stop(stop, cancel), self.scratch.failure(), self._log_tail())
@@ -56,7 +57,8 @@ class Attempt:
 
     def say(self, text: str) -> None:
         """Add a line of the supervisor's own to the log."""
-        append_line(self.log, f"mtl-cloud: {text}")
+        with contextlib.suppress(OSError):  # a full disk: the record says the same
+            append_line(self.log, f"mtl-cloud: {text}")
 
     def _make_folder(self) -> None:
         # The claim is ours alone: whatever lies here is of a deleted run of the same id.
@@ -71,23 +73,22 @@ class Attempt:
 
     def _run_trainer(self, cancel: CancelWatcher) -> tuple[int | None, Stop | None]:
         """Exit code (None: it was not started), and what the trainer was asked to stop for."""
-        owner = OwnerWatcher(self.run, self.number)
-        watchers = [*self.around.watchers, *self._limits(), cancel, owner]
+        asked: list[Inquirer] = [cancel, OwnerWatcher(self.run, self.number), *self.around.inquirers]
+        watchers = [*self.around.watchers, *self._limits(), *asked]
         stop = first_stop(watchers)
         if stop is not None:
             return None, stop
         command = trainer_command(self.plan, sys.executable)
-        self.say(f"attempt {self.number} starts {' '.join(command)}")
-        with (
-            self._every_poll(cancel.look),
-            self._every_poll(owner.look),
-            Trainer(command, self._trainer_environ(), self.log) as trainer,
-        ):
+        self.say(f"attempt {self.number} starts {shlex.join(command)}")
+        with contextlib.ExitStack() as stack:
+            for inquirer in asked:
+                stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
+            trainer = stack.enter_context(Trainer(command, self._trainer_environ(), self.log))
             return attend(trainer, watchers, self.scratch, self.around.settings)
 
     def _limits(self) -> Iterator[Watcher]:
         """The run's deadline and budget, less what earlier attempts have used."""
-        spent = self.around.patiently(lambda: spent_s(self.run))
+        spent = spent_s(self.run)
         plan, clock = self.plan, self.around.clock
         if plan.deadline_s is not None:
             message = f"the run's {plan.deadline_s / 3600:g} hours are over"
@@ -112,26 +113,26 @@ class Attempt:
         """A backend's own way to cancel is a SIGTERM: a person's wish says more than the signal."""
         if stop is None or stop.reason is not StopReason.SIGTERM:
             return stop
-        self.around.patiently(cancel.look)
+        cancel.look()
         return cancel.poll() or stop
 
     # --- what others see of it ---
 
-    @contextmanager
+    @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         """Ship the log and beat the heart; at the end, wait for the storage to take the last of both."""
         shipper = LogShipper(self.log, self._send)
         pace = self.around.settings.pace
-        with self._repeat(self._beat, pace), self._repeat(shipper.ship, pace):
+        with self._repeat("heartbeat", self._beat, pace), self._repeat("log", shipper.ship, pace):
             yield
-        self.around.patiently(lambda: shipper.ship(last=True))
-        self.around.patiently(self._beat)
+        shipper.ship(last=True)
+        self._beat()
 
-    def _repeat(self, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
-        return Periodic(action, interval_s, self.say, self.around.clock)
+    def _repeat(self, what: str, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
+        return Periodic(what, action, interval_s=interval_s, report=self.say, clock=self.around.clock)
 
-    def _every_poll(self, action: Callable[[], None]) -> Periodic:
-        return self._repeat(action, lambda _age_s: self.around.settings.poll_s)
+    def _every_poll(self, _age_s: float) -> float:
+        return self.around.settings.poll_s
 
     def _send(self, number: int, data: bytes) -> None:
         self.run.append_log(self.number, number, data)

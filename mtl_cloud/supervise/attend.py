@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.supervise.contract import Scratch, StopReason
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.watch import Stop, Watcher
 
@@ -57,7 +57,14 @@ def _ladder(
         return [(process.kill, None)]
     grace_s = settings.grace_s if stop.grace_s is None else min(settings.grace_s, stop.grace_s)
     return [
-        (lambda: scratch.request_stop(reason), max(0.0, grace_s - settings.kill_after_s)),
+        (lambda: _ask(process, reason, scratch), max(0.0, grace_s - settings.kill_after_s)),
         (process.terminate, min(grace_s, settings.kill_after_s)),
         (process.kill, None),
     ]
+
+
+def _ask(process: Process, reason: StopReason, scratch: Scratch) -> None:
+    try:
+        scratch.request_stop(reason)
+    except OSError:  # a full disk: to the trainer, SIGTERM means the same
+        process.terminate()

@@ -24,7 +24,7 @@ class Settings:
     poll_s: float = _seconds(5.0, "how often the record is asked for a cancel and for a newer attempt")
     first_s: float = _seconds(0.5, "interval of heartbeat and log segments at an attempt's start")
     last_s: float = _seconds(10.0, "the interval that it grows to, by a twentieth of the attempt's age")
-    patience_s: float = _seconds(120.0, "how long the last words of an attempt are offered to a failing storage")
+    patience_s: float = _seconds(120.0, "how long a request that the storage fails is made again")
 
     def pace(self, age_s: float) -> float:
         """Interval of heartbeat and log at an attempt's age: sub-second at first, cheap for a long run."""

@@ -33,7 +33,7 @@ def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verd
     while True:
         _claim(run, plan, number, around)
         _live(run, plan, number, around)
-        verdict = judge(around.patiently(lambda: lives(run)), _max_restarts(run))
+        verdict = judge(lives(run), _max_restarts(run))
         if verdict.action == "finish":
             _finish(run, plan, number, verdict, around)
         if verdict.action != "restart":
@@ -52,7 +52,7 @@ def _claim(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) 
         nonce=uuid.uuid4().hex,
     )
     try:
-        around.patiently(lambda: run.claim(record))
+        run.claim(record)
     except AlreadyExistsError as error:
         owner = run.attempts()[number - 1]
         raise AlreadyExistsError(
@@ -71,7 +71,7 @@ def _live(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -
         message=ending.message,
         seconds=round(around.clock.monotonic() - started, 3),
     )
-    around.patiently(lambda: run.write_exit(number, record))
+    run.write_exit(number, record)
 
 
 def _max_restarts(run: RunRecord) -> int:
@@ -79,14 +79,14 @@ def _max_restarts(run: RunRecord) -> int:
 
 
 def _finish(run: RunRecord, plan: PlanRecord, number: int, verdict: Verdict, around: Surroundings) -> None:
-    seconds = around.patiently(lambda: spent_s(run))
+    seconds = spent_s(run)
     record = ResultRecord(
         ended_at=around.now(),
         outcome=verdict.outcome.value,
         message=verdict.message,
         attempts=number,
-        rounds=len(around.patiently(run.rounds)),
+        rounds=len(run.rounds()),
         seconds=round(seconds, 3),
         usd=None if plan.usd_per_hour is None else round(seconds / 3600 * plan.usd_per_hour, 4),
     )
-    around.patiently(lambda: run.write_result(record, attempt=number))
+    run.write_result(record, attempt=number)

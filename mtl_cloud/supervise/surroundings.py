@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.patience import patiently
 from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.watch import Watcher
+from mtl_cloud.supervise.watch import Inquirer, Watcher
 
 __all__ = ["Surroundings", "default_scratch"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +22,15 @@ class Surroundings:
     environ: Mapping[str, str]
     """What the trainer inherits; the plan's ``env`` goes above it."""
     watchers: Sequence[Watcher] = ()
-    """Reasons to stop beside cancel, deadline, budget and a newer owner: signals, the cloud's notices."""
+    """Reasons to stop beside cancel, deadline, budget and a newer owner: signals."""
+    inquirers: Sequence[Inquirer] = ()
+    """Further reasons that must be asked for: the cloud's notices."""
     settings: Settings = field(default_factory=Settings)
     clock: Clock = field(default_factory=Clock)
 
     def now(self) -> str:
         """The time as records hold it."""
         return self.clock.now().isoformat(timespec="milliseconds")
-
-    def patiently(self, action: Callable[[], T]) -> T:
-        return patiently(action, patience_s=self.settings.patience_s, clock=self.clock)
 
 
 def default_scratch(run_id: str, environ: Mapping[str, str]) -> Path:

@@ -14,7 +14,16 @@ from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.contract import StopReason
 
-__all__ = ["CancelWatcher", "DeadlineWatcher", "OwnerWatcher", "Periodic", "SignalWatcher", "Stop", "Watcher"]
+__all__ = [
+    "CancelWatcher",
+    "DeadlineWatcher",
+    "Inquirer",
+    "OwnerWatcher",
+    "Periodic",
+    "SignalWatcher",
+    "Stop",
+    "Watcher",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,14 @@ class Watcher(Protocol):
 
     def poll(self) -> Stop | None:
         """The verdict, or None while there is no reason to stop. Never blocks."""
+        ...
+
+
+class Inquirer(Watcher, Protocol):
+    """A watcher whose source is far away: a thread asks it, ``poll`` says what came of it."""
+
+    def look(self) -> None:
+        """Ask the source. May block, and raise ``StorageError`` or ``OSError``: then it is asked again."""
         ...
 
 
@@ -111,17 +128,21 @@ class OwnerWatcher:
 class Periodic:
     """A context in which an action is repeated in a thread of its own, so that a storage that hangs delays no stop.
 
-    A ``StorageError`` is reported, once while it lasts, and the next turn tries again.
+    A ``StorageError`` or ``OSError`` (a full disk, an absent service) is reported, once while it lasts, and the next
+    turn tries again.
     """
 
     def __init__(
         self,
+        what: str,
         action: Callable[[], None],
+        *,
         interval_s: Callable[[float], float],
         report: Callable[[str], None],
         clock: Clock,
     ) -> None:
         """``interval_s`` maps the thread's age to the next interval, both in seconds."""
+        self._what = what
         self._action = action
         self._interval_s = interval_s
         self._report = report
@@ -140,12 +161,12 @@ class Periodic:
     def _try(self, *, failing: bool) -> bool:
         try:
             self._action()
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             if not failing:
-                self._report(f"the storage fails, and is tried again: {error}")
+                self._report(f"{self._what}: fails, and is tried again: {error}")
             return True
         if failing:
-            self._report("the storage works again")
+            self._report(f"{self._what}: works again")
         return False
 
     def __enter__(self) -> Self:

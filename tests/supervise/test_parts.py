@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_harness import PLAN, FakeClock, make_run
+from run_harness import PLAN, make_run
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, StorageError
-from mtl_cloud.patience import patiently
 from mtl_cloud.records import AttemptRecord, ExitRecord, Heartbeat
 from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import Failure, Scratch, StopReason
@@ -31,11 +30,11 @@ class Sink:
     """Takes segments as the run record does: each number once, the same bytes again; at times it fails, either way."""
 
     def __init__(self, failures: list[str]) -> None:
-        self._failures = failures
+        self.failures = failures
         self.segments: dict[int, bytes] = {}
 
     def __call__(self, number: int, data: bytes) -> None:
-        failure = self._failures.pop() if self._failures else ""
+        failure = self.failures.pop() if self.failures else ""
         if failure == "lost":
             raise StorageError("no answer")
         if self.segments.setdefault(number, data) != data:
@@ -60,7 +59,8 @@ def test_every_byte_is_shipped_once_and_in_order(
             shipper.ship()
         except StorageError:
             continue
-    patiently(lambda: shipper.ship(last=True), patience_s=1e6, clock=FakeClock())
+    sink.failures.clear()
+    shipper.ship(last=True)
     assert list(sink.segments) == list(range(1, len(sink.segments) + 1))
     assert b"".join(sink.segments.values()) == b"".join(writes)
 
@@ -98,38 +98,16 @@ def test_a_periodic_action_survives_failures_and_reports_each_spell_once() -> No
         if failing:
             raise StorageError("503")
 
-    with Periodic(act, lambda _age_s: 0 if answers else 60, reports.append, Clock()):
+    with Periodic("log", act, interval_s=lambda _age_s: 0 if answers else 60, report=reports.append, clock=Clock()):
         assert over.wait(10)
     assert (
         reports
         == [
-            "the storage fails, and is tried again: 503",
-            "the storage works again",
+            "log: fails, and is tried again: 503",
+            "log: works again",
         ]
         * 2
     )
-
-
-def test_patience_ends(tmp_path: Path) -> None:
-    clock = FakeClock()
-
-    def fail() -> None:
-        raise StorageError("503")
-
-    with pytest.raises(StorageError, match="503"):
-        patiently(fail, patience_s=60, clock=clock)
-    assert 45 < clock.seconds <= 60
-
-
-def test_an_answer_of_the_storage_is_not_asked_for_again() -> None:
-    clock = FakeClock()
-
-    def conflict() -> None:
-        raise AlreadyExistsError("taken")
-
-    with pytest.raises(AlreadyExistsError):
-        patiently(conflict, patience_s=60, clock=clock)
-    assert clock.seconds == 0
 
 
 def test_settings_survive_the_command_line() -> None:
