@@ -89,7 +89,7 @@ class Network(nn.Module):
         return Hard(self.trunk, stages, tuple(t for t in others if is_last or stage in self.subnet(t).taps))
 
     def _encode(self, images: Tensor, running: tuple[Task, ...]) -> dict[Task, dict[int, Tensor]]:
-        """The features of each task after each stage, exchanged."""
+        """task -> stage -> the features that the task's head reads, after the exchange."""
         streams = {task: self.subnet(task).prepare(images) for task in running}
         features: dict[Task, dict[int, Tensor]] = {task: {} for task in running}
         for stage in STAGES:
@@ -98,5 +98,6 @@ class Network(nn.Module):
             if stage in self.kinds:
                 streams = self._sharing_after(stage)(streams)
             for task, x in streams.items():
-                features[task][stage] = x
+                if stage in self.subnet(task).taps:
+                    features[task][stage] = x
         return features

@@ -34,7 +34,7 @@ class StagedNetwork(nn.Module, ABC):
 
     stages: tuple[Stage, ...]
     taps: ClassVar[tuple[int, ...]] = (5,)
-    """Stages (1..5) whose features the head reads."""
+    """Stages (1..5) whose features the head reads: the last and perhaps others."""
     new_head: ClassVar[tuple[str, ...]] = ()
     """Prefixes of ``state_dict`` keys that start anew when pretrained weights lack them or have other shapes."""
 
@@ -57,7 +57,9 @@ class StagedNetwork(nn.Module, ABC):
         """[B, 3, S, S] float in 0..1 -> the task's output."""
         x, features = self.prepare(images), {}
         for stage in STAGES:
-            features[stage] = x = self.forward_stage(stage, x)
+            x = self.forward_stage(stage, x)
+            if stage in self.taps:
+                features[stage] = x
         return self.head(features, images.shape[-1])
 
     def drop_stages(self, stages: Sequence[int]) -> None:
