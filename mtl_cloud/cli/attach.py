@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtl_cloud.cli.views import View
+from mtl_cloud.cli.words import state_words
 from mtl_cloud.errors import RunFailedError
 from mtl_cloud.records import Outcome
 
@@ -48,6 +49,6 @@ def attach(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
 def require_done(run_id: str, result: ResultRecord) -> None:
     """Raise ``RunFailedError`` unless all rounds were done."""
     if result.outcome != Outcome.DONE:
-        outcome = result.outcome.replace("_", " ")
+        outcome = state_words(result.outcome)
         reason = f": {result.message}" if result.message else ""
         raise RunFailedError(f"{run_id} ended as {outcome}{reason}", hint=f"mtl-cloud logs {run_id}")

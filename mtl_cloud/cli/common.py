@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mtl_cloud.run_record import RunRecord
+    from mtl_cloud.storage import Storage
 
 __all__ = [
     "console",
@@ -26,6 +27,7 @@ __all__ = [
     "print_warnings",
     "run_options",
     "storage_option",
+    "storages_of",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,8 +56,7 @@ def storage_option(command: F) -> F:
     return click.option(
         "--storage",
         metavar="URL",
-        envvar="MTL_CLOUD_STORAGE",
-        help="Where to look for runs (folder or s3://…); default every storage that this computer has used.",
+        help="Where to look for runs (folder or s3://…); default MTL_CLOUD_STORAGE, or all that were used from here.",
     )(command)
 
 
@@ -70,11 +71,19 @@ def overrides_option(command: F) -> F:
     )(command)
 
 
+def storages_of(url: str | None) -> Iterable[Storage]:
+    """The one of ``--storage``, or all that this computer has used."""
+    from mtl_cloud.runs import known_storages
+    from mtl_cloud.storage import open_storage
+
+    return known_storages() if url is None else [open_storage(url)]
+
+
 def open_run(name: str, storage: str | None) -> RunRecord:
-    """The run that ``name`` (an id, its unambiguous start, or ``latest``) means; ``storage`` narrows the search."""
+    """The run that RUN means; ``storage`` narrows the search. Raises ``UsageError`` unless there is exactly one."""
     from mtl_cloud.runs import find_run
 
-    return find_run(name, storage)
+    return find_run(storages_of(storage), name)
 
 
 def print_json(value: object) -> None:

@@ -40,7 +40,7 @@ def command(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     job = load_job(file, overrides=overrides).job
     facts, now = gather_facts(job), datetime.now(UTC)
-    plan = plan_run(job, facts, run_id=new_run_id(job.name, now), now=now)
+    plan = plan_run(job, facts, run_id=new_run_id(job.name), now=now)
     if plan.backend in LAUNCHERS:
         plan = with_requests(plan, get_launcher(plan.backend))
     if as_json:

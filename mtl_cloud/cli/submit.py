@@ -31,7 +31,8 @@ def command(*, file: str, overrides: tuple[str, ...], run_id: str | None, detach
     Ctrl-C detaches: the run goes on, the way back is printed, and the exit code is 130, so that a shell's "&&" goes
     no further. Exit code 7 when the run ends otherwise than done.
 
-    JSON, at the end of the run or at once with --detach: {run_id, storage, backend, outcome, rounds, seconds, usd}.
+    JSON: {run_id, storage, backend, outcome, rounds, seconds, usd}; at the end of the run, or at once with --detach,
+    when the outcome is null.
     """
     from mtl_cloud.clock import Clock
 
@@ -56,7 +57,7 @@ def _start(file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clo
 
     loaded = load_job(file, overrides=overrides)
     job, now = loaded.job, clock.now()
-    plan = plan_run(job, gather_facts(job), run_id=run_id or new_run_id(job.name, now), now=now)
+    plan = plan_run(job, gather_facts(job), run_id=run_id or new_run_id(job.name), now=now)
     launcher, storage = get_launcher(plan.backend), open_storage(plan.storage)
     if not quiet:
         _announce(plan)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from mtl_cloud.cli.common import console
-from mtl_cloud.cli.words import loss_words, position_words, result_words, round_words, speed_words
+from mtl_cloud.cli.words import loss_words, position_words, result_words, round_words, speed_words, state_words
 from mtl_cloud.follow import AttemptEnded, AttemptStarted, Finished, Lost, Progress, RoundDone, RunEvent
 from mtl_cloud.records import Outcome
 
@@ -47,7 +47,7 @@ def milestone_words(event: RunEvent, rounds: int) -> str:
         case AttemptEnded(number, None):
             words = f"attempt {number} vanished"
         case AttemptEnded(number, ending) if ending is not None and ending.outcome != Outcome.DONE:
-            words = f"attempt {number} ended: {ending.outcome.replace('_', ' ')}, {ending.message}"
+            words = f"attempt {number} ended: {state_words(ending.outcome)}, {ending.message}"
         case Finished(result):
             words = result_words(result)
         case Lost(_, message):

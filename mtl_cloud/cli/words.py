@@ -11,7 +11,12 @@ from mtl_cloud.report.metrics import headlines, label, written
 if TYPE_CHECKING:
     from mtl_cloud.records import Json, ResultRecord, RoundRecord
 
-__all__ = ["loss_words", "position_words", "result_words", "round_words", "speed_words"]
+__all__ = ["loss_words", "position_words", "result_words", "round_words", "speed_words", "state_words"]
+
+
+def state_words(state: str) -> str:
+    """``out of time`` for ``out_of_time``."""
+    return state.replace("_", " ")
 
 
 def position_words(progress: Mapping[str, Json]) -> str:
@@ -62,7 +67,7 @@ def result_words(result: ResultRecord) -> str:
     rounds = f"{result.rounds} round{'' if result.rounds == 1 else 's'}"
     cost = "" if result.usd is None else f", {dollars(result.usd)}"
     reason = f": {result.message}" if result.message else ""
-    return f"{result.outcome.replace('_', ' ')} after {rounds}, {duration(result.seconds)}{cost}{reason}"
+    return f"{state_words(result.outcome)} after {rounds}, {duration(result.seconds)}{cost}{reason}"
 
 
 def _real(value: object) -> bool:

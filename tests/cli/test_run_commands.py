@@ -152,7 +152,7 @@ def test_status_tells_how_far_a_living_run_is(storage: str, living: RunRecord) -
 
 def test_status_json_of_a_run_that_is_over(storage: str) -> None:
     document = json.loads(call("status", "--storage", storage, "--json").stdout)
-    assert (document["run_id"], document["state"], document["rounds_done"]) == (RUN_ID, "done", 4)
+    assert (document["run_id"], document["state"], document["round"]) == (RUN_ID, "done", 4)
 
 
 def test_ctrl_c_detaches_with_130_and_tells_the_way_back(storage: str, living: RunRecord) -> None:

@@ -1,0 +1,102 @@
+"""``mtl-cloud status``: how a run stands, once or until it is over."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from mtl_cloud.cli.common import (
+    examples,
+    open_run,
+    output_options,
+    print_json,
+    print_pairs,
+    print_warnings,
+    run_options,
+)
+from mtl_cloud.cli.words import state_words
+from mtl_cloud.errors import UsageError
+
+if TYPE_CHECKING:
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.run_record import RunRecord
+    from mtl_cloud.runs import RunSummary
+
+
+@click.command("status", epilog=examples("status", "status 3fa1", "status --follow"))
+@run_options
+@click.option("-f", "--follow", is_flag=True, help="Show the live view until the run is over; Ctrl-C detaches.")
+@output_options
+def command(*, run: str, storage: str | None, follow: bool, as_json: bool) -> None:
+    """Show how a run stands.
+
+    With --follow the exit code is 7 when the run ends otherwise than done.
+
+    JSON: {run_id, name, backend, storage, created_at, state, attempt, round, rounds, metrics, started_at, seconds,
+    usd}. The state is queued, running, stopping or lost; or, when the run is over, done, user_error, machine_error,
+    interrupted, cancelled, out_of_time or out_of_budget.
+    """
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.runs import summarize
+
+    if follow and as_json:
+        raise UsageError("--follow and --json do not go together", hint="mtl-cloud logs --follow --json gives events")
+    record, clock = open_run(run, storage), Clock()
+    if follow:
+        _follow(record, clock)
+    elif as_json:
+        print_json(asdict(summarize(record, clock.now())))
+    else:
+        _print_summary(record, summarize(record, clock.now()))
+
+
+def _follow(record: RunRecord, clock: Clock) -> None:
+    from mtl_cloud.cli.attach import attach, require_done
+    from mtl_cloud.cli.views import open_view
+
+    require_done(record.run_id, attach(record, open_view(record.plan()), clock))
+
+
+def _print_summary(record: RunRecord, summary: RunSummary) -> None:
+    from mtl_cloud.report.formatting import dollars, duration, instant
+
+    plan, result = record.plan(), record.result()
+    print_pairs(
+        [
+            ("run", summary.run_id),
+            ("state", state_words(summary.state)),
+            ("reason", result.message if result else ""),
+            ("now", _now(record, summary)),
+            ("rounds", f"{summary.round} of {summary.rounds}"),
+            *((task, value) for task, value in _metrics(summary)),
+            ("attempt", str(summary.attempt or "none yet")),
+            ("created", instant(summary.created_at)),
+            ("time", duration(summary.seconds)),
+            ("cost", "" if summary.usd is None else dollars(summary.usd)),
+            ("backend", summary.backend),
+            ("storage", summary.storage),
+        ]
+    )
+    print_warnings(plan.warnings)
+
+
+def _now(record: RunRecord, summary: RunSummary) -> str:
+    """The trainer's newest word; empty when the run is over, or none has been said."""
+    from mtl_cloud.cli.words import loss_words, position_words, speed_words
+
+    beat = record.heartbeat(summary.attempt) if summary.attempt else None
+    if beat is None or record.result() is not None:
+        return ""
+    progress = beat.progress
+    parts = (beat.phase, position_words(progress), loss_words(progress), speed_words(progress))
+    return " · ".join(part for part in parts if part)
+
+
+def _metrics(summary: RunSummary) -> list[tuple[str, str]]:
+    from mtl_cloud.report.metrics import label, written
+    from mtl_cloud.tasks import HEADLINE
+
+    names = {str(task): metric for task, metric in HEADLINE.items()}
+    return [(task, f"{label(names[task], task)} {written(names[task], v)}") for task, v in summary.metrics.items()]
