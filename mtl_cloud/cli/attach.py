@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from mtl_cloud.records import ResultRecord
     from mtl_cloud.run_record import RunRecord
 
-__all__ = ["attach", "require_done"]
+__all__ = ["attach", "require_done", "watch"]
 
 
-def attach(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
+def watch(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
     """Show every event until the run is over.
-
-    Ctrl-C stops the showing, not the run: the way back is printed and ``KeyboardInterrupt`` goes on.
 
     Raises
     ------
@@ -31,19 +29,24 @@ def attach(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
     """
     from mtl_cloud.follow import Finished, Lost, follow
 
+    with view:
+        for event in follow(run, clock=clock):
+            view.show(event)
+            if isinstance(event, Finished):
+                return event.result
+            if isinstance(event, Lost):
+                raise RunFailedError(f"{run.run_id}: {event.message}", hint=f"mtl-cloud logs {run.run_id}")
+    raise AssertionError("follow() ends with Finished or Lost")
+
+
+def attach(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
+    """``watch``, but Ctrl-C ends with the way back printed: the run goes on, and so does ``KeyboardInterrupt``."""
     try:
-        with view:
-            for event in follow(run, clock=clock):
-                view.show(event)
-                if isinstance(event, Finished):
-                    return event.result
-                if isinstance(event, Lost):
-                    raise RunFailedError(f"{run.run_id}: {event.message}", hint=f"mtl-cloud logs {run.run_id}")
+        return watch(run, view, clock)
     except KeyboardInterrupt:
         click.echo(f"\ndetached; the run goes on. Come back with: mtl-cloud status --follow {run.run_id}", err=True)
         click.echo(f"Stop it with: mtl-cloud cancel {run.run_id}", err=True)
         raise
-    raise AssertionError("follow() ends with Finished or Lost")
 
 
 def require_done(run_id: str, result: ResultRecord) -> None:

@@ -6,10 +6,12 @@ import getpass
 
 import click
 
-from mtl_cloud.cli.common import examples, open_run, output_options, print_json, run_options
+from mtl_cloud.cli.common import open_run, output_options, print_json, run_examples, run_options
 
 
-@click.command("cancel", epilog=examples("cancel", "cancel 4f2a --wait", "cancel 4f2a --reason 'wrong learning rate'"))
+@click.command(
+    "cancel", epilog=run_examples("cancel", "cancel 4f2a --wait", "cancel 4f2a --reason 'wrong learning rate'")
+)
 @run_options
 @click.option("--wait", is_flag=True, help="Return when the run is over.")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the run record.")
@@ -30,10 +32,10 @@ def command(*, run: str, storage: str | None, wait: bool, reason: str, as_json: 
     if result is None:
         record.request_cancel(CancelRecord(at=clock.now().isoformat(), by=getpass.getuser(), reason=reason))
         if wait:
-            from mtl_cloud.cli.attach import attach
+            from mtl_cloud.cli.attach import watch
             from mtl_cloud.cli.views import SilentView
 
-            result = attach(record, SilentView(), clock)
+            result = watch(record, SilentView(), clock)
     if as_json:
         print_json({"run_id": record.run_id, "outcome": result.outcome if result else None})
     elif result is None:

@@ -25,6 +25,7 @@ __all__ = [
     "print_pairs",
     "print_table",
     "print_warnings",
+    "run_examples",
     "run_options",
     "storage_option",
     "storages_of",
@@ -37,6 +38,11 @@ def examples(*lines: str) -> str:
     """An epilog of commands to try, kept as they are written."""
     title = "Example" if len(lines) == 1 else "Examples"
     return "\n".join(["\b", f"{title}:", *(f"  mtl-cloud {line}" for line in lines)])
+
+
+def run_examples(*lines: str) -> str:
+    """``examples`` of a command with ``run_options``, and what its RUN may be."""
+    return f"{examples(*lines)}\n\nRUN is a run's id, its start, the start of its last part, or latest (the default)."
 
 
 def output_options(command: F) -> F:
@@ -120,14 +126,16 @@ def console(*, err: bool = False) -> Console:
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> None:
-    """Plain columns under titles; those in ``right`` are aligned to the right."""
+    """Columns under titles; those in ``right`` are right-aligned. In a narrow terminal titles wrap, cells do not."""
     from rich.table import Table
     from rich.text import Text
 
+    lines = list(rows)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     aligned = frozenset(right)
     for index, title in enumerate(titles):
-        table.add_column(title, justify="right" if index in aligned else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
+        width = max((len(line[index]) for line in lines), default=0)
+        table.add_column(title, justify="right" if index in aligned else "left", vertical="bottom", min_width=width)
+    for line in lines:
+        table.add_row(*map(Text, line))
     console().print(table)

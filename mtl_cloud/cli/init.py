@@ -67,7 +67,7 @@ _STANDARD = {
 
 @click.command(
     "init",
-    epilog=examples("init", "init voc.yaml --dataset voc --uri s3://my-bucket/VOCdevkit", "init --name demo --force"),
+    epilog=examples("init", "init voc.yaml --dataset voc --uri /data/VOCdevkit", "init --name demo --force"),
 )
 @click.argument("file", default="job.yaml", metavar="[FILE]", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(

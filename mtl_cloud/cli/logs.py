@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import examples, open_run, output_options, print_json, run_options
+from mtl_cloud.cli.common import open_run, output_options, print_json, run_examples, run_options
 from mtl_cloud.errors import UsageError
 
 if TYPE_CHECKING:
     from mtl_cloud.run_record import RunRecord
 
 
-@click.command("logs", epilog=examples("logs", "logs -f", "logs 4f2a --attempt 2"))
+@click.command("logs", epilog=run_examples("logs", "logs -f", "logs 4f2a --attempt 2"))
 @run_options
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over; Ctrl-C leaves it alone.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt's log.")
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only this attempt's log.")
 @output_options
 def command(*, run: str, storage: str | None, follow: bool, attempt: int | None, as_json: bool) -> None:
     """Print a run's log: all attempts, one after another.

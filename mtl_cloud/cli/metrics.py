@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import examples, open_run, output_options, print_json, print_table, run_options
+from mtl_cloud.cli.common import open_run, output_options, print_json, print_table, run_examples, run_options
 
 if TYPE_CHECKING:
     from mtl_cloud.records import RoundRecord
 
 
-@click.command("metrics", epilog=examples("metrics", "metrics 4f2a --json"))
+@click.command("metrics", epilog=run_examples("metrics", "metrics 4f2a --json"))
 @run_options
 @output_options
 def command(run: str, storage: str | None, as_json: bool) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from mtl_cloud.cli.common import examples, open_run, output_options, print_json, run_options
+from mtl_cloud.cli.common import open_run, output_options, print_json, run_examples, run_options
 from mtl_cloud.errors import UsageError
 
 
-@click.command("report", epilog=examples("report", "report 4f2a -o voc.html", "report -o - | less"))
+@click.command("report", epilog=run_examples("report", "report 4f2a -o voc.html", "report -o - | less"))
 @run_options
 @click.option("-o", "--output", metavar="FILE", help="Where to write; - is standard output. Default <run id>.html.")
 @output_options

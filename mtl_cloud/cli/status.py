@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mtl_cloud.cli.common import (
-    examples,
     open_run,
     output_options,
     print_json,
     print_pairs,
     print_warnings,
+    run_examples,
     run_options,
 )
 from mtl_cloud.cli.words import state_words
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtl_cloud.runs import RunSummary
 
 
-@click.command("status", epilog=examples("status", "status 3fa1", "status --follow"))
+@click.command("status", epilog=run_examples("status", "status 3fa1", "status --follow"))
 @run_options
 @click.option("-f", "--follow", is_flag=True, help="Show the live view until the run is over; Ctrl-C detaches.")
 @output_options
