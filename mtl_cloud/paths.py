@@ -9,7 +9,7 @@ __all__ = ["RUNS", "RunPaths"]
 
 RUNS = "runs/"
 _CHECKPOINT = re.compile(r"(\d+)-(\d+)")
-_LOG_SEGMENT = re.compile(r"(\d+)\.txt")
+_NUMBERED = re.compile(r"(\d+)\.(?:json|txt)")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class RunPaths:
     def log_segment(self, attempt: int, number: int) -> str:
         return f"{self.log(attempt)}{number:06d}.txt"
 
-    def log_segment_number(self, key: str) -> int | None:
-        """The inverse of ``log_segment``; None for another key."""
-        match = _LOG_SEGMENT.fullmatch(key.rpartition("/")[2])
+    def number_of(self, key: str) -> int | None:
+        """The number of a log segment or round, of which there may be more than the padding has digits for."""
+        match = _NUMBERED.fullmatch(key.rpartition("/")[2])
         return int(match[1]) if match else None
 
     @property

@@ -85,7 +85,7 @@ class Record:
         """
         document = _parse_object(data, source)
         version = document.pop("schema_version", None)
-        if version != cls.schema_version:
+        if type(version) is not int or version != cls.schema_version:
             raise RecordError(
                 f"{source}: schema version {version!r}, and this mtl-cloud reads {cls.schema_version}",
                 hint="read it with the mtl-cloud that wrote it, or a newer one",
@@ -107,7 +107,7 @@ class Record:
 def _parse_object(data: bytes, source: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{source}: not JSON ({error})") from error
     if not isinstance(document, dict):
         raise RecordError(f"{source}: a JSON object is expected, not a {type(document).__name__}")

@@ -160,9 +160,7 @@ class RunRecord:
 
     def log_segments(self, attempt: int, after: int = 0) -> list[int]:
         """Numbers of the attempt's segments greater than ``after``, ascending."""
-        keys = (entry.key for entry in self.storage.list(self.paths.log(attempt)))
-        numbers = (self.paths.log_segment_number(key) for key in keys)
-        return sorted(number for number in numbers if number is not None and number > after)
+        return self._numbers(self.paths.log(attempt), after)
 
     def log_segment(self, attempt: int, number: int) -> bytes:
         return self.storage.read(self.paths.log_segment(attempt, number))
@@ -185,8 +183,8 @@ class RunRecord:
 
     def rounds(self, after: int = 0) -> list[RoundRecord]:
         """Records of the rounds with numbers greater than ``after``, ascending."""
-        keys = (entry.key for entry in self.storage.list(self.paths.rounds))
-        return [self._read(RoundRecord, key) for key in keys if key > self.paths.round(after)]
+        numbers = self._numbers(self.paths.rounds, after)
+        return [self._read(RoundRecord, self.paths.round(number)) for number in numbers]
 
     def write_samples(self, record: RoundSamples, *, attempt: int) -> bool:
         """Commit a round's samples as the owner; False when they are there already, which then stay as they are."""
@@ -236,6 +234,10 @@ class RunRecord:
             return self._read(kind, key)
         except NotFoundError:
             return None
+
+    def _numbers(self, prefix: str, after: int) -> list[int]:
+        numbers = (self.paths.number_of(entry.key) for entry in self.storage.list(prefix))
+        return sorted(number for number in numbers if number is not None and number > after)
 
     def _checkpoint_ids(self, keys: Iterable[str]) -> list[CheckpointId]:
         return sorted({CheckpointId(*found) for key in keys if (found := self.paths.checkpoint_of(key))})
