@@ -60,11 +60,15 @@ def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan:
     return run
 
 
-def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> subprocess.Popen[str]:
-    """A supervisor as it runs in a container, with short intervals; its messages are in ``.stderr``."""
+def supervisor_argv(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> list[str]:
+    """The command of a supervisor with short intervals."""
     argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
-    own = ["--attempt", str(attempt), "--scratch", str(scratch), *FAST.to_flags(), *flags]
-    return subprocess.Popen([*argv, *own], stderr=subprocess.PIPE, text=True)
+    return [*argv, "--attempt", str(attempt), "--scratch", str(scratch), *FAST.to_flags(), *flags]
+
+
+def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> subprocess.Popen[str]:
+    """A supervisor as it runs in a container; its messages are in ``.stderr``."""
+    return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition: Callable[[], T], seconds: float = 15.0) -> T:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,12 @@ class Attempt:
     def live(self) -> Ending:
         """From the trainer's start to its end. Then the whole log and the last progress are in the record."""
         self._make_folder()
-        cancel = CancelWatcher(self.run)
+        cancel, owner = CancelWatcher(self.run), OwnerWatcher(self.run, self.number)
         cancel.look()
         with self._reporting():
-            exit_code, stop = self._run_trainer(cancel)
-            ending = classify(exit_code, self._true_stop(stop, cancel), self.scratch.failure(), self._log_tail())
+            exit_code, stop = self._run_trainer([cancel, owner, *self.around.inquirers])
+            stop = _true_stop(stop, cancel, owner)
+            ending = classify(exit_code, stop, self.scratch.failure(), tail(self.log, _TAIL_LINES))
             self.say(f"attempt {self.number} ended as {ending.outcome}: {ending.message}")
         return ending
 
@@ -66,22 +67,18 @@ class Attempt:
         self.scratch.folder.mkdir(parents=True)
         self.log.touch()
 
-    def _log_tail(self) -> list[str]:
-        return tail(self.log, _TAIL_LINES)
-
     # --- the trainer ---
 
-    def _run_trainer(self, cancel: CancelWatcher) -> tuple[int | None, Stop | None]:
+    def _run_trainer(self, inquirers: Sequence[Inquirer]) -> tuple[int | None, Stop | None]:
         """Exit code (None: it was not started), and what the trainer was asked to stop for."""
-        asked: list[Inquirer] = [cancel, OwnerWatcher(self.run, self.number), *self.around.inquirers]
-        watchers = [*self.around.watchers, *self._limits(), *asked]
+        watchers = [*self.around.watchers, *self._limits(), *inquirers]
         stop = first_stop(watchers)
         if stop is not None:
             return None, stop
         command = trainer_command(self.plan, sys.executable)
         self.say(f"attempt {self.number} starts {shlex.join(command)}")
         with contextlib.ExitStack() as stack:
-            for inquirer in asked:
+            for inquirer in inquirers:
                 stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
             trainer = stack.enter_context(Trainer(command, self._trainer_environ(), self.log))
             return attend(trainer, watchers, self.scratch, self.around.settings)
@@ -108,13 +105,6 @@ class Attempt:
             ENV_ATTEMPT: str(self.number),
             ENV_SCRATCH: str(self.scratch.folder),
         }
-
-    def _true_stop(self, stop: Stop | None, cancel: CancelWatcher) -> Stop | None:
-        """A backend's own way to cancel is a SIGTERM: a person's wish says more than the signal."""
-        if stop is None or stop.reason is not StopReason.SIGTERM:
-            return stop
-        cancel.look()
-        return cancel.poll() or stop
 
     # --- what others see of it ---
 
@@ -147,3 +137,17 @@ class Attempt:
             host=host_readings(self.scratch.folder),
         )
         self.run.write_heartbeat(self.number, record)
+
+
+def _true_stop(stop: Stop | None, cancel: CancelWatcher, owner: OwnerWatcher) -> Stop | None:
+    """What stopped the trainer, where something else says more than what was seen first.
+
+    A backend's own way to cancel is a SIGTERM; and a trainer may find itself replaced before its supervisor does.
+    """
+    if stop is None:
+        owner.look()
+        return owner.poll()
+    if stop.reason is StopReason.SIGTERM:
+        cancel.look()
+        return cancel.poll() or stop
+    return stop

@@ -21,12 +21,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _LIFELINE = 0
-_REAP_S = 0.01  # a killed process needs a moment to die
+_REAP_S = 0.02  # a process needs a moment to die
+_HELPERS_S = 1.0
 _NOT_FOUND = 127  # as a shell says it
 
 
@@ -46,6 +48,8 @@ def main(command: list[str]) -> int:
         return _NOT_FOUND
     signal.signal(signal.SIGTERM, lambda number, _: _signal_group(child.pid, number))
     status = _wait(child.pid, bell)
+    if status is not None:
+        _let_helpers_end()
     _kill_tree(child.pid)
     child.returncode = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
     return child.returncode if child.returncode >= 0 else _die_by(-child.returncode)
@@ -93,6 +97,14 @@ def _reap(child: int | None = None) -> int | None:
         if pid == 0:
             return found
         found = status if pid == child else found
+
+
+def _let_helpers_end() -> None:
+    """multiprocessing's resource tracker, say, frees shared memory once it sees that the trainer is gone."""
+    end = time.monotonic() + _HELPERS_S
+    while _descendants(os.getpid()) and time.monotonic() < end:
+        select.select([], [], [], _REAP_S)
+        _reap()
 
 
 def _kill_tree(child: int) -> None:

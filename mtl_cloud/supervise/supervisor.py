@@ -11,7 +11,7 @@ import socket
 import uuid
 
 from mtl_cloud.errors import AlreadyExistsError
-from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord
+from mtl_cloud.records import AttemptRecord, ExitRecord, Outcome, PlanRecord, ResultRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.attempt import Attempt
 from mtl_cloud.supervise.classify import Verdict, judge
@@ -25,15 +25,23 @@ __all__ = ["supervise"]
 def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verdict:
     """Run attempt after attempt until the run is over, or must go on elsewhere.
 
-    The first one has the number ``attempt``; None takes the next free one. Raises ``AlreadyExistsError`` when another
-    process has claimed a number before us.
+    The first one has the number ``attempt``; None takes the next free one. A run that is over is not begun again.
+
+    Raises
+    ------
+    AlreadyExistsError
+        Another process has claimed the number before us.
+    RunTakenOverError
+        The run ended here, but belongs to a later attempt by now.
     """
-    plan = run.plan()
+    plan, result = run.plan(), run.result()
+    if result is not None:
+        return Verdict("finish", Outcome(result.outcome), result.message)
     number = attempt or (run.owner() or 0) + 1
     while True:
         _claim(run, plan, number, around)
         _live(run, plan, number, around)
-        verdict = judge(lives(run), _max_restarts(run))
+        verdict = judge([life for life in lives(run) if life.attempt <= number], _max_restarts(run))
         if verdict.action == "finish":
             _finish(run, plan, number, verdict, around)
         if verdict.action != "restart":

@@ -118,3 +118,16 @@ def test_sigterm_reaches_the_child(start: Start) -> None:
     assert process.stdout.readline() == b"1\n"
     process.terminate()
     assert process.wait(10) == 75
+
+
+def test_shared_memory_of_a_killed_child_is_freed(start: Start, tmp_path: Path) -> None:
+    code = """
+import os, sys
+from multiprocessing.shared_memory import SharedMemory
+print(SharedMemory(create=True, size=1000).name, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    process = start(PYTHON, "-c", code)
+    name = process.stdout.readline().decode().strip()
+    assert process.wait(10) == -signal.SIGKILL
+    assert not (Path("/dev/shm") / name.lstrip("/")).exists()

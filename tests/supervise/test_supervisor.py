@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_harness import is_running, logged, make_run, start_supervisor, wait_for
+from run_harness import is_running, logged, make_run, start_supervisor, supervisor_argv, wait_for
 
 from mtl_cloud.records import CancelRecord, Outcome
 from mtl_cloud.run_record import RunRecord
@@ -213,6 +216,25 @@ def test_an_attempt_that_was_replaced_kills_its_trainer_and_writes_no_result(
     assert _outcomes(run) == ["interrupted", "done"]
 
 
+def test_a_trainer_that_finds_itself_replaced_is_no_users_error(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, SAY_PID + "work(1); sys.exit(8)")
+    process = start(run, "--poll-s", "60")
+    _trainer_pid(run)
+    run.claim(replace(run.attempts()[0], number=2, nonce=""))
+    assert process.wait(20) == 75
+    end = run.exit(1)
+    assert end is not None
+    assert end.outcome == Outcome.INTERRUPTED
+    assert "attempt 1 was replaced by attempt 2" in end.message
+
+
+def test_a_run_that_is_over_is_not_begun_again(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "print('done')")
+    assert start(run).wait(20) == 0
+    assert start(run, attempt=2).wait(20) == 0
+    assert len(run.attempts()) == 1
+
+
 def test_a_killed_supervisor_leaves_no_trainer(storage: FolderStorage, start: Start) -> None:
     run = make_run(storage, SAY_PID + "work()")
     process = start(run)
@@ -229,3 +251,25 @@ def test_the_first_log_lines_are_there_within_a_second(storage: FolderStorage, s
     segment = Path(storage.url) / run.paths.log_segment(1, run.log_segments(1)[-1])
     printed = float(run.read_log(1).split()[-1])
     assert segment.stat().st_mtime - printed < 1.0
+
+
+def _can_unshare() -> bool:
+    return subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or not _can_unshare(), reason="needs leave to make a PID namespace")
+def test_process_1_of_a_container_hears_sigterm_and_leaves_no_zombies(storage: FolderStorage, tmp_path: Path) -> None:
+    orphan = "if os.fork() == 0: os._exit(os.fork() and 0)\nos.wait(); time.sleep(0.3)\n"
+    states = (
+        "[open(f'/proc/{p}/stat').read().rpartition(')')[2].split()[0] for p in os.listdir('/proc') if p.isdigit()]"
+    )
+    run = make_run(storage, f"{orphan}print('zombies', {states}.count('Z'))\n{SAY_PID}work()")
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", *supervisor_argv(run, tmp_path / "scratch")]
+    with subprocess.Popen(argv) as container:
+        wait_for(logged(run, "pid "))
+        (process_1,) = map(int, subprocess.check_output(["pgrep", "-P", str(container.pid)]).split())
+        os.kill(process_1, signal.SIGTERM)
+        assert container.wait(20) == 75
+    assert run.attempts()[0].pid == 1
+    assert b"zombies 0\n" in run.read_log(1)
+    assert _outcomes(run) == ["interrupted"]
