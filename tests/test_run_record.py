@@ -194,9 +194,7 @@ FENCED: dict[str, Callable[[RunRecord, int], object]] = {
 @pytest.mark.parametrize("what", FENCED)
 def test_a_replaced_attempt_commits_nothing_and_is_told_by_whom(taken_over: RunRecord, what: str) -> None:
     before = taken_over.storage.list("")
-    with pytest.raises(
-        RunTakenOverError, match="attempt 1 was replaced by attempt 2, which started at 15:00 on host-2"
-    ):
+    with pytest.raises(RunTakenOverError, match=r"attempt 1 was replaced by attempt 2, .* 15:00 on host-2"):
         FENCED[what](taken_over, 1)
     assert taken_over.storage.list("") == before
     FENCED[what](taken_over, 2)

@@ -78,7 +78,7 @@ class Checkpointer:
         Raises
         ------
         RunTakenOverError
-            A later attempt owns the run; nothing was committed.
+            A later attempt owns the run, and will not go on from here.
         StorageError
             The storage failed; nothing was committed, and the next save starts afresh.
         """
@@ -131,6 +131,8 @@ class Checkpointer:
             return list(pool.map(write, count(1), _packed(snapshot.tensors, self._part_bytes)))
 
     def _retain(self) -> None:
+        # Asked again, because a commit may be slow: a successor that chose before it must find its choice intact.
+        self._run.require_owner(self._attempt)
         kept = lineage(self._run, self._attempt)[: self._keep]
         for checkpoint in self._run.started_checkpoints():
             # What a later attempt has begun is not ours to judge.
@@ -150,9 +152,9 @@ class Checkpointer:
         return None
 
     def _candidates(self) -> list[CheckpointId]:
-        """Ancestors first; then, rather than to begin anew, what earlier attempts committed beyond their successor."""
+        """Ancestors first; should all be damaged, what earlier attempts have committed beside them."""
         ancestors = lineage(self._run, self._attempt)
-        others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt]
+        others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt] if ancestors else []
         return ancestors + [found for found in reversed(others) if found not in ancestors]
 
     def _load(self, checkpoint: CheckpointId) -> Restored:
