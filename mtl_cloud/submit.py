@@ -1,16 +1,21 @@
-"""From a plan to a run that runs: write the record first, then tell the backend. Safe to repeat at any point."""
+"""Starting and ending runs, for every backend: the record first, then the backend. All of it is safe to repeat."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mtl_cloud.errors import AlreadyExistsError, LaunchError
-from mtl_cloud.launch.base import Launcher, RunHandle
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.launch.base import BackendState, Launcher, RunHandle
+from mtl_cloud.records import CancelRecord, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import Storage
+from mtl_cloud.supervise.supervisor import supervise
+from mtl_cloud.supervise.surroundings import Surroundings
 
-__all__ = ["submit_run", "with_requests"]
+__all__ = ["cancel_run", "submit_run", "with_requests"]
 
 
 def with_requests(plan: PlanRecord, launcher: Launcher) -> PlanRecord:
@@ -40,3 +45,16 @@ def submit_run(
                 hint="submit under a new run id",
             ) from error
     return launcher.submit(launcher.prepare(run.plan()))
+
+
+def cancel_run(run: RunRecord, wish: CancelRecord, *, launcher: Launcher) -> None:
+    """Have a run saved and stopped by its supervisor.
+
+    Where the backend has nobody left to hear the wish, the run is ended here and now, under the number of the next
+    attempt: so, whoever comes back to life finds itself replaced. A run that is over stays as it is.
+    """
+    run.request_cancel(wish)
+    if run.result() is None and launcher.describe(RunHandle.of(run.plan())) is BackendState.ENDED:
+        # A supervisor that finds the wish ends the run and starts no trainer. Taken: somebody hears the wish after all.
+        with TemporaryDirectory() as scratch, suppress(AlreadyExistsError):
+            supervise(run, None, Surroundings(scratch=Path(scratch), environ={}))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from run_harness import PLAN
+from run_harness import PLAN, make_run
 
-from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.base import RunHandle
+from mtl_cloud.errors import LaunchError, RunTakenOverError
+from mtl_cloud.launch.base import BackendState, RunHandle
 from mtl_cloud.launch.memory import MemoryLauncher
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.records import AttemptRecord, CancelRecord, Outcome, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.submit import submit_run
+from mtl_cloud.submit import cancel_run, submit_run
 
 LATER = "2026-02-02T00:00:00+00:00"
 
@@ -62,3 +62,34 @@ def test_a_submit_that_died_before_the_plan_was_written_can_be_repeated(
     _submit(storage, launcher)
     assert run.exists()
     assert len(launcher.submissions) == 1
+
+
+CANCEL = CancelRecord(at=LATER, by="ann", reason="wrong data")
+
+
+def _submitted(storage: MemoryStorage, launcher: MemoryLauncher) -> RunRecord:
+    run = make_run(storage, backend=launcher.backend)
+    launcher.submit(launcher.prepare(run.plan()))
+    return run
+
+
+def test_a_living_run_is_left_to_hear_the_wish_itself(storage: MemoryStorage) -> None:
+    launcher = MemoryLauncher([BackendState.PENDING])
+    run = _submitted(storage, launcher)
+    cancel_run(run, CANCEL, launcher=launcher)
+    assert run.cancel_request() == CANCEL
+    assert run.result() is None
+
+
+def test_a_dead_run_is_ended_under_the_next_attempts_number(storage: MemoryStorage) -> None:
+    launcher = MemoryLauncher([BackendState.ENDED])
+    run = _submitted(storage, launcher)
+    run.claim(AttemptRecord(number=1, started_at=LATER, host="gone", pid=1, backend="memory"))
+    for _ in range(2):
+        cancel_run(run, CANCEL, launcher=launcher)
+    result = run.result()
+    assert result is not None
+    assert (result.outcome, result.attempts) == (Outcome.CANCELLED, 2)
+    assert result.message == "cancelled by ann: wrong data; the trainer was not started"
+    with pytest.raises(RunTakenOverError):
+        run.require_owner(1)
