@@ -106,7 +106,7 @@ def _place(staged: Path, target: Path, place: Callable[[Path, Path], None]) -> N
             target.parent.mkdir(parents=True, exist_ok=True)
             place(staged, target)
             break
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # the latter from a folder that was gone when mkdir looked again
             if not left:
                 raise
     _fsync_folder(target.parent)

@@ -82,8 +82,8 @@ def test_children_are_the_next_names_once_each(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(
-    "storage", ["memory", "folder", "seaweedfs"], indirect=True
-)  # moto would take a quarter minute
+    "storage", ["memory", "folder", pytest.param("seaweedfs", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_listing_of_more_than_a_page_is_whole(storage: Storage) -> None:
     keys = [f"log/{number:06d}.txt" for number in range(1100)]
     with ThreadPoolExecutor(8) as pool:
@@ -201,6 +201,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.parametrize("shared_storage", ["folder", "seaweedfs"], indirect=True)
 def test_one_of_many_processes_creates_a_key(shared_storage: Storage) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     claimants = [
@@ -341,6 +342,7 @@ def test_missing_credentials_are_named(s3_storage: Storage, monkeypatch: pytest.
     assert "aws configure" in caught.value.hint
 
 
+@pytest.mark.parametrize("s3_storage", ["moto"], indirect=True)
 def test_an_endpoint_that_does_not_answer_is_named(s3_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9") as caught:
@@ -348,6 +350,7 @@ def test_an_endpoint_that_does_not_answer_is_named(s3_storage: Storage, monkeypa
     assert "AWS_ENDPOINT_URL" in caught.value.hint
 
 
+@pytest.mark.parametrize("s3_storage", ["seaweedfs"], indirect=True)
 def test_a_part_of_a_checkpoint_is_one_put(s3_storage: Storage) -> None:
     s3_storage.write("part", bytes(70_000_000))
     key = f"{s3_storage.url}/part".removeprefix(f"s3://{BUCKET}/")
