@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
-from mtl_cloud.report import Life, Report
+from mtl_cloud.report.build import Life, Report
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import Storage
 

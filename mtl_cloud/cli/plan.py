@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mtl_cloud.plan import Candidate, Facts
     from mtl_cloud.records import PlanRecord
 
+_NO_RUN = "000000"
+"""Where a run's id has its random part: a plan is no run, and the same job gives the same plan."""
+
 
 @click.command("plan", epilog=examples("plan job.yaml", "plan job.yaml --set compute.budget_usd=50 --json"))
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
@@ -32,21 +35,25 @@ def command(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     JSON: the plan as the run record would hold it, with {run_id, backend, command, env, processes, rounds,
     deadline_s, usd_per_hour, budget_usd, facts, requests, warnings, ...}.
     """
-    from mtl_cloud.launch import LAUNCHERS, get_launcher
     from mtl_cloud.plan import gather_facts, plan_run
-    from mtl_cloud.runs import new_run_id
     from mtl_cloud.spec.load import load_job
-    from mtl_cloud.submit import with_requests
 
     job = load_job(file, overrides=overrides).job
-    facts, now = gather_facts(job), datetime.now(UTC)
-    plan = plan_run(job, facts, run_id=new_run_id(job.name), now=now)
-    if plan.backend in LAUNCHERS:
-        plan = with_requests(plan, get_launcher(plan.backend))
+    facts = gather_facts(job)
+    plan = plan_run(job, facts, run_id=f"{job.name}-{_NO_RUN}", now=datetime.now(UTC))
+    if facts.candidates:  # a machine is rented: show exactly what would be asked for
+        plan = _with_requests(plan)
     if as_json:
         print_json(json.loads(plan.encode()))
     else:
         _print_plan(plan, facts)
+
+
+def _with_requests(plan: PlanRecord) -> PlanRecord:
+    from mtl_cloud.launch import LAUNCHERS, get_launcher
+    from mtl_cloud.submit import with_requests
+
+    return with_requests(plan, get_launcher(plan.backend)) if plan.backend in LAUNCHERS else plan
 
 
 def _print_plan(plan: PlanRecord, facts: Facts) -> None:

@@ -19,7 +19,8 @@ def command(run: str, storage: str | None, output: str | None, as_json: bool) ->
 
     JSON: {run_id, file, bytes}.
     """
-    from mtl_cloud.report import build_report, render_html
+    from mtl_cloud.report.build import build_report
+    from mtl_cloud.report.render import render_html
 
     if output == "-" and as_json:
         raise UsageError("-o - and --json both want standard output", hint="name a file with -o")

@@ -17,7 +17,7 @@ import pytest
 from run_example import example_report, round_record, write_run
 
 from mtl_cloud.records import AttemptRecord, Heartbeat
-from mtl_cloud.report import Life, Report
+from mtl_cloud.report.build import Life, Report
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from run_example import PLAN, example_report, write_run
 
-from mtl_cloud.report import build_report
+from mtl_cloud.report.build import build_report
 from mtl_cloud.storage import MemoryStorage
 
 

@@ -16,7 +16,8 @@ from run_example import DIGITS, PLAN, SPEC, example_report, round_record, scene
 
 from mtl_cloud.errors import MissingExtraError, RecordError
 from mtl_cloud.records import RoundSamples
-from mtl_cloud.report import Report, render_html
+from mtl_cloud.report.build import Report
+from mtl_cloud.report.render import render_html
 
 
 class Page(HTMLParser):
