@@ -212,7 +212,8 @@ def first_of_each_class(i: ImageDetections) -> ImageDetections:
 def test_coco_ignores_difficult_objects_too() -> None:
     true = [(HERE, 0, True), (THERE, 0, False)]
     expected = pytest.approx({"map": 1.0, "map50_coco": 1.0, "map75": 1.0})
-    assert coco_metrics([image("a", [(HERE, 0.9, 0), (THERE, 0.7, 0)], true)]) == expected
+    assert coco_metrics([image("a", [(HERE, 0.9, 0), (HERE, 0.8, 0), (THERE, 0.7, 0)], true)]) == expected
+    assert coco_metrics([image("a", [(THERE, 0.7, 0)], true)]) == expected
 
 
 def test_coco_grades_by_overlap() -> None:

@@ -197,6 +197,13 @@ def test_an_object_teaches_the_cell_of_its_centre_and_the_anchor_of_its_shape() 
     torch.testing.assert_close(taught, torch.tensor([scale * 0.25, scale * -0.25, 0, 0, -0.5, 0.5, -0.5, 0.5]))
 
 
+def test_an_object_centred_on_the_far_edge_teaches_the_last_cell() -> None:
+    outputs = zero_outputs()
+    DetectionHead(CLASSES[:3], SQUARES).loss(outputs, one_object((60, 60, 68, 68))).total.backward()
+    found = [tuple(row) for output in outputs for row in output.grad[..., 5].nonzero().tolist()]
+    assert found == [(0, 1, 7, 7)]
+
+
 def test_a_difficult_box_neither_teaches_nor_excuses() -> None:
     with_box, without = zero_outputs(), zero_outputs()
     head = DetectionHead(CLASSES[:3], ignore_threshold=0.3)
