@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import mtl_cloud
 from mtl_cloud.errors import MissingExtraError
 from mtl_cloud.report import formatting, metrics, sections
+from mtl_cloud.report.samples import sample_views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from mtl_cloud.report.build import Report
 
-__all__ = ["render_html"]
+__all__ = ["page_environment", "render_html"]
 
 
 def render_html(report: Report) -> str:
@@ -28,7 +29,7 @@ def render_html(report: Report) -> str:
     RecordError
         A sample's image cannot be decoded.
     """
-    template = _environment().get_template("report.html.j2")
+    template = page_environment().get_template("report.html.j2")
     return template.render(
         version=mtl_cloud.__version__,
         report=report,
@@ -39,13 +40,14 @@ def render_html(report: Report) -> str:
         tasks=sections.task_sections(report.rounds),
         speed=sections.speed_figure(report.rounds),
         columns=sections.round_columns(report.rounds),
-        samples=sections.sample_views(report.samples),
+        samples=sample_views(report.samples),
         sharing=sections.sharing_figure(report.rounds),
         weights=sections.weights_figure(report.rounds),
     )
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates, with our ways of writing numbers as filters. Raises ``MissingExtraError``."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:

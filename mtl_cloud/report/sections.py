@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtl_cloud.records import RoundRecord, RoundSamples
+from mtl_cloud.records import RoundRecord
 from mtl_cloud.report import figures
 from mtl_cloud.report.formatting import dollars, duration, instant, number, percent
 from mtl_cloud.report.metrics import (
@@ -22,7 +21,6 @@ from mtl_cloud.report.metrics import (
     tasks_of,
     written,
 )
-from mtl_cloud.report.overlays import Color, class_colors, overlay
 
 if TYPE_CHECKING:
     from mtl_cloud.report.build import Report
@@ -34,7 +32,6 @@ __all__ = [
     "Tile",
     "facts",
     "round_columns",
-    "sample_views",
     "sharing_figure",
     "speed_figure",
     "task_sections",
@@ -357,61 +354,3 @@ def _largest_confusions(matrix: Sequence[Sequence[int]], names: Sequence[str]) -
 
 def _class_titles(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
     return list(names) if len(names) == len(matrix) else [str(index) for index in range(len(matrix))]
-
-
-# --- samples ---------------------------------------------------------------------------------------------------------
-
-
-class Panel(NamedTuple):
-    """One side of a sample: the picture, its classes in words, and a text alternative."""
-
-    title: str
-    image: str
-    classes: str
-    alt: str
-
-
-class SampleView(NamedTuple):
-    key: str
-    panels: list[Panel]
-
-
-class SampleViews(NamedTuple):
-    round: int
-    samples: list[SampleView]
-    legend: list[tuple[str, str]]
-    """Class name and CSS colour of everything that boxes or masks may show."""
-
-
-def sample_views(samples: RoundSamples | None) -> SampleViews | None:
-    """Truth and prediction side by side; None when the run left no samples."""
-    if samples is None or not samples.samples:
-        return None
-    masks = samples.classes.get("segmentation", [])
-    colors = class_colors([*samples.classes.get("detection", []), *masks])
-    views = [
-        SampleView(sample["key"], [_panel(sample, side, colors, masks) for side in ("truth", "prediction")])
-        for sample in samples.samples
-    ]
-    legend = [(name, f"rgb({red} {green} {blue})") for name, (red, green, blue) in colors.items()]
-    return SampleViews(samples.round, views, legend)
-
-
-def _panel(sample: Mapping[str, Any], side: str, colors: Mapping[str, Color], masks: Sequence[str]) -> Panel:
-    labels = sample.get(side) or {}
-    image = overlay(sample["image"], labels, colors, masks, key=sample["key"])
-    return Panel(side, image, _class_words(labels, scored=side == "prediction"), _alt(sample["key"], side, labels))
-
-
-def _class_words(labels: Mapping[str, Any], *, scored: bool) -> str:
-    classes = (labels.get("classes") or [])[:3]
-    if not scored:
-        return ", ".join(name for name, _ in classes)
-    return ", ".join(f"{name} ({percent(score)})" for name, score in classes)
-
-
-def _alt(key: str, side: str, labels: Mapping[str, Any]) -> str:
-    counts = Counter(box[0] for box in labels.get("boxes") or [])
-    boxes = ", ".join(f"{count} {name}" for name, count in counts.items())
-    parts = ([f"boxes around {boxes}"] if boxes else []) + (["a class mask"] if labels.get("mask") else [])
-    return f"{side} of {key}" + (f", with {' and '.join(parts)}" if parts else "")
