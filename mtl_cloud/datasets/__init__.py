@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TypeAlias
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Dataset, DatasetInfo, Sample
-from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset
+from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset, restrict
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.spec.job import DatasetSpec
 from mtl_cloud.tasks import Task
@@ -23,6 +23,7 @@ __all__ = [
     "assert_disjoint",
     "open_dataset",
     "open_splits",
+    "restrict",
 ]
 
 DATASETS = {
@@ -94,22 +95,11 @@ def _select(dataset: Dataset, tasks: Sequence[Task] | None, limit: int | None) -
             hint=f"it labels {', '.join(known)}: correct the dataset's `tasks:`",
         )
     kept = tuple(task for task in known if tasks is None or task in tasks)
-    if kept == known and (limit is None or limit >= len(dataset)):
-        return dataset
-    return Selection(dataset, _spread(_labelled(dataset, kept), limit), kept)
-
-
-def _labelled(dataset: Dataset, tasks: tuple[Task, ...]) -> Sequence[int]:
-    if tasks == dataset.info.tasks:
-        return range(len(dataset))
-    return [i for i in range(len(dataset)) if dataset.labels(i).intersection(tasks)]
-
-
-def _spread(indices: Sequence[int], limit: int | None) -> Sequence[int]:
+    labelled = restrict(dataset, kept)
+    if limit is None or limit >= len(labelled):
+        return labelled
     # Evenly over the split: the first thousand images of ImageNet are all of one fish.
-    if limit is None or limit >= len(indices):
-        return indices
-    return [indices[i * len(indices) // limit] for i in range(limit)]
+    return Selection(labelled, [i * len(labelled) // limit for i in range(limit)], kept)
 
 
 def _join(datasets: Sequence[Dataset]) -> Dataset:

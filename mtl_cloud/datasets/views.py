@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -13,7 +13,7 @@ from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["JointDataset", "Selection", "SkippingDataset"]
+__all__ = ["JointDataset", "Selection", "SkippingDataset", "restrict"]
 
 _BAD_IN_A_ROW = 100
 """Longer stretches of bad samples mean that the dataset is bad, e.g. its disk is gone."""
@@ -44,6 +44,14 @@ class Selection:
 
     def labels(self, index: int) -> frozenset[Task]:
         return self.dataset.labels(self.indices[index]).intersection(self.tasks)
+
+
+def restrict(dataset: Dataset, tasks: Collection[Task]) -> Dataset:
+    """Only labels of ``tasks``, and only samples that carry one of them."""
+    kept = tuple(task for task in dataset.info.tasks if task in tasks)
+    if kept == dataset.info.tasks:
+        return dataset
+    return Selection(dataset, [i for i in range(len(dataset)) if dataset.labels(i).intersection(kept)], kept)
 
 
 @dataclass(frozen=True)

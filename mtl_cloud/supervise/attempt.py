@@ -97,6 +97,8 @@ class Attempt:
 
     def _trainer_environ(self) -> dict[str, str]:
         return {
+            # On cores that others use too, torch's CPU threads spin while they wait for each other: ten times slower.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **self.around.environ,
             "PYTHONUNBUFFERED": "1",  # the log is live
             **self.plan.env,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Literal
 
 import torch
 
-from mtl_cloud.errors import MtlCloudError, TrainingError
+from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.load import job_from_json
 from mtl_cloud.storage import open_storage
@@ -69,7 +70,8 @@ def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:
 def _fail(scratch: Scratch, error: MtlCloudError) -> int:
     """Leave the reason for the supervisor, which may not see this process's exit code through torchrun."""
     log.error("error: %s%s", error, f"\nhint: {error.hint}" if error.hint else "")
-    scratch.write_failure(Failure(exit_code=error.exit_code, message=str(error), hint=error.hint))
+    kind: Literal["user", "machine"] = "machine" if isinstance(error, StorageError) else "user"
+    scratch.write_failure(Failure(exit_code=error.exit_code, message=str(error), hint=error.hint, kind=kind))
     return error.exit_code
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_cloud.datasets import open_splits
+from mtl_cloud.datasets import open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.datasets.views import Selection
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec, TrainingSpec
@@ -73,16 +72,8 @@ def open_data(job: JobSpec) -> JobData:
         As ``open_splits`` and ``network_classes``.
     """
     wanted = job.model.tasks or NETWORK_TASKS[job.model.name]
-    train, val = (_narrow(split, wanted) for split in open_splits(*job.datasets))
+    train, val = (restrict(split, wanted) for split in open_splits(*job.datasets))
     return JobData(train, val, network_classes(wanted, train.info.classes))
-
-
-def _narrow(split: Dataset, wanted: tuple[Task, ...]) -> Dataset:
-    """Only labels that the network learns, and only samples that carry one."""
-    tasks = tuple(task for task in split.info.tasks if task in wanted)
-    if tasks == split.info.tasks:
-        return split
-    return Selection(split, [i for i in range(len(split)) if split.labels(i).intersection(tasks)], tasks)
 
 
 def build_trainer(

@@ -213,7 +213,7 @@ class Trainer:
         rate = self.meter.images_per_s
         left = (self.steps - step) * training.batch_size
         return {
-            "round": min(training.rounds, step // self.steps_per_round + 1),
+            "round": min(training.rounds, self.position.rounds_closed + 1),
             "rounds": training.rounds,
             "epoch": min(training.rounds * training.epochs_per_round, step // self.steps_per_epoch + 1),
             "epochs": training.rounds * training.epochs_per_round,

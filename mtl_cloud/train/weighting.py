@@ -1,7 +1,7 @@
 """How the tasks' losses become one: each method says by what factor each task's gradient counts in a step.
 
 These methods need the losses' values only: one backward pass, no word between processes, no wait for the device.
-Methods that need each task's gradient apart (PCGrad, MGDA, ...) are no weighted sum of losses: they have no place here.
+Methods that need each task's gradient apart (PCGrad, MGDA, ...) are in ``gradient_weighting``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from mtl_cloud.spec.job import LossWeightingSpec
 from mtl_cloud.tasks import Task
 
-__all__ = ["LossWeighting", "build_weighting"]
+__all__ = ["LossWeighting", "Weighting", "build_loss_weighting"]
 
 _TINY = 1e-8  # losses are not negative; one of nothing must not divide by nothing
 
 
-class LossWeighting(nn.Module):
-    """Base of all methods: factors of 1, the plain sum.
-
-    With several processes, a loss must be the global batch's in value and this process's share in gradient. Every
-    process then holds the same state without any exchange, and the gradients of ``parameters()`` are equal too.
-    All that is learned or remembered is in ``state_dict()``.
-    """
+class Weighting(nn.Module):
+    """What all methods have in common: each task's factor, and a state that ``state_dict()`` holds whole."""
 
     latest: Tensor
 
@@ -33,6 +28,26 @@ class LossWeighting(nn.Module):
         super().__init__()
         self.tasks = tuple(tasks)
         self._remember(latest=1.0)
+
+    def weights(self) -> dict[Task, float]:
+        """The factor of each task's gradient when it was last present. Waits for the device."""
+        return dict(zip(self.tasks, self.latest.tolist(), strict=True))
+
+    def end_epoch(self, mean_losses: Mapping[Task, float]) -> None:
+        """Called after each epoch with its mean losses; a task without a sample is left out."""
+
+    def _remember(self, **entries: float) -> None:
+        """Add buffers of one entry a task."""
+        for name, value in entries.items():
+            self.register_buffer(name, torch.full((len(self.tasks),), value))
+
+
+class LossWeighting(Weighting):
+    """Base of all methods of this module: factors of 1, the plain sum.
+
+    With several processes, a loss must be the global batch's in value and this process's share in gradient. Every
+    process then holds the same state without any exchange, and the gradients of ``parameters()`` are equal too.
+    """
 
     def combine(self, losses: Mapping[Task, Tensor], present: Mapping[Task, Tensor]) -> Tensor:
         """The scalar to minimise.
@@ -46,13 +61,6 @@ class LossWeighting(nn.Module):
         self.latest.copy_(factors.detach().where(here > 0, self.latest))
         return (factors * values * here).sum() + self._penalty(here)
 
-    def weights(self) -> dict[Task, float]:
-        """The factor of each task's gradient when it was last present. Waits for the device."""
-        return dict(zip(self.tasks, self.latest.tolist(), strict=True))
-
-    def end_epoch(self, mean_losses: Mapping[Task, float]) -> None:
-        """Called after each epoch with its mean losses; a task without a sample is left out."""
-
     def _factors(self, values: Tensor, here: Tensor) -> Tensor:  # noqa: ARG002  # other methods look at here
         """[tasks] factors from [tasks] losses and presence; entries of absent tasks are finite and do not matter."""
         return torch.ones_like(values)
@@ -60,11 +68,6 @@ class LossWeighting(nn.Module):
     def _penalty(self, here: Tensor) -> Tensor | float:  # noqa: ARG002  # other methods look at here
         """What the method's own parameters cost."""
         return 0.0
-
-    def _remember(self, **entries: float) -> None:
-        """Add buffers of one entry a task."""
-        for name, value in entries.items():
-            self.register_buffer(name, torch.full((len(self.tasks),), value))
 
 
 class _Equal(LossWeighting):
@@ -216,7 +219,7 @@ class _Famo(LossWeighting):
         self.logits.sub_(among * self._RATE * momentum / (variance.sqrt() + _TINY))
 
 
-def build_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> LossWeighting:
+def build_loss_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> LossWeighting:
     """The method that ``spec`` names, over ``tasks``. ``seed`` serves ``rlw`` and must be the same in all processes."""
     return _METHODS[spec.name](tasks, spec, seed)
 

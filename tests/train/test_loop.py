@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from trainer_harness import ALONE, digest, open_attempt, small_job
 
 from mtl_cloud.errors import DatasetError, TrainingError
