@@ -103,7 +103,8 @@ def assert_same(left: Any, right: Any) -> None:
 
 
 def bits(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().flatten().contiguous().view(torch.uint8).tolist()) if tensor.numel() else b""
+    whole = tensor.detach().flatten().clone(memory_format=torch.contiguous_format)
+    return bytes(whole.view(torch.uint8).tolist()) if tensor.numel() else b""
 
 
 # --- the state, bit for bit ---
