@@ -118,6 +118,24 @@ def test_a_perfect_network_scores_one_and_predicts_the_box() -> None:
     assert predicted == pytest.approx(box, abs=1e-3)
 
 
+def test_equal_scores_rank_the_same_in_whatever_order_images_come() -> None:
+    """A hit and a false positive of one score: average precision depends on which is taken first."""
+    box, elsewhere = (10.0, 12.0, 25.0, 45.0), (30.0, 12.0, 45.0, 45.0)
+    lone = {"box_image": torch.tensor([0]), "box_class": torch.tensor([3]), "box_difficult": torch.tensor([False])}
+    hit, miss = (
+        replace(random_batch(0, images=1, prefix=prefix), boxes=torch.tensor([where]), **lone)
+        for prefix, where in (("hit", box), ("miss", elsewhere))
+    )
+    outcomes = []
+    for order in ((hit, miss), (miss, hit)):
+        evaluator = DetectionHead(CLASSES).evaluator()
+        for batch in order:
+            evaluator.update(telling(box, 3), batch)
+        outcomes.append(evaluator.compute())
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0].values["map50_voc"] == 0.5
+
+
 @pytest.mark.parametrize("box_loss", ["darknet", "giou", "ciou"])
 def test_logits_that_descend_the_loss_find_every_object(box_loss: Literal["darknet", "giou", "ciou"]) -> None:
     """Loss, decoding, suppression and evaluation agree on where a box is: free logits reach a perfect score."""
@@ -147,6 +165,7 @@ def test_a_grid_first_built_for_validation_serves_training() -> None:
     outputs = tuple(torch.zeros(1, 3, 96 // s, 96 // s, 5 + len(CLASSES)) for s in STRIDES)
     with torch.inference_mode():
         detect(outputs, ANCHORS, confidence=0.5)
+    assert not grid_of(outputs, ANCHORS).stride.is_inference()
     trained = tuple(output.requires_grad_() for output in outputs)
     DetectionHead(CLASSES, box_loss="giou").loss(trained, random_batch(0, images=1, size=96)).total.backward()
     assert trained[0].grad is not None
