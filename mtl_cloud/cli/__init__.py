@@ -28,6 +28,7 @@ COMMANDS = {
         "validate": "Check job files; name every mistake at its line.",
         "schema": "Print the JSON schema of job files, for editors.",
         "plan": "Show what a job would do and cost; start nothing.",
+        "anchors": "Cluster a job's boxes into YOLOv3's nine anchors.",
     },
     "Run it": {
         "submit": "Start a run and follow it; Ctrl-C detaches.",
@@ -39,6 +40,7 @@ COMMANDS = {
         "logs": "Print a run's log.",
         "metrics": "Print the metrics of each round.",
         "report": "Write a run's report as one HTML file.",
+        "compare": "Compare runs: metrics, delta_m, speed, cost.",
     },
 }
 """Section -> command -> its line of help. The module of a command is ``mtl_cloud.cli.<command>``."""

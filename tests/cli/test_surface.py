@@ -18,6 +18,7 @@ SURFACE = {
     "validate": ["--debug", "--json", "--set", "FILE..."],
     "schema": ["--debug", "--json"],
     "plan": ["--debug", "--json", "--set", "FILE"],
+    "anchors": ["--debug", "--json", "--seed", "--set", "FILE"],
     "submit": ["--debug", "--detach", "--json", "--run-id", "--set", "FILE"],
     "cancel": sorted([*RUN, "--reason", "--wait"]),
     "runs": ["--debug", "--json", "--storage"],
@@ -25,6 +26,7 @@ SURFACE = {
     "logs": sorted([*RUN, "--attempt", "--follow"]),
     "metrics": RUN,
     "report": sorted([*RUN, "--output"]),
+    "compare": sorted(["--at", "--debug", "--force", "--json", "--markdown", "--output", "--storage", "RUN..."]),
 }
 COMMANDS = sorted(SURFACE)
 

@@ -1,25 +1,13 @@
-"""YOLOv3's anchors and how its three heads divide them. Plain Python: no torch.
+"""How YOLOv3's three heads divide nine anchors among them. Plain Python: no torch.
 
-Source: ``anchors=`` and ``mask=`` of darknet's ``cfg/yolov3.cfg``. Pixels of the network's input, whatever its size: as
-in darknet, an anchor of 10 pixels is 10 pixels at 320 and at 608. They were clustered on COCO at 416.
+Source: ``mask=`` of darknet's ``cfg/yolov3.cfg``.
 """
 
 from __future__ import annotations
 
-__all__ = ["ANCHORS", "ANCHOR_MASKS", "STRIDES", "anchors_of_heads"]
+from mtl_cloud.datasets.anchors import ANCHORS
 
-ANCHORS: tuple[tuple[float, float], ...] = (
-    (10, 13),
-    (16, 30),
-    (33, 23),
-    (30, 61),
-    (62, 45),
-    (59, 119),
-    (116, 90),
-    (156, 198),
-    (373, 326),
-)
-"""(width, height) of the nine, smallest first."""
+__all__ = ["ANCHORS", "ANCHOR_MASKS", "STRIDES", "anchors_of_heads"]
 
 STRIDES: tuple[int, ...] = (32, 16, 8)
 """Pixels a cell of each head, in the order in which the heads stand in the network's output."""
