@@ -1,7 +1,8 @@
 """Checkpoints of the training state: exact, verified on load, committed by their manifest.
 
 A save has two halves. ``take_snapshot`` copies the state into host memory that training does not touch: the loop has
-to wait for it. Everything after it (serialising, checksums, uploading, the commit, retention) reads the snapshot only.
+to wait for it. Everything after it (serialising, checksums, uploading, the commit, retention) reads the snapshot only,
+and is done behind the loop's back by ``mtl_cloud.train.saver``.
 
 A checkpoint is a set of safetensors files, which cannot execute code on load, and a manifest with their sizes and
 CRC64NVMEs, everything of the state that is not a tensor, and its own SHA-256. The manifest comes last, once, and only
@@ -30,7 +31,7 @@ from torch import Tensor
 from mtl_cloud.errors import NotFoundError, RecordError
 from mtl_cloud.records import CheckpointManifest, StartRecord
 from mtl_cloud.run_record import CheckpointId, RunRecord
-from mtl_cloud.train.snapshot import PART_BYTES, Snapshot, restore_snapshot, take_snapshot
+from mtl_cloud.train.snapshot import PART_BYTES, HostBuffers, Snapshot, restore_snapshot, take_snapshot
 
 __all__ = ["Checkpointer", "Restored", "lineage"]
 
@@ -71,9 +72,18 @@ class Checkpointer:
         self._damaged: set[CheckpointId] = set()
 
     def save(self, state: Mapping[str, Any], *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - the field's name in the manifest
-        """Commit ``state``, and then remove what is older than the newest ``keep``.
+        """Both halves at once: ``take`` and ``commit``."""
+        return self.commit(self.take(state, HostBuffers()), step=step, round=round, reason=reason)
 
-        A step is committed once an attempt: for one that is, the manifest that stands is returned.
+    def take(self, state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
+        """Copy ``state`` into ``buffers``, as ``commit`` wants it. Raises ``TypeError`` as ``take_snapshot`` does."""
+        return take_snapshot(state, buffers=buffers, part_bytes=self._part_bytes)
+
+    def commit(self, snapshot: Snapshot, *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - as above
+        """Store ``snapshot``, and then remove what is older than the newest ``keep``.
+
+        A step is committed once an attempt: for one that is, the manifest that stands is returned. Beside the
+        snapshot, memory for ``2 * 4`` parts is used at most.
 
         Raises
         ------
@@ -82,8 +92,23 @@ class Checkpointer:
         StorageError
             The storage failed; nothing was committed, and the next save starts afresh.
         """
-        snapshot = take_snapshot(state, part_bytes=self._part_bytes)
-        return self._commit(snapshot, CheckpointId(step, self._attempt), round, reason)
+        checkpoint = CheckpointId(step, self._attempt)
+        if checkpoint in self._damaged:
+            self._run.delete_checkpoint(checkpoint)
+        if checkpoint in self._run.checkpoints():
+            return self._run.manifest(checkpoint)
+        manifest = CheckpointManifest(
+            step=step,
+            attempt=self._attempt,
+            round=round,
+            created_at=self._now().isoformat(timespec="seconds"),
+            reason=reason,
+            parts=self._write_parts(snapshot, self._run.paths.checkpoint(*checkpoint)),
+            meta=snapshot.tree,
+        ).sealed()
+        self._run.commit_checkpoint(manifest)
+        self._retain()
+        return manifest
 
     def load_latest(self) -> Restored | None:
         """The newest checkpoint all of whose bytes are as they were written; None when there is none.
@@ -99,26 +124,6 @@ class Checkpointer:
         return self._newest_intact()  # another process of this attempt looked earlier, and its choice stands
 
     # --- save ---
-
-    def _commit(
-        self, snapshot: Snapshot, checkpoint: CheckpointId, round_number: int, reason: str
-    ) -> CheckpointManifest:
-        if checkpoint in self._damaged:
-            self._run.delete_checkpoint(checkpoint)
-        if checkpoint in self._run.checkpoints():
-            return self._run.manifest(checkpoint)
-        manifest = CheckpointManifest(
-            step=checkpoint.step,
-            attempt=checkpoint.attempt,
-            round=round_number,
-            created_at=self._now().isoformat(timespec="seconds"),
-            reason=reason,
-            parts=self._write_parts(snapshot, self._run.paths.checkpoint(*checkpoint)),
-            meta=snapshot.tree,
-        ).sealed()
-        self._run.commit_checkpoint(manifest)
-        self._retain()
-        return manifest
 
     def _write_parts(self, snapshot: Snapshot, prefix: str) -> list[dict[str, Any]]:
         def write(number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The story of a training run: restore, step, close rounds, save, stop when asked.
 
 The order of events is chosen so that a kill at any instant loses only the steps since the last commit. At a round's end
-the state is committed first, then validation runs, then the round's record is written; a run killed between the two
-finds on its return that the round is still open, and validates again with the same outcome.
+the state is saved first, then validation runs, then the round's record is written. The save is committed behind the
+loop's back, before or after the record. A run killed with the state committed and the record not finds on its return
+that the round is still open, and validates again; one killed the other way round trains the round's last steps again.
+Both come to the same outcome.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_sum
 from mtl_cloud.train.events import EventLog
 from mtl_cloud.train.meters import RoundMeter
 from mtl_cloud.train.optim import learning_rate, set_learning_rate
+from mtl_cloud.train.saver import Saver
 from mtl_cloud.train.tasks.base import TaskHead
 from mtl_cloud.train.transforms import apply_color
 from mtl_cloud.train.weighting import LossWeighting
@@ -87,21 +90,18 @@ class Trainer:
         self.epoch_meter = RoundMeter(tuple(self.heads), self.group.device)
         self._saved_step, self._saved_at = -1, self.clock()
 
+        self.saver = Saver(self.checkpointer)
     # --- the story ---------------------------------------------------------------------------------------------------
 
     def fit(self) -> bool:
         """Train to the end of the last round. False when asked to stop before; the state is committed then."""
-        self._restore()
-        stopped = self._close_round()
-        for batch, wait_s in self._batches():
-            if stopped:
-                break
-            self._step(batch, wait_s)
-            self._close_epoch()
-            stopped = self._close_round() or self._stop_wished()
-            if stopped or self._save_is_due():
-                self._save("stop" if stopped else "time")
-        self.channel.report("stopping", **self._progress({}))
+        try:
+            self._restore()
+            self._go_on()
+            self.channel.report("stopping", **self._progress({}))
+            self.saver.drain()
+        finally:
+            self.saver.close()
         return self.position.rounds_closed == self.job.training.rounds
 
     @property
@@ -115,6 +115,18 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
         """Each batch with the seconds that the loop waited for it."""
+    def _go_on(self) -> None:
+        """To the end, or until asked to stop."""
+        stopped = self._close_round()
+        for batch, wait_s in self._batches():
+            if stopped:
+                break
+            self._step(batch, wait_s)
+            self._close_epoch()
+            stopped = self._close_round() or self._stop_wished()
+            if stopped or self._save_is_due():
+                self._save("stop" if stopped else "time")
+
         batches = self.training_batches(self.position.step) if self.position.step < self.steps else iter(())
         while True:
             asked_at = self.clock()
@@ -320,18 +332,18 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         minutes = self.job.checkpoint.every_minutes
-        due = minutes is not None and self.clock() - self._saved_at >= 60 * minutes
+        due = minutes is not None and self.clock() - self._saved_at >= 60 * minutes and not self.saver.is_busy
         # The clocks of several processes differ; the leader's decides. One process needs no agreement.
         return due if self.group.world == 1 else self.group.any(due and self.group.leads)
 
     def _save(self, reason: str) -> None:
-        """Commit the state, unless this step's state is committed already. Every process takes part."""
+        """Have the state committed, unless this step's already is. Every process takes part."""
         if self._saved_step == self.position.step:
             return
         state = self._state_dict()
         if self.group.leads:
             self.channel.report("saving", **self._progress({}))
-            self.checkpointer.save(state, step=self.position.step, round=self.position.rounds_closed, reason=reason)
+            self.saver.save(state, step=self.position.step, round=self.position.rounds_closed, reason=reason)
         self._saved_step, self._saved_at = self.position.step, self.clock()
 
     def _state_dict(self) -> dict[str, Any]:

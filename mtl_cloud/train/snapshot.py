@@ -1,20 +1,23 @@
 """The training state as a snapshot: owned host copies of its tensors, and everything else as one JSON tree.
 
 ``restore_snapshot(take_snapshot(state))`` is ``state``, bit for bit.
+
+Fresh memory costs several times what a copy into it does: the system hands it out page by page, and CUDA has to pin it.
+A run's states are alike, so ``HostBuffers`` keeps the memory of one snapshot for the next.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["PART_BYTES", "Snapshot", "restore_snapshot", "take_snapshot"]
+__all__ = ["PART_BYTES", "HostBuffers", "Snapshot", "restore_snapshot", "take_snapshot"]
 
 PART_BYTES = 64 * 2**20
 """Tensor bytes of a stored part at most: one atomic PUT, cheap to repeat."""
@@ -33,14 +36,40 @@ class Snapshot:
     """On the CPU, contiguous, at most ``part_bytes`` each, sharing no memory with the state. Named by JSON pointer."""
 
 
-def take_snapshot(state: Mapping[str, Any], *, part_bytes: int = PART_BYTES) -> Snapshot:
+class HostBuffers:
+    """The memory that one snapshot after another is copied into; each overwrites the one before.
+
+    Holds as many bytes as the tensors of the newest snapshot. What comes from a GPU lies in pinned memory.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, path: str, value: Tensor) -> Tensor:
+        """A contiguous tensor of ``value``'s type and shape for the place ``path``, with anything in it."""
+        buffer = self._buffers.get(path)
+        if buffer is None or (buffer.dtype, buffer.shape) != (value.dtype, value.shape):
+            self._buffers.pop(path, None)  # freed before its successor is made
+            self._buffers[path] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return self._buffers[path]
+
+    def keep(self, paths: Collection[str]) -> None:
+        """Free what belongs to other places."""
+        for path in self._buffers.keys() - paths:
+            del self._buffers[path]
+
+
+def take_snapshot(
+    state: Mapping[str, Any], *, buffers: HostBuffers | None = None, part_bytes: int = PART_BYTES
+) -> Snapshot:
     """Copy ``state``: nested mappings, lists and tuples (which become lists) of tensors and JSON scalars.
 
-    Equal views of the same memory are stored once, and are one tensor again after loading. Raises ``TypeError`` that
-    names the place of anything else.
+    Equal views of the same memory are stored once, and are one tensor again after loading. With ``buffers`` the
+    snapshot lives in them, until the next one is taken there. Raises ``TypeError`` that names the place of anything
+    else.
     """
-    taker = _Taker(part_bytes)
-    return Snapshot(taker.mapping(state, ""), taker.tensors)
+    taker = _Taker(buffers or HostBuffers(), part_bytes)
+    return Snapshot(taker.mapping(state, ""), taker.finish())
 
 
 def restore_snapshot(snapshot: Snapshot) -> Any:
@@ -49,11 +78,19 @@ def restore_snapshot(snapshot: Snapshot) -> Any:
 
 
 class _Taker:
-    def __init__(self, part_bytes: int) -> None:
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, buffers: HostBuffers, part_bytes: int) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._buffers = buffers
         self._part_bytes = part_bytes
         # The tensor itself is held too, so that its address stays its own.
         self._seen: dict[tuple[Any, ...], tuple[dict[str, Any], Tensor]] = {}
+
+    def finish(self) -> dict[str, Tensor]:
+        """The tensors, once all copies have arrived."""
+        for device in {tensor.device for _, tensor in self._seen.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        self._buffers.keep({place["$tensor"] for place, _ in self._seen.values()})
+        return self._tensors
 
     def value(self, value: Any, path: str) -> Any:
         match value:
@@ -90,13 +127,13 @@ class _Taker:
         return self._seen[view][0]
 
     def _copied(self, value: Tensor, path: str) -> dict[str, Any]:
-        host = torch.empty(value.shape, dtype=value.dtype)
-        host.copy_(value.detach())
+        host = self._buffers.take(path, value)
+        host.copy_(value.detach(), non_blocking=value.is_cuda)
         if host.nbytes <= self._part_bytes:
-            self.tensors[path] = host
+            self._tensors[path] = host
             return {"$tensor": path}
         pieces = torch.split(host.view(-1), max(1, self._part_bytes // host.element_size()))
-        self.tensors |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
+        self._tensors |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
         return {"$tensor": path, "pieces": len(pieces), "shape": list(host.shape)}
 
 
