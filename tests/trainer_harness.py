@@ -48,16 +48,21 @@ def open_attempt(
     job: JobSpec, folder: Path, *, storage: Storage, attempt: int, data: JobData | None, group: ProcessGroup
 ) -> Trainer:
     """Attempt ``attempt`` of the run ``test`` in ``storage``, ready to fit."""
-    run = RunRecord(storage, "test")
-    now = datetime(2026, 1, 1, tzinfo=UTC)
     if group.leads:
-        if not run.exists():
-            plan = plan_run(job, gather_facts(job), run_id="test", now=now)
-            run.create(plan, spec_yaml=b"", spec_json=job_to_json(job))
-        run.claim(AttemptRecord(number=attempt, started_at=now.isoformat(), host="here", pid=attempt, backend="local"))
+        claim_attempt(job, storage, attempt)
+    run = RunRecord(storage, "test")
     scratch = folder / f"scratch-{attempt}"
     scratch.mkdir(exist_ok=True)
     return build_trainer(job, data or open_data(job), run, attempt=attempt, group=group, scratch=Scratch(scratch))
+
+
+def claim_attempt(job: JobSpec, storage: Storage, attempt: int) -> None:
+    """Create the run ``test``, if it is not there yet, and claim the attempt."""
+    run, now = RunRecord(storage, "test"), datetime(2026, 1, 1, tzinfo=UTC)
+    if not run.exists():
+        plan = plan_run(job, gather_facts(job), run_id="test", now=now)
+        run.create(plan, spec_yaml=b"", spec_json=job_to_json(job))
+    run.claim(AttemptRecord(number=attempt, started_at=now.isoformat(), host="here", pid=attempt, backend="local"))
 
 
 def digest(network: nn.Module) -> str:

@@ -6,13 +6,14 @@ checked in ``mtl_cloud.spec.facts``. Paths stay as they are written; ``load_job`
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from mtl_cloud.tasks import Task
 
 __all__ = [
+    "GRADIENT_METHODS",
     "CheckpointSpec",
     "ComputeSpec",
     "DatasetSpec",
@@ -35,6 +36,10 @@ PositiveInt: TypeAlias = Annotated[int, Field(gt=0)]
 PositiveFloat: TypeAlias = Annotated[float, Field(gt=0)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
+GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
+GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
+"""Loss weightings that need each task's gradient apart: one backward pass a task."""
 
 
 class _Spec(BaseModel):
@@ -237,8 +242,8 @@ class ScheduleSpec(_Spec):
 class LossWeightingSpec(_Spec):
     """How the tasks' losses become one."""
 
-    name: Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"] = Field(
-        "equal", description="Which method."
+    name: Literal[LossMethod, GradientMethod] = Field(
+        "equal", description="Which method; those from pcgrad on need a backward pass for each task."
     )
     weights: dict[Task, Annotated[float, Field(ge=0)]] = Field({}, description="fixed: the weights; others start at 1.")
     temperature: PositiveFloat = Field(2.0, description="dwa: softmax temperature.")

@@ -17,22 +17,24 @@ from mtl_cloud.datasets import open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec, TrainingSpec
+from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
 from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train import rng
+from mtl_cloud.train.backward import Backward, SummedBackward, TaskwiseBackward
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.channel import Channel
 from mtl_cloud.train.checkpoint import Checkpointer
 from mtl_cloud.train.data import Collate, ValidationView, training_batches, validation_batches
 from mtl_cloud.train.distributed import ProcessGroup, set_norm
 from mtl_cloud.train.events import EventLog
+from mtl_cloud.train.gradient_weighting import build_gradient_weighting
 from mtl_cloud.train.loop import Trainer
 from mtl_cloud.train.nets import build_network
 from mtl_cloud.train.optim import build_optimizer
 from mtl_cloud.train.order import BatchOrder
 from mtl_cloud.train.tasks import build_heads
-from mtl_cloud.train.weighting import build_weighting
+from mtl_cloud.train.weighting import Weighting, build_weighting
 
 __all__ = ["JobData", "build_trainer", "network_classes", "open_data", "wants_cuda"]
 
@@ -86,7 +88,8 @@ def build_trainer(
     memory_format = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
     network = network.to(group.device, memory_format=memory_format)  # type: ignore[call-overload]  # stubs lack it
     heads = build_heads(job.model, data.classes, multi_label=data.train.info.multi_label)
-    weighting = build_weighting(job.training.loss_weighting, tuple(heads)).to(group.device)
+    scaler = torch.amp.GradScaler(group.device.type, enabled=job.training.precision == "fp16")
+    weighting, backward = _weighting(job.training, tuple(heads), network, scaler, group)
     rng.seed_all(job.training.seed, rank=group.rank)
     order = _order(job.training, len(data.train), group)
     collate = Collate(data.classes, data.train.info.multi_label)
@@ -100,11 +103,12 @@ def build_trainer(
         checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep),
         events=EventLog(run, attempt, scratch.folder / "events"),
         network=network,
-        model=_data_parallel(network, group),
+        model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group),
         heads=heads,
         weighting=weighting,
+        backward=backward,
         optimizer=build_optimizer(network, weighting.parameters(), job.training.optimizer),
-        scaler=torch.amp.GradScaler(group.device.type, enabled=job.training.precision == "fp16"),
+        scaler=scaler,
         autocast=_autocast(job.training, group.device),
         training_batches=_training_batches(data, job.training, collate, order, group),
         validation_batches=_validation_batches(data, job.training, collate, group),
@@ -146,6 +150,21 @@ def network_classes(wanted: tuple[Task, ...], labelled: Mapping[Task, tuple[str,
         "segmentation": ("background", *objects),
     }
     return {task: labelled.get(task, borrowed[task]) for task in TASKS if task in wanted}
+
+
+def _weighting(
+    training: TrainingSpec,
+    tasks: tuple[Task, ...],
+    network: nn.Module,
+    scaler: torch.amp.GradScaler,
+    group: ProcessGroup,
+) -> tuple[Weighting, Backward]:
+    spec, seed = training.loss_weighting, training.seed
+    if spec.name in GRADIENT_METHODS:
+        of_gradients = build_gradient_weighting(spec, tasks, seed=seed).to(group.device)
+        return of_gradients, TaskwiseBackward(of_gradients, list(network.parameters()), scaler, group)
+    of_losses = build_weighting(spec, tasks, seed=seed).to(group.device)
+    return of_losses, SummedBackward(of_losses, scaler, group)
 
 
 def _order(training: TrainingSpec, samples: int, group: ProcessGroup) -> BatchOrder:

@@ -18,9 +18,9 @@ from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.meters import LossMeter
-from mtl_cloud.train.tasks.base import Evaluator, Outputs, TaskHead, TaskMetrics
+from mtl_cloud.train.tasks.base import Evaluator, LossTerm, Outputs, TaskHead, TaskMetrics
 
-__all__ = ["Validation", "draw_samples", "forward", "loss_sums", "validate"]
+__all__ = ["Validation", "draw_samples", "forward", "loss_terms", "sums", "validate"]
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -48,10 +48,18 @@ def _as_float(output: Any) -> Any:
     return tuple(_as_float(value) for value in output)
 
 
-def loss_sums(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[tasks] loss totals, with gradient, and [tasks] counts, in the heads' order."""
-    terms = [head.loss(outputs[task], batch) for task, head in heads.items()]
-    return torch.stack([term.total for term in terms]), torch.stack([term.count for term in terms])
+def loss_terms(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -> list[LossTerm]:
+    """In the heads' order; a task without an output counts nothing."""
+    nothing = torch.zeros((), device=batch.images.device)
+    return [
+        head.loss(outputs[task], batch) if task in outputs else LossTerm(nothing, nothing)
+        for task, head in heads.items()
+    ]
+
+
+def sums(terms: Sequence[LossTerm]) -> Tensor:
+    """[2, tasks]: totals and counts, without gradient."""
+    return torch.stack([torch.stack([t.total.detach() for t in terms]), torch.stack([t.count for t in terms])])
 
 
 def validate(
@@ -75,7 +83,7 @@ def validate(
                 break
             batch = host_batch.to(group.device)
             outputs = forward(network, batch.images.float() / 255, autocast)
-            meter.add(*loss_sums(heads, outputs, batch))
+            meter.add(*sums(loss_terms(heads, outputs, batch)))
             for task, evaluator in evaluators.items():
                 evaluator.update(outputs[task], batch)
     return None if group.any(stopped) else _reduce(evaluators, meter, group)

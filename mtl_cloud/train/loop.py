@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,18 +27,19 @@ from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.tasks import HEADLINE, Task
 from mtl_cloud.train import rng
+from mtl_cloud.train.backward import Backward
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.channel import Channel
 from mtl_cloud.train.checkpoint import Checkpointer
 from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_sums, validate
+from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_terms, sums, validate
 from mtl_cloud.train.events import EventLog
 from mtl_cloud.train.meters import RoundMeter
 from mtl_cloud.train.optim import learning_rate, set_learning_rate
 from mtl_cloud.train.saver import Saver
-from mtl_cloud.train.tasks.base import TaskHead
+from mtl_cloud.train.tasks.base import LossTerm, TaskHead
 from mtl_cloud.train.transforms import apply_color
-from mtl_cloud.train.weighting import LossWeighting
+from mtl_cloud.train.weighting import Weighting
 
 __all__ = ["Position", "Trainer"]
 
@@ -71,7 +72,8 @@ class Trainer:
     model: nn.Module
     """What a step calls: the network, or its data-parallel wrapper."""
     heads: dict[Task, TaskHead]
-    weighting: LossWeighting
+    weighting: Weighting
+    backward: Backward
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -88,9 +90,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = RoundMeter(tuple(self.heads), self.group.device)
         self.epoch_meter = RoundMeter(tuple(self.heads), self.group.device)
+        self.saver = Saver(self.checkpointer)
         self._saved_step, self._saved_at = -1, self.clock()
 
-        self.saver = Saver(self.checkpointer)
     # --- the story ---------------------------------------------------------------------------------------------------
 
     def fit(self) -> bool:
@@ -113,8 +115,6 @@ class Trainer:
         """Of the whole job."""
         return self.job.training.rounds * self.steps_per_round
 
-    def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Each batch with the seconds that the loop waited for it."""
     def _go_on(self) -> None:
         """To the end, or until asked to stop."""
         stopped = self._close_round()
@@ -127,6 +127,8 @@ class Trainer:
             if stopped or self._save_is_due():
                 self._save("stop" if stopped else "time")
 
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """Each batch with the seconds that the loop waited for it."""
         batches = self.training_batches(self.position.step) if self.position.step < self.steps else iter(())
         while True:
             asked_at = self.clock()
@@ -147,8 +149,7 @@ class Trainer:
             self.job.training.schedule, self.job.training.optimizer.lr, step=self.position.step, steps=self.steps
         )
         set_learning_rate(self.optimizer, rate)
-        totals, counts = self._forward(batch.to(self.group.device))
-        losses = self._backward(totals, counts)
+        losses = self._backward(self._forward(batch.to(self.group.device)))
         self._update()
         self.position.step += 1
         self.position.skipped.update(batch.skipped)
@@ -166,33 +167,29 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # the only common base
                     module.eval()
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch) -> list[LossTerm]:
         images = batch.images.float() / 255
         if batch.color is not None:
             images = apply_color(images, batch.color)
         if self.group.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
-        return loss_sums(self.heads, forward(self.model, images, self.autocast), batch)
+        return loss_terms(self.heads, forward(self.model, images, self.autocast), batch)
 
-    def _backward(self, totals: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the weighted sum of losses; returns all processes' totals and counts.
+    def _backward(self, terms: Sequence[LossTerm]) -> Tensor:
+        """Fill the gradients; returns all processes' totals and counts, [2, tasks].
 
         Every process sees the global batch's losses as values, so that stateful weightings agree, while the gradient
-        is that of its own samples; the data-parallel wrapper averages gradients, hence the factor ``world``.
+        is that of its own samples.
         """
-        all_totals, all_counts = self.group.sum(torch.stack([totals, counts]))
-        denominators = all_counts.clamp(min=1)
-        losses = (totals + (all_totals - totals).detach()) / denominators
-        objective = self.weighting.combine(
-            dict(zip(self.heads, losses.unbind(), strict=True)),
-            dict(zip(self.heads, (all_counts > 0).float().unbind(), strict=True)),
-        )
+        totals, counts = reduced = self.group.sum(sums(terms))
+        # Not stacked: the graph of a stack would connect each loss to all tasks' parameters.
+        losses = [
+            (term.total + (total - term.total).detach()) / count.clamp(min=1)
+            for term, total, count in zip(terms, totals, counts, strict=True)
+        ]
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(objective * self.group.world).backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
-        for parameter in self.weighting.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= self.group.world
-        return all_totals, all_counts
+        self.backward(losses, counts > 0)
+        return reduced
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -203,7 +200,7 @@ class Trainer:
 
     # --- words on the way --------------------------------------------------------------------------------------------
 
-    def _report(self, losses: tuple[Tensor, Tensor], rate: float) -> None:
+    def _report(self, losses: Tensor, rate: float) -> None:
         if not self.channel.report_is_due():
             return
         values = (losses[0] / losses[1].clamp(min=1)).tolist()

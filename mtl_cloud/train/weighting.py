@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtl_cloud.spec.job import LossWeightingSpec
 from mtl_cloud.tasks import Task
 
-__all__ = ["LossWeighting", "Weighting", "build_loss_weighting"]
+__all__ = ["LossWeighting", "Weighting", "build_weighting"]
 
 _TINY = 1e-8  # losses are not negative; one of nothing must not divide by nothing
 
@@ -219,7 +219,7 @@ class _Famo(LossWeighting):
         self.logits.sub_(among * self._RATE * momentum / (variance.sqrt() + _TINY))
 
 
-def build_loss_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> LossWeighting:
+def build_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> LossWeighting:
     """The method that ``spec`` names, over ``tasks``. ``seed`` serves ``rlw`` and must be the same in all processes."""
     return _METHODS[spec.name](tasks, spec, seed)
 

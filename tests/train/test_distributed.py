@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_harness import in_processes
 from torch import nn
 
 from mtl_cloud.train.distributed import ProcessGroup, SyncBatchNorm, join_group, set_norm
 
 ALONE = ProcessGroup(0, 1, torch.device("cpu"))
-
-
-def _enter(rank: int, world: int, folder: str, work: Callable[[ProcessGroup], Any]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(work(ProcessGroup(rank, world, torch.device("cpu"))), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def in_processes(world: int, folder: Path, work: Callable[[ProcessGroup], Any]) -> list[Any]:
-    """What ``work`` returns in each of ``world`` gloo processes."""
-    mp.spawn(_enter, args=(world, str(folder), work), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _sums(group: ProcessGroup) -> Any:

@@ -1,0 +1,28 @@
+"""Several processes of a test's own, joined by gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mtl_cloud.train.distributed import ProcessGroup
+
+__all__ = ["in_processes"]
+
+
+def _enter(rank: int, world: int, folder: str, work: Callable[[ProcessGroup], Any]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save(work(ProcessGroup(rank, world, torch.device("cpu"))), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_processes(world: int, folder: Path, work: Callable[[ProcessGroup], Any]) -> list[Any]:
+    """What ``work`` returns in each of ``world`` gloo processes."""
+    mp.spawn(_enter, args=(world, str(folder), work), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
