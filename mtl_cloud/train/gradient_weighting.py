@@ -1,6 +1,6 @@
 """How the tasks' gradients become one: each method reads off their inner products by what factor each task counts.
 
-torchjd's weightings do the work, except for ``nash`` and ``gradnorm`` (decision 004). All is computed on the host in
+torchjd's weightings do the work, except for ``nash`` and ``gradnorm`` (decision 005). All is computed on the host in
 float64: the matrix has an entry for each pair of tasks.
 """
 
