@@ -205,6 +205,11 @@ class ModelSpec(_Spec):
         1.0, description="Multiplies every channel count; 1 is the published network."
     )
     batch_norm: bool = Field(True, description="VGG with batch normalisation.")
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Weight of the newest batch in running statistics; default each network's own (torchvision 0.1, "
+        "darknet 0.01, which evaluates well only after hundreds of steps).",
+    )
     box_loss: Literal["darknet", "giou", "ciou"] = Field("darknet", description="YOLOv3's box loss.")
     ignore_threshold: Share = Field(
         0.5, description="IoU over which a prediction is not taught `no object` (VOC 0.5, COCO 0.7)."

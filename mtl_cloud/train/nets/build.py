@@ -46,7 +46,12 @@ def build_network(spec: ModelSpec, classes: Mapping[Task, tuple[str, ...]]) -> N
         if (uri := getattr(spec.pretrained, task)) is not None:
             load_pretrained(subnet, uri)
     with _own_seed(len(TASKS)):
-        return Network(subnets, dict(spec.sharing), _build_fusion(spec, subnets, classes))
+        network = Network(subnets, dict(spec.sharing), _build_fusion(spec, subnets, classes))
+    if spec.batch_norm_momentum is not None:
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = spec.batch_norm_momentum
+    return network
 
 
 def _check_tasks(name: str, classes: Mapping[Task, tuple[str, ...]]) -> None:

@@ -249,3 +249,14 @@ def test_weights_decay_and_nothing_else_does() -> None:
     assert len({id(p) for p in decayed + spared}) == len(decayed) + len(spared) == len(names)
     assert all(p.ndim in (2, 4) and names[id(p)].endswith("weight") for p in decayed)
     assert all(p.ndim < 2 or "sharing.1" in names[id(p)] for p in spared)
+
+
+def test_batch_norm_momentum_is_each_networks_own_unless_the_job_says_otherwise() -> None:
+    classes = {"detection": ("a",), "segmentation": ("background", "a")}
+
+    def momenta(**model: float) -> set[float | None]:
+        network = build_network(ModelSpec(width=0.0625, **model), classes)
+        return {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+
+    assert momenta() == {0.01, 0.1}
+    assert momenta(batch_norm_momentum=0.05) == {0.05}
