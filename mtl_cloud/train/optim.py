@@ -16,7 +16,10 @@ __all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
 
 
 def build_optimizer(network: nn.Module, extra: Iterable[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Weight decay on the network's weights only; none on biases, normalisation and ``extra`` (loss weights)."""
+    """Weight decay on the network's weights only; none on biases, normalisation and ``extra`` (loss weights).
+
+    Fused: one pass over the parameters a step, and the loss scaler's check for infinities without a wait for the host.
+    """
     decay, no_decay = decay_groups(network)
     groups = [
         {"params": decay, "weight_decay": spec.weight_decay},
@@ -24,8 +27,19 @@ def build_optimizer(network: nn.Module, extra: Iterable[nn.Parameter], spec: Opt
     ]
     groups = [group for group in groups if group["params"]]
     if spec.name == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=True)
+    optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+    if spec.momentum:
+        _begin_momentum(optimizer)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """At zero, which the first gradient then replaces as it does without: the fused SGD fails on parameters that get
+    their first gradient later than others, as those of a task do whose labels come later.
+    """
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(spec: ScheduleSpec, peak: float, *, step: int, steps: int) -> float:
