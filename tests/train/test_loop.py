@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_harness import ALONE, digest, open_attempt, small_job
+from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
 from mtl_cloud.errors import DatasetError, TrainingError
-from mtl_cloud.records import RoundRecord
 from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import StopReason
 from mtl_cloud.train.batch import Batch
@@ -19,32 +18,6 @@ from mtl_cloud.train.build import network_classes
 from mtl_cloud.train.loop import Trainer
 
 TrainerMaker = Callable[..., Trainer]
-
-
-class Killed(Exception):  # noqa: N818  # no error: it stands for SIGKILL
-    pass
-
-
-def killed_at(trainer: Trainer, step: int) -> Trainer:
-    """The same trainer, whose process dies when it asks for the batch after ``step``."""
-    batches = trainer.training_batches
-
-    def until(start: int) -> Iterator[Batch]:
-        for i, batch in enumerate(batches(start), start):
-            if i == step:
-                raise Killed
-            yield batch
-
-    trainer.training_batches = until
-    return trainer
-
-
-def facts_of(record: RoundRecord) -> object:
-    """A round's record without its times and its attempt, which differ between equal runs."""
-    return (
-        record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
-        record.per_class, record.confusion, record.weights, record.learning_rate,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
