@@ -63,6 +63,13 @@ def cifar_batch(name: str = "data_batch_1", labels: object = None, rows: int = 2
     return pickle.dumps({"batch_label": said, "labels": labels, "data": pixels} | changes, protocol=2)
 
 
+def write_cifar_batches(root: Path) -> None:
+    """Five training batches and a test batch of 20 rows each."""
+    root.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        (root / name).write_bytes(cifar_batch(name))
+
+
 def write_cifar_pack(path: Path, split: str = "train", rows: int = 10) -> None:
     """A pack of the same small JPEG ``rows`` times, with the classes in turn."""
     image = np.frombuffer(jpeg(32, 32), np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,10 @@ def claim_attempt(job: JobSpec, storage: Storage, attempt: int) -> None:
 
 def digest(network: nn.Module) -> str:
     """Of every bit of a network's parameters and buffers."""
-    state = network.state_dict()
+    return state_digest(network.state_dict())
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in state.values())).hexdigest()
 
 

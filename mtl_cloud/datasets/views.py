@@ -47,7 +47,10 @@ class Selection:
 
 
 def restrict(dataset: Dataset, tasks: Collection[Task]) -> Dataset:
-    """Only labels of ``tasks``, and only samples that carry one of them."""
+    """Only labels of ``tasks``, and only samples that carry one of them. Joined datasets stay joined."""
+    if isinstance(dataset, JointDataset):
+        parts = [restrict(part, tasks) for part in dataset.datasets]
+        return JointDataset([part for part in parts if part.info.tasks] or parts)
     kept = tuple(task for task in dataset.info.tasks if task in tasks)
     if kept == dataset.info.tasks:
         return dataset

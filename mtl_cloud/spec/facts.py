@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from mtl_cloud import catalog
 from mtl_cloud.nearest import did_you_mean
 from mtl_cloud.spec.finding import Finding, Loc
-from mtl_cloud.spec.job import DatasetSpec, Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
+from mtl_cloud.spec.job import DatasetSpec, Ec2Compute, JobSpec, LocalCompute, MixingSpec, SageMakerCompute
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 
 __all__ = ["DATASET_TASKS", "check_facts", "trained_tasks"]
@@ -230,6 +230,49 @@ def _image_is_big_enough(job: JobSpec) -> Iterator[Finding]:
         yield Finding(("training", "image_size"), message, "the smallest valid size is 64", uses=(_NETWORK,))
 
 
+def _sizes_are_a_range(job: JobSpec) -> Iterator[Finding]:
+    loc, sizes = ("training", "multi_scale"), job.training.multi_scale
+    if sizes and sizes[0] > sizes[1]:
+        yield Finding(loc, f"{sizes[0]} is more than {sizes[1]}", f"write [{sizes[1]}, {sizes[0]}]")
+    if sizes and job.model.name in {"alexnet", "mtl_lite"} and min(sizes) < _ALEXNET_MIN:
+        message = f"AlexNet's stages need images of {_ALEXNET_MIN} pixels or more, not {min(sizes)}"
+        yield Finding(loc, message, "the smallest valid size is 64", uses=(_NETWORK,))
+
+
+def _mixing_applies(job: JobSpec) -> Iterator[Finding]:
+    loc, mixing = ("training", "mixing"), job.training.mixing
+    if mixing != MixingSpec() and len(job.datasets) == 1:
+        message = "there is one dataset, and nothing to mix it with"
+        yield Finding(loc, message, "leave `mixing` out, or list several datasets", uses=(("dataset",),))
+    if mixing.ratio != "temperature" and mixing.temperature != MixingSpec().temperature:
+        message = f"a temperature belongs to `ratio: temperature`, not to {mixing.ratio}"
+        yield Finding((*loc, "temperature"), message, "write `ratio: temperature`", uses=((*loc, "ratio"),))
+
+
+def _turns_leave_statistics_alone(job: JobSpec) -> Iterator[Finding]:
+    """With one dataset at a time, batch statistics of layers that several datasets pass swing from one to the other."""
+    shared = any(kind != "none" for kind in job.model.sharing.values())
+    if _takes_turns(job) and shared and job.training.norm != "frozen":
+        message = "round_robin: shared layers see one dataset at a time, and their batch statistics swing between them"
+        hint = "write `norm: frozen` (with pretrained weights), or `schedule: mixed`"
+        uses = (("model", "sharing"), ("training", "mixing", "schedule"))
+        yield Finding(("training", "norm"), message, hint, uses=uses, fatal=False)
+
+
+def _turns_reach_the_joint_layers(job: JobSpec) -> Iterator[Finding]:
+    """They learn in steps that run all sub-networks: of a dataset that labels all tasks, or where stages share."""
+    tasks, shared = set(trained_tasks(job)), any(kind != "none" for kind in job.model.sharing.values())
+    joint = shared or any(tasks <= set(_labels(dataset)) for dataset in job.datasets)
+    if job.model.name == "mtl_net" and job.model.fusion.enabled and _takes_turns(job) and not joint:
+        message = "round_robin: no dataset labels all tasks, so the joint layers never learn"
+        hint = "write `fusion: {enabled: false}`, or `schedule: mixed`"
+        yield Finding(("model", "fusion"), message, hint, uses=(("training", "mixing", "schedule"),), fatal=False)
+
+
+def _takes_turns(job: JobSpec) -> bool:
+    return len(job.datasets) > 1 and job.training.mixing.schedule == "round_robin"
+
+
 def _precision_fits(job: JobSpec) -> Iterator[Finding]:
     loc, precision = ("training", "precision"), job.training.precision
     if precision == "fp16" and not job.compute.gpu_count:
@@ -300,6 +343,10 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _anchors_are_nine,
     _batch_divides,
     _image_is_big_enough,
+    _sizes_are_a_range,
+    _mixing_applies,
+    _turns_leave_statistics_alone,
+    _turns_reach_the_joint_layers,
     _precision_fits,
     _weights_are_used,
     _machine_can_reach,

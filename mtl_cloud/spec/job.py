@@ -22,6 +22,7 @@ __all__ = [
     "JobSpec",
     "LocalCompute",
     "LossWeightingSpec",
+    "MixingSpec",
     "ModelSpec",
     "OptimizerSpec",
     "SageMakerCompute",
@@ -36,6 +37,7 @@ PositiveInt: TypeAlias = Annotated[int, Field(gt=0)]
 PositiveFloat: TypeAlias = Annotated[float, Field(gt=0)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
 GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
@@ -254,6 +256,19 @@ class LossWeightingSpec(_Spec):
     temperature: PositiveFloat = Field(2.0, description="dwa: softmax temperature.")
 
 
+class MixingSpec(_Spec):
+    """How several datasets come together. An epoch is as many images as they hold together, whatever the ratio."""
+
+    schedule: Literal["mixed", "round_robin"] = Field(
+        "mixed", description="Batches of all datasets, or of one dataset at a time, in turn."
+    )
+    ratio: Literal["uniform", "proportional", "sqrt", "temperature"] = Field(
+        "proportional",
+        description="Each dataset's share of an epoch: equal, or by its size, its root, or size ** (1 / temperature).",
+    )
+    temperature: PositiveFloat = Field(2.0, description="temperature: 1 is proportional, 2 sqrt, more nears uniform.")
+
+
 class AugmentSpec(_Spec):
     """Random changes of training images. Validation images are never changed."""
 
@@ -276,11 +291,13 @@ class TrainingSpec(_Spec):
     sampling: Literal["random", "sequential"] = Field(
         "random", description="A new permutation every epoch, or the order on disk."
     )
+    mixing: MixingSpec = Field(MixingSpec(), description="How several datasets come together.")
     loader_workers: Annotated[int, Field(ge=0, le=256)] = Field(
         4, description="Loader processes of each trainer process."
     )
-    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = Field(
-        416, description="Side of the square input, pixels."
+    image_size: Side = Field(416, description="Side of the square input, pixels.")
+    multi_scale: tuple[Side, Side] | None = Field(
+        None, description="Train at a new size within [least, most] every 10 steps; the last epoch is at image_size."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")

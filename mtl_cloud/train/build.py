@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_cloud.datasets import open_splits, restrict
+from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
@@ -91,7 +91,9 @@ def build_trainer(
     scaler = torch.amp.GradScaler(group.device.type, enabled=job.training.precision == "fp16")
     weighting, backward = _weighting(job.training, tuple(heads), network, scaler, group)
     rng.seed_all(job.training.seed, rank=group.rank)
-    order = _order(job.training, len(data.train), group)
+    sources = data.train.datasets if isinstance(data.train, JointDataset) else (data.train,)
+    order = _order(job.training, [len(source) for source in sources], group)
+    step_tasks = _step_tasks(order, sources, tuple(heads))
     collate = Collate(data.classes, data.train.info.multi_label)
     plan = run.plan()
     return Trainer(
@@ -103,7 +105,7 @@ def build_trainer(
         checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep),
         events=EventLog(run, attempt, scratch.folder / "events"),
         network=network,
-        model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group),
+        model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group, step_tasks),
         heads=heads,
         weighting=weighting,
         backward=backward,
@@ -111,6 +113,7 @@ def build_trainer(
         scaler=scaler,
         autocast=_autocast(job.training, group.device),
         training_batches=_training_batches(data, job.training, collate, order, group),
+        step_tasks=step_tasks,
         validation_batches=_validation_batches(data, job.training, collate, group),
         sample_batch=partial(_sample_batch, data.val, job.training.image_size, collate),
         steps_per_epoch=order.steps_per_epoch,
@@ -167,17 +170,43 @@ def _weighting(
     return of_losses, SummedBackward(of_losses, scaler, group)
 
 
-def _order(training: TrainingSpec, samples: int, group: ProcessGroup) -> BatchOrder:
+def _order(training: TrainingSpec, sizes: Sequence[int], group: ProcessGroup) -> BatchOrder:
     return BatchOrder(
-        samples=samples,
+        sizes=tuple(sizes),
         batch_size=training.batch_size,
         epochs=training.rounds * training.epochs_per_round,
         seed=training.seed,
         sampling=training.sampling,
+        mixing=training.mixing,
         max_steps_per_epoch=training.max_steps_per_epoch,
         rank=group.rank,
         world=group.world,
     )
+
+
+@dataclass(frozen=True)
+class _StepTasks:
+    """step -> the tasks that its dataset teaches; None for all, and where batches are mixed.
+
+    It depends on the step alone, not on the labels of a process's share: all processes run the same sub-networks.
+    """
+
+    order: BatchOrder
+    by_source: tuple[tuple[Task, ...] | None, ...]
+
+    @property
+    def are_partial(self) -> bool:
+        """Is there a step that runs some sub-networks and not others?"""
+        return self.order.source(0) is not None and any(some is not None for some in self.by_source)
+
+    def __call__(self, step: int) -> tuple[Task, ...] | None:
+        source = self.order.source(step)
+        return None if source is None else self.by_source[source]
+
+
+def _step_tasks(order: BatchOrder, sources: Sequence[Dataset], tasks: tuple[Task, ...]) -> _StepTasks:
+    taught = [tuple(task for task in tasks if task in source.info.tasks) for source in sources]
+    return _StepTasks(order, tuple(None if some == tasks else some for some in taught))
 
 
 def _training_batches(
@@ -210,9 +239,12 @@ def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], Abst
     return partial(torch.autocast, device.type, dtype=_DTYPES[training.precision])
 
 
-def _data_parallel(network: nn.Module, group: ProcessGroup) -> nn.Module:
-    """Batch statistics are the same in every process (sync, frozen) or meant to differ (local): never broadcast."""
+def _data_parallel(network: nn.Module, group: ProcessGroup, step_tasks: _StepTasks) -> nn.Module:
+    """The network as all processes step it; with local batch statistics, the first process's are everyone's.
+
+    Where only some sub-networks run in a step, the wrapper must look for the parameters that wait for no gradient.
+    """
     if group.world == 1:
         return network
     ids = [group.device.index] if group.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(network, device_ids=ids, find_unused_parameters=step_tasks.are_partial)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +33,13 @@ class Validation:
     metrics: dict[Task, TaskMetrics]
 
 
-def forward(network: nn.Module, images: Tensor, autocast: Autocast) -> Outputs:
-    """The network's outputs in float32, whatever precision it computed in. ``images`` are 0..1."""
+def forward(network: nn.Module, images: Tensor, autocast: Autocast, tasks: Collection[Task] | None = None) -> Outputs:
+    """The network's outputs for ``tasks`` (default all) in float32, whatever precision it computed in.
+
+    ``images`` are 0..1.
+    """
     with autocast():
-        outputs = network(images)
+        outputs = network(images, tasks)
     return {task: _as_float(output) for task, output in outputs.items()}
 
 

@@ -35,6 +35,7 @@ from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_terms, sums, validate
 from mtl_cloud.train.events import EventLog
 from mtl_cloud.train.meters import RoundMeter
+from mtl_cloud.train.multi_scale import input_size, resize
 from mtl_cloud.train.optim import learning_rate, set_learning_rate
 from mtl_cloud.train.saver import Saver
 from mtl_cloud.train.tasks.base import LossTerm, TaskHead
@@ -79,6 +80,8 @@ class Trainer:
     autocast: Callable[[], AbstractContextManager[Any]]
     training_batches: Callable[[int], Iterator[Batch]]
     """This process's share of the batches from a step on."""
+    step_tasks: Callable[[int], tuple[Task, ...] | None]
+    """The tasks whose sub-networks a step runs; None for all."""
     validation_batches: Callable[[], Iterator[Batch]]
     sample_batch: Callable[[], Batch]
     """The few validation images that are drawn after each round."""
@@ -171,9 +174,14 @@ class Trainer:
         images = batch.images.float() / 255
         if batch.color is not None:
             images = apply_color(images, batch.color)
+        size = input_size(
+            self.job.training, step=self.position.step, steps=self.steps, steps_per_epoch=self.steps_per_epoch
+        )
+        images, batch = resize(images, batch, size)
         if self.group.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
-        return loss_terms(self.heads, forward(self.model, images, self.autocast), batch)
+        tasks = self.step_tasks(self.position.step)
+        return loss_terms(self.heads, forward(self.model, images, self.autocast, tasks), batch)
 
     def _backward(self, terms: Sequence[LossTerm]) -> Tensor:
         """Fill the gradients; returns all processes' totals and counts, [2, tasks].

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_harness import (
-    cifar_batch,
     jpeg,
     tar_bytes,
     voc_annotation,
     voc_object,
+    write_cifar_batches,
     write_devkit,
     write_mask,
     write_tar,
@@ -54,9 +54,7 @@ def imagenet_root(tmp_path: Path) -> Path:
 def cifar_root(tmp_path: Path) -> Path:
     """Five training batches and a test batch of 20 rows each."""
     root = tmp_path / "cifar-10-batches-py"
-    root.mkdir()
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        (root / name).write_bytes(cifar_batch(name))
+    write_cifar_batches(root)
     return root
 
 

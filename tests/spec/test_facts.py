@@ -12,6 +12,7 @@ from mtl_cloud.spec.load import LoadedJob, parse_job
 
 EMBEDDED = "dataset: {name: embedded}\n"
 CIFAR = "dataset: {name: cifar10, uri: c}\n"
+TWO = "dataset: [{name: embedded, tasks: [detection, segmentation]}, {name: cifar10, uri: c}]\n"
 ON_EC2 = "storage: s3://b/r\n" + EMBEDDED
 
 
@@ -92,6 +93,21 @@ ERRORS = {
     CIFAR + "training: {loss_weighting: {name: fixed, weights: {detection: 2}}}": (
         "f:2:63: training.loss_weighting.weights.detection: detection is not trained here; trained: classification"
     ),
+    EMBEDDED + "training: {multi_scale: [608, 320]}": (
+        "f:2:12: training.multi_scale: 608 is more than 320; write [320, 608]"
+    ),
+    EMBEDDED + "model: {name: mtl_lite}\ntraining: {multi_scale: [32, 96]}": (
+        "f:3:12: training.multi_scale: AlexNet's stages need images of 63 pixels or more, not 32; "
+        "the smallest valid size is 64"
+    ),
+    EMBEDDED + "training: {mixing: {schedule: round_robin}}": (
+        "f:2:12: training.mixing: there is one dataset, and nothing to mix it with; "
+        "leave `mixing` out, or list several datasets"
+    ),
+    TWO + "training: {mixing: {ratio: sqrt, temperature: 3}}": (
+        "f:2:47: training.mixing.temperature: a temperature belongs to `ratio: temperature`, not to sqrt; "
+        "write `ratio: temperature`"
+    ),
     EMBEDDED + "compute: {backend: ec2, instance_type: g5.xlarge}": (
         "f:1:1: storage: 'mtl-runs' is a folder, and the instance's folders vanish with it; "
         "name a bucket: s3://bucket/prefix"
@@ -119,6 +135,14 @@ WARNINGS = {
     ),
     ON_EC2 + "compute: {backend: ec2, instance_type: g4dn.xlarge}\ntraining: {precision: bf16}": (
         "f:4:23: training.precision: g4dn.xlarge's T4 has no bf16 units: it is slower than fp32 there; use fp16"
+    ),
+    TWO + "model: {sharing: {1: gate}}\ntraining: {mixing: {schedule: round_robin}}": (
+        "f:3:1: training.norm: round_robin: shared layers see one dataset at a time, and their batch statistics swing "
+        "between them; write `norm: frozen` (with pretrained weights), or `schedule: mixed`"
+    ),
+    TWO + "training: {mixing: {schedule: round_robin}}": (
+        "f:1:1: model.fusion: round_robin: no dataset labels all tasks, so the joint layers never learn; "
+        "write `fusion: {enabled: false}`, or `schedule: mixed`"
     ),
 }
 

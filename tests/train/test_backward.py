@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,17 @@ def joint_job(method: str) -> JobSpec:
     return JobSpec.model_validate(job.model_dump() | {"model": model})
 
 
-def gradients_of_a_joint_step(method: str, group: ProcessGroup, folder: Path) -> dict[str, Tensor]:
-    """Of MTL-Net's parameters, over the whole batch."""
-    job, storage, scratch = joint_job(method), MemoryStorage(), folder / f"{method}-{group.rank}-of-{group.world}"
+def turns_job() -> JobSpec:
+    """A batch of classes, then one of boxes and masks: each runs its own sub-networks only."""
+    embedded = {"name": "embedded", "max_train_samples": 16, "max_val_samples": 8}
+    datasets = [embedded | {"tasks": tasks} for tasks in (["classification"], ["detection", "segmentation"])]
+    job = small_job(mixing={"schedule": "round_robin"}, rounds=1, epochs_per_round=2)
+    return JobSpec.model_validate(job.model_dump() | {"dataset": datasets})
+
+
+def gradients_of_steps(job: JobSpec, group: ProcessGroup, scratch: Path, *, steps: int = 1) -> dict[str, Tensor]:
+    """Of MTL-Net's parameters, over the whole last batch of ``steps``."""
+    storage = MemoryStorage()
     scratch.mkdir()
     if not group.leads:
         claim_attempt(job, storage, 1)
@@ -127,14 +136,22 @@ def gradients_of_a_joint_step(method: str, group: ProcessGroup, folder: Path) ->
     for module in trainer.network.modules():
         if isinstance(module, nn.Dropout):  # each process draws its own
             module.p = 0.0
-    trainer._backward(trainer._forward(next(trainer.training_batches(0))))
-    return {name: p.grad for name, p in trainer.network.named_parameters()}
+    for step, batch in enumerate(islice(trainer.training_batches(0), steps)):
+        trainer.position.step = step
+        trainer._backward(trainer._forward(batch))
+    return {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
 
 
 def all_gradients(group: ProcessGroup, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Of the toy by every method, and of MTL-Net by a weighted sum and by a combination."""
+    """Of the toy by every method, and of MTL-Net by a weighted sum, by a combination, and with datasets in turn."""
     toys = {f"toy {method}": gradients_of(descend(method, group)) for method in GRADIENT_METHODS}
-    return toys | {method: gradients_of_a_joint_step(method, group, folder) for method in ("equal", "nash")}
+    scratch = folder / f"{group.rank}-of-{group.world}"
+    return toys | {
+        "equal": gradients_of_steps(joint_job("equal"), group, scratch.with_suffix(".equal")),
+        "nash": gradients_of_steps(joint_job("nash"), group, scratch.with_suffix(".nash")),
+        "turns 1": gradients_of_steps(turns_job(), group, scratch.with_suffix(".first")),
+        "turns 2": gradients_of_steps(turns_job(), group, scratch.with_suffix(".second"), steps=2),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +169,18 @@ def test_two_processes_combine_the_gradients_of_the_whole_batch(shares: tuple[An
     torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["equal", "nash"])
-def test_a_joint_step_of_mtl_net_in_two_processes_equals_one(shares: tuple[Any, ...], method: str) -> None:
+@pytest.mark.parametrize("case", ["equal", "nash", "turns 1", "turns 2"])
+def test_a_joint_step_of_mtl_net_in_two_processes_equals_one(shares: tuple[Any, ...], case: str) -> None:
     """Up to rounding, which the batch statistics of fifty layers on eight small images make a hundredth."""
-    alone, first, second = (share[method] for share in shares)
+    alone, first, second = (share[case] for share in shares)
+    assert first.keys() == alone.keys()
     torch.testing.assert_close(second, first, rtol=0, atol=0)
     whole = max(float(gradient.norm()) for gradient in alone.values())
     for name, gradient in alone.items():
         assert (first[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-4 * whole, name
+
+
+def test_datasets_in_turn_reach_their_own_sub_networks_only(shares: tuple[Any, ...]) -> None:
+    for share in shares:
+        assert {name.split(".")[1] for name in share["turns 1"]} == {"classification"}
+        assert {name.split(".")[1] for name in share["turns 2"]} == {"detection", "segmentation"}

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from itertools import islice
+from itertools import accumulate, islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtl_cloud.train.order import BatchOrder, Draw, epoch_order
+from mtl_cloud.errors import TrainingError
+from mtl_cloud.spec.job import MixingSpec
+from mtl_cloud.train.order import BatchOrder, Draw, apportion, epoch_order, interleave
 
-ORDERS = st.builds(
-    BatchOrder,
-    samples=st.integers(1, 60),
-    batch_size=st.integers(1, 16),
-    epochs=st.integers(1, 3),
-    seed=st.integers(0, 2**32 - 1),
-    sampling=st.sampled_from(["random", "sequential"]),
-    max_steps_per_epoch=st.none() | st.integers(1, 5),
+MIXINGS = st.builds(
+    MixingSpec,
+    schedule=st.sampled_from(["mixed", "round_robin"]),
+    ratio=st.sampled_from(["uniform", "proportional", "sqrt", "temperature"]),
+    temperature=st.floats(0.5, 10),
 )
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> BatchOrder:
+    sizes = draw(st.lists(st.integers(1, 60), min_size=1, max_size=3).filter(lambda sizes: sum(sizes) >= 3))
+    return BatchOrder(
+        sizes=tuple(sizes),
+        batch_size=draw(st.integers(1, max(1, sum(sizes) // 3))),
+        epochs=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        sampling=draw(st.sampled_from(["random", "sequential"])),
+        mixing=draw(MIXINGS),
+        max_steps_per_epoch=draw(st.none() | st.integers(3, 5)),
+    )
+
+
+ORDERS = orders()
 
 
 @given(ORDERS, st.data())
@@ -41,7 +58,7 @@ def test_processes_divide_every_batch_among_them(order: BatchOrder, world: int) 
 
 
 def test_an_epoch_without_a_limit_visits_every_sample_of_whole_batches_once() -> None:
-    order = BatchOrder(samples=23, batch_size=5, epochs=2, seed=1, sampling="random")
+    order = BatchOrder(sizes=(23,), batch_size=5, epochs=2, seed=1, sampling="random")
     draws = [draw for batch in order.batches(0) for draw in batch]
     for epoch in range(2):
         seen = [draw.sample for draw in draws if draw.epoch == epoch]
@@ -49,12 +66,12 @@ def test_an_epoch_without_a_limit_visits_every_sample_of_whole_batches_once() ->
 
 
 def test_sequential_sampling_is_the_order_on_disk() -> None:
-    order = BatchOrder(samples=4, batch_size=2, epochs=1, seed=9, sampling="sequential")
+    order = BatchOrder(sizes=(4,), batch_size=2, epochs=1, seed=9, sampling="sequential")
     assert list(order.batches(0)) == [[Draw(0, 0), Draw(0, 1)], [Draw(0, 2), Draw(0, 3)]]
 
 
 def test_a_split_smaller_than_a_batch_is_one_batch() -> None:
-    order = BatchOrder(samples=3, batch_size=16, epochs=1, seed=0, sampling="random")
+    order = BatchOrder(sizes=(3,), batch_size=16, epochs=1, seed=0, sampling="random")
     assert [len(batch) for batch in order.batches(0)] == [3]
 
 
@@ -77,5 +94,92 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_long_job_starts_at_once() -> None:
     """Resuming at the millionth step computes one permutation, not a thousand epochs of them."""
-    order = BatchOrder(samples=1000, batch_size=1, epochs=10_000, seed=0, sampling="random")
+    order = BatchOrder(sizes=(1000,), batch_size=1, epochs=10_000, seed=0, sampling="random")
     assert len(list(islice(order.batches(5_000_000), 3))) == 3
+
+
+# --- several datasets ------------------------------------------------------------------------------------------------
+
+
+def source_of(order: BatchOrder, sample: int) -> int:
+    return bisect_right(list(accumulate(order.sizes)), sample)
+
+
+def draws_of_epochs(order: BatchOrder) -> list[list[Draw]]:
+    batches = list(order.batches(0))
+    n = order.steps_per_epoch
+    return [[draw for batch in batches[e * n : (e + 1) * n] for draw in batch] for e in range(order.epochs)]
+
+
+@given(ORDERS)
+def test_every_epoch_gives_each_dataset_its_share(order: BatchOrder) -> None:
+    """To within one unit of what is shared out (an image, or a step), or one where its share is smaller."""
+    assume(len(order.sizes) > 1)
+    takes_turns = order.mixing.schedule == "round_robin"
+    assume(takes_turns or order.mixing.ratio != "proportional")
+    power = {"uniform": 0, "sqrt": 0.5, "proportional": 1, "temperature": 1 / order.mixing.temperature}
+    weights = [size ** power[order.mixing.ratio] for size in order.sizes]
+    for draws in draws_of_epochs(order):
+        assert len(draws) == order.steps_per_epoch * order.batch_size
+        unit = order.batch_size if takes_turns else 1
+        drawn = Counter(source_of(order, draw.sample) for draw in draws)
+        for source, weight in enumerate(weights):
+            exact = len(draws) * weight / sum(weights)
+            assert drawn[source] == unit or abs(drawn[source] - exact) < unit * len(weights)
+
+
+@given(ORDERS)
+def test_no_sample_of_a_dataset_comes_again_before_all_its_others_have_come(order: BatchOrder) -> None:
+    assume(len(order.sizes) > 1)
+    assume(order.mixing.schedule == "round_robin" or order.mixing.ratio != "proportional")
+    drawn = [draw for draws in draws_of_epochs(order) for draw in draws]
+    assert len(set(drawn)) == len(drawn)  # pass and sample key the augmentation: it never repeats
+    counts = Counter(draw.sample for draw in drawn)
+    for source, size in enumerate(order.sizes):
+        first = sum(order.sizes[:source])
+        own = [counts[sample] for sample in range(first, first + size)]
+        assert max(own) - min(own) <= 1
+
+
+@given(ORDERS)
+def test_in_round_robin_a_batch_is_of_one_dataset_and_the_step_says_which(order: BatchOrder) -> None:
+    takes_turns = len(order.sizes) > 1 and order.mixing.schedule == "round_robin"
+    for step, batch in enumerate(order.batches(0)):
+        sources = {source_of(order, draw.sample) for draw in batch}
+        assert order.source(step) == (sources.pop() if takes_turns else None)
+
+
+def test_equal_datasets_take_strict_turns() -> None:
+    mixing = MixingSpec(schedule="round_robin", ratio="uniform")
+    order = BatchOrder(sizes=(40, 4, 10), batch_size=6, epochs=1, seed=0, sampling="random", mixing=mixing)
+    assert [order.source(step) for step in range(9)] == [0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
+def test_datasets_mixed_in_proportion_are_seen_once_an_epoch() -> None:
+    order = BatchOrder(sizes=(7, 20, 3), batch_size=5, epochs=2, seed=1, sampling="random")
+    for draws in draws_of_epochs(order):
+        assert sorted(draw.sample for draw in draws) == list(range(30))
+
+
+def test_the_processes_of_a_mixed_batch_get_every_dataset() -> None:
+    """An even spread must not fall into step with the number of processes."""
+    mixing = MixingSpec(ratio="uniform")
+    order = BatchOrder(sizes=(64, 64), batch_size=16, epochs=1, seed=0, sampling="random", mixing=mixing, world=2)
+    drawn = Counter(source_of(order, draw.sample) for batch in order.batches(0) for draw in batch)
+    assert min(drawn[0], drawn[1]) > 16
+
+
+def test_an_epoch_without_room_for_every_dataset_is_refused() -> None:
+    mixing = MixingSpec(schedule="round_robin")
+    with pytest.raises(TrainingError, match="an epoch of 2 steps has no room for 3 datasets"):
+        BatchOrder(
+            sizes=(8, 8, 8), batch_size=4, epochs=1, seed=0, sampling="random", mixing=mixing, max_steps_per_epoch=2
+        )
+
+
+@given(st.integers(4, 200), st.lists(st.floats(0.01, 1000), min_size=1, max_size=4))
+def test_parts_add_up_and_none_is_empty(total: int, shares: list[float]) -> None:
+    parts = apportion(total, shares)
+    assert parts.sum() == total
+    assert parts.min() >= 1
+    assert Counter(interleave(parts).tolist()) == Counter(dict(enumerate(parts.tolist())))
