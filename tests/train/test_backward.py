@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from process_harness import in_processes
 from torch import Tensor, nn
 from torchjd import aggregation
-from trainer_harness import ALONE, claim_attempt, open_attempt, small_job
+from trainer_harness import ALONE, Killed, claim_attempt, digest, killed_at, open_attempt, small_job
 
 from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, LossWeightingSpec
 from mtl_cloud.storage import MemoryStorage
@@ -20,6 +21,7 @@ from mtl_cloud.tasks import TASKS
 from mtl_cloud.train.backward import TaskwiseBackward
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.gradient_weighting import build_gradient_weighting
+from mtl_cloud.train.loop import Trainer
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 ALL = torch.tensor([True, True, True])
@@ -111,9 +113,10 @@ def test_the_loss_scalers_scale_is_in_the_gradients_and_not_in_the_factors(metho
 # --- in several processes --------------------------------------------------------------------------------------------
 
 
-def joint_job(method: str) -> JobSpec:
+def joint_job(method: str, *, max_steps_per_epoch: int = 1) -> JobSpec:
     """Cross-stitch, gates, and the joint layers."""
-    job = small_job(loss_weighting={"name": method}, max_steps_per_epoch=1, rounds=1, epochs_per_round=2)
+    limits = {"max_steps_per_epoch": max_steps_per_epoch, "rounds": 1, "epochs_per_round": 2}
+    job = small_job(loss_weighting={"name": method}, **limits)
     model = {"width": 0.0625, "sharing": {2: "cross_stitch", 3: "gate"}}
     return JobSpec.model_validate(job.model_dump() | {"model": model})
 
@@ -184,3 +187,30 @@ def test_datasets_in_turn_reach_their_own_sub_networks_only(shares: tuple[Any, .
     for share in shares:
         assert {name.split(".")[1] for name in share["turns 1"]} == {"classification"}
         assert {name.split(".")[1] for name in share["turns 2"]} == {"detection", "segmentation"}
+
+
+def test_where_nothing_is_shared_combining_gradients_is_adding_losses(make_trainer: Callable[..., Trainer]) -> None:
+    """Side by side without joint layers, every parameter is one task's own: bit for bit the plain sum."""
+    digests = set()
+    for weighting in ({"name": "fixed"}, {"name": "upgrad"}, {"name": "pcgrad"}):
+        job = small_job(loss_weighting=weighting, rounds=1, epochs_per_round=1)
+        model = {"width": 0.0625, "fusion": {"enabled": False}}
+        trainer = make_trainer(JobSpec.model_validate(job.model_dump() | {"model": model}))
+        assert trainer.fit()
+        digests.add(digest(trainer.network))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "gradnorm"])
+def test_a_killed_run_goes_on_to_the_same_parameters(make_trainer: Callable[..., Trainer], method: str) -> None:
+    """These two remember something: a generator, and the weights."""
+    job = joint_job(method, max_steps_per_epoch=3)
+    straight = make_trainer(job)
+    assert straight.fit()
+    storage = MemoryStorage()
+    with pytest.raises(Killed):
+        killed_at(make_trainer(job, storage=storage), 4).fit()
+    again = make_trainer(job, storage=storage, attempt=2)
+    assert again.fit()
+    assert digest(again.network) == digest(straight.network)
+    assert again.weighting.weights() == straight.weighting.weights()
