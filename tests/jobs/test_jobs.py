@@ -66,6 +66,7 @@ def test_there_is_one_for_each_dataset_and_the_quickstart_needs_nothing() -> Non
         "voc_mtl_net.yaml",
         "cifar10_mtl_net.yaml",
         "imagenet_mtl_net.yaml",
+        "imagenet_voc_mtl_net.yaml",
         "mtl_lite.yaml",
     }
     quickstart = load_job(JOBS / "quickstart.yaml").job
