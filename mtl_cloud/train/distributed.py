@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as differentiable
 
 __all__ = ["ProcessGroup", "SyncBatchNorm", "join_group", "set_norm"]
 
@@ -76,7 +75,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the base class names it so
         if not self.training:
             return super().forward(input)
-        mean, variance, count = self._moments(input.float())
+        mean, variance, count = self._moments(input.to(torch.promote_types(input.dtype, torch.float32)))
         self._track(mean.detach(), (variance * count / (count - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
@@ -100,9 +99,24 @@ class SyncBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, momentum)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes whose gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # autograd hands it in
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _sum(values: Tensor) -> Tensor:
-    """Over all processes, with gradient: its backward is the sum of the processes' gradients."""
-    total: Tensor = differentiable.all_reduce(values)  # type: ignore[no-untyped-call]  # torch leaves it bare
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it bare
     return total
 
 

@@ -1,0 +1,102 @@
+"""Two processes that share every batch train as one process does with the whole of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from process_harness import in_processes
+from torch import nn
+from trainer_harness import ALONE, open_attempt, small_job
+
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
+from mtl_cloud.records import RoundRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import FolderStorage
+from mtl_cloud.tasks import Task
+from mtl_cloud.train.build import JobData, open_data
+from mtl_cloud.train.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class MasksOnEvenSamples:
+    """A dataset whose odd samples carry no mask: in the order on disk, the second of two processes never sees one."""
+
+    dataset: Dataset
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        return replace(sample, segmentation=None) if index % 2 else sample
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(index) - ({"segmentation"} if index % 2 else set())
+
+
+def _in_double(_module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    return inputs[0].double()
+
+
+@dataclass(frozen=True)
+class FitIn:
+    """A fit in a folder; picklable, for spawned processes.
+
+    Without dropout, whose masks are each process's own; in double precision, and for one step: a fresh segmenter
+    amplifies a change of its input by 1e-8 to 1e-3 in its second step's loss, in one process as well as in two.
+    """
+
+    folder: Path
+
+    def __call__(self, group: ProcessGroup) -> dict[str, torch.Tensor]:
+        job = small_job(sampling="sequential", rounds=1, epochs_per_round=1, max_steps_per_epoch=1, deterministic=False)
+        data = open_data(job)
+        halved = JobData(MasksOnEvenSamples(data.train), data.val, data.classes)
+        torch.set_default_dtype(torch.float64)
+        storage = FolderStorage(self.folder)
+        trainer = open_attempt(job, self.folder, storage=storage, attempt=1, data=halved, group=group)
+        torch.set_default_dtype(torch.float32)
+        trainer.weighting.float()
+        trainer.network.register_forward_pre_hook(_in_double)
+        for module in trainer.network.modules():
+            if isinstance(module, nn.LayerNorm):  # the fusion computes in float32 at least, whatever comes in
+                module.register_forward_pre_hook(_in_double)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        assert trainer.fit()
+        return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, torch.Tensor]], list[RoundRecord]]:
+    """States of the network in one process and in each of two; round records of one process and of two."""
+    alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
+    torch.set_num_threads(1)
+    states = [FitIn(alone)(ALONE), *in_processes(2, together, FitIn(together))]
+    return states, [RunRecord(FolderStorage(folder), "test").rounds()[0] for folder in (alone, together)]
+
+
+def test_parameters_and_statistics_are_those_of_one_process(outcome: Any) -> None:
+    (one, first, second), _ = outcome
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_and_metrics_are_those_of_one_process(outcome: Any) -> None:
+    _, (one, two) = outcome
+    assert two.images == one.images
+    assert two.train_losses == pytest.approx(one.train_losses, rel=1e-6)
+    assert two.val_losses == pytest.approx(one.val_losses, rel=1e-4)
+    assert two.metrics["classification"] == pytest.approx(one.metrics["classification"])
