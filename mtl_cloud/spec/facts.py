@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from mtl_cloud import catalog
 from mtl_cloud.nearest import did_you_mean
 from mtl_cloud.spec.finding import Finding, Loc
-from mtl_cloud.spec.job import DatasetSpec, Ec2Compute, JobSpec, LocalCompute, MixingSpec, SageMakerCompute
+from mtl_cloud.spec.job import (
+    GRADIENT_METHODS,
+    DatasetSpec,
+    Ec2Compute,
+    JobSpec,
+    LocalCompute,
+    MixingSpec,
+    SageMakerCompute,
+)
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 
 __all__ = ["DATASET_TASKS", "check_facts", "trained_tasks"]
@@ -295,6 +303,15 @@ def _weights_are_used(job: JobSpec) -> Iterator[Finding]:
             yield Finding((*loc, task), f"{task} is not trained here", f"trained: {_and(tasks)}", uses=uses)
 
 
+def _statistics_are_one(job: JobSpec) -> Iterator[Finding]:
+    """Only the data-parallel wrapper hands the first process's statistics to the others; these methods go without."""
+    method, norm = job.training.loss_weighting.name, job.training.norm
+    if method in GRADIENT_METHODS and norm == "local" and job.processes > 1:
+        message = f"with {method}, each of the {job.processes} processes would keep batch statistics of its own"
+        uses = (("training", "loss_weighting", "name"), _GPUS, ("compute", "processes"))
+        yield Finding(("training", "norm"), message, "write `norm: sync`", uses=uses)
+
+
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
@@ -349,5 +366,6 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _turns_reach_the_joint_layers,
     _precision_fits,
     _weights_are_used,
+    _statistics_are_one,
     _machine_can_reach,
 )

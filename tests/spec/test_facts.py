@@ -104,6 +104,10 @@ ERRORS = {
         "f:2:12: training.mixing: there is one dataset, and nothing to mix it with; "
         "leave `mixing` out, or list several datasets"
     ),
+    EMBEDDED + "compute: {processes: 2}\ntraining: {norm: local, loss_weighting: {name: pcgrad}}": (
+        "f:3:18: training.norm: with pcgrad, each of the 2 processes would keep batch statistics of its own; "
+        "write `norm: sync`"
+    ),
     TWO + "training: {mixing: {ratio: sqrt, temperature: 3}}": (
         "f:2:47: training.mixing.temperature: a temperature belongs to `ratio: temperature`, not to sqrt; "
         "write `ratio: temperature`"
