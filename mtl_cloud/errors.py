@@ -13,6 +13,7 @@
     ├── StorageError              8   the run record cannot be read or written
     │   ├── NotFoundError         8   no object under that key
     │   ├── AlreadyExistsError    8   a create-only write found the key taken
+    │   ├── StorageRefusedError   8   the storage will not, and will not the next time: permission, bucket
     │   ├── RunTakenOverError     8   a later attempt owns the run, and this one must stop
     │   └── RecordError           8   an object is there but is not what it should be
     ├── DatasetError              9   the dataset is missing, damaged or wrongly labelled
@@ -43,6 +44,7 @@ __all__ = [
     "RunTakenOverError",
     "SpecError",
     "StorageError",
+    "StorageRefusedError",
     "TrainingError",
     "UsageError",
 ]
@@ -141,6 +143,10 @@ class NotFoundError(StorageError):
 
 class AlreadyExistsError(StorageError):
     """A create-only write found its key taken."""
+
+
+class StorageRefusedError(StorageError):
+    """The storage refuses the request, and will refuse it again: no permission, no credentials, no bucket."""
 
 
 class RunTakenOverError(StorageError):

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import builtins
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
 from mtl_cloud.storage import Entry, Storage
+from mtl_cloud.storage.retry import persistently
 
 __all__ = ["PatientStorage"]
 
 T = TypeVar("T")
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 5.0
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 10.0
 
 
 class PatientStorage:
     """Another storage, each of whose requests is made again while it fails, for at most ``patience_s``.
 
-    A ``create`` whose reply was lost finds its key taken by itself, as the contract of ``Storage.create`` says.
+    ``draw(0, bound)`` chooses a pause. A ``create`` whose reply was lost finds its key taken by itself, as the contract
+    of ``Storage.create`` says.
     """
 
-    def __init__(self, storage: Storage, *, patience_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        patience_s: float,
+        clock: Clock,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._storage = storage
         self._patience_s = patience_s
         self._clock = clock
+        self._draw = draw
 
     @property
     def url(self) -> str:
@@ -52,15 +62,11 @@ class PatientStorage:
         self._ask(partial(self._storage.delete, key))
 
     def _ask(self, request: Callable[[], T]) -> T:
-        end = self._clock.monotonic() + self._patience_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return request()
-            except (AlreadyExistsError, NotFoundError):  # answers: the storage works
-                raise
-            except StorageError:
-                if self._clock.monotonic() + pause_s > end:
-                    raise
-            self._clock.sleep(pause_s)
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        return persistently(
+            request,
+            patience_s=self._patience_s,
+            first_s=_FIRST_PAUSE_S,
+            longest_s=_LONGEST_PAUSE_S,
+            clock=self._clock,
+            draw=self._draw,
+        )

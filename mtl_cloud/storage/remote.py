@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mtl_cloud.errors import AlreadyExistsError, MissingExtraError, NotFoundError, StorageError
+from mtl_cloud.clock import Clock
+from mtl_cloud.errors import AlreadyExistsError, MissingExtraError, NotFoundError, StorageError, StorageRefusedError
 from mtl_cloud.storage.base import Entry, check_key, check_prefix
+from mtl_cloud.storage.retry import persistently
 
 __all__ = ["FsspecStorage"]
 
 T = TypeVar("T")
 
-# S3 answers 409 when a conditional put meets another request on the same key in flight; neither has lost yet.
-_CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+# Retried here, and nowhere below: the retries of botocore and s3fs would multiply, in steps of seconds. This covers a
+# stumble; who must outlast an outage asks through a `PatientStorage`.
+_PATIENCE_S = 10.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
 _TAKEN = {"PreconditionFailed", "412"}
 _ABSENT = {"NoSuchKey", "404"}
-_CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+_REFUSED = {"NoSuchBucket", "InvalidAccessKeyId", "AccessDenied"}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 _STALE = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 
 
@@ -53,14 +58,8 @@ class FsspecStorage:
 
     def create(self, key: str, data: bytes) -> None:
         path = self._path(check_key(key))
-        for pause_s in (*_CONFLICT_PAUSES_S, None):
-            try:
-                self._call("create", key, lambda fs: fs.pipe_file(path, data, mode="create"))
-                break
-            except _ConflictError:
-                if pause_s is None:
-                    raise
-                time.sleep(pause_s)
+        # S3 answers 409 when a conditional put meets another on the same key in flight: neither has lost yet.
+        self._call("create", key, lambda fs: fs.pipe_file(path, data, mode="create"))
 
     def list(self, prefix: str) -> list[Entry]:
         folder = self._path(check_prefix(prefix).rpartition("/")[0])
@@ -96,6 +95,15 @@ class FsspecStorage:
             return absent
 
     def _call(self, verb: str, key: str, use: Callable[[Any], T]) -> T:
+        return persistently(
+            lambda: self._try(verb, key, use),
+            patience_s=_PATIENCE_S,
+            first_s=_FIRST_PAUSE_S,
+            longest_s=_LONGEST_PAUSE_S,
+            clock=Clock(),
+        )
+
+    def _try(self, verb: str, key: str, use: Callable[[Any], T]) -> T:
         fs = self._connect()
         try:
             return use(fs)
@@ -107,10 +115,6 @@ class FsspecStorage:
             self._fs, self._root, self._errors = _open(self._url)
             self._pid = os.getpid()
         return self._fs
-
-
-class _ConflictError(StorageError):
-    """Another conditional put on the same key is in flight."""
 
 
 def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
@@ -128,6 +132,7 @@ def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
         raise StorageError(f"{url}: {error}") from error
     except ValueError as error:
         raise StorageError(f"{url}: {error}", hint="use a folder, or a URL such as s3://bucket/prefix") from error
+    fs.retries = 1
     return fs, root.rstrip("/"), (OSError, *_s3_errors()) if s3 else (OSError,)
 
 
@@ -139,7 +144,7 @@ def _s3_options() -> dict[str, Any]:
             "connect_timeout": 10,
             "read_timeout": 60,
             "max_pool_connections": 32,
-            "retries": {"mode": "standard", "max_attempts": 3},
+            "retries": {"mode": "standard", "total_max_attempts": 1},
         },
     }
 
@@ -158,8 +163,15 @@ def _translate(error: Exception, where: str, verb: str) -> StorageError:
         return AlreadyExistsError(f"{where}: exists already")
     if code in _ABSENT or (isinstance(error, FileNotFoundError) and code is None):
         return NotFoundError(f"{where}: no such object")
-    kind = _ConflictError if code in _CONFLICT else StorageError
+    kind = StorageRefusedError if _is_refusal(error, code) else StorageError
     return kind(f"{where}: cannot {verb}: {str(error) or type(error).__name__}", hint=_hint(error, code))
+
+
+def _is_refusal(error: Exception, code: str | None) -> bool:
+    """Credentials that ran out are none: they are renewed while a run goes on."""
+    if code in _STALE:
+        return False
+    return isinstance(error, PermissionError) or code in _REFUSED or type(error).__name__ in _NO_CREDENTIALS
 
 
 def _code(error: BaseException | None) -> str | None:
@@ -179,7 +191,7 @@ def _hint(error: Exception, code: str | None) -> str | None:
         return "renew the credentials (aws sso login), and check this machine's clock"
     if isinstance(error, PermissionError):
         return "the credentials in use need s3:GetObject, PutObject, DeleteObject and ListBucket there"
-    if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+    if type(error).__name__ in _NO_CREDENTIALS:
         return "configure credentials: aws configure, aws sso login, or AWS_PROFILE"
     if type(error).__name__ == "EndpointConnectionError":
         return "check the network, AWS_REGION and AWS_ENDPOINT_URL"

@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError
+from mtl_cloud.patience import PatientStorage
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.load import job_from_json
 from mtl_cloud.storage import open_storage
@@ -31,6 +33,9 @@ from mtl_cloud.train.distributed import join_group
 
 log = logging.getLogger("mtl_cloud.train")
 
+_PATIENCE_S = 900.0
+"""Training goes on while an upload waits for its storage: as long as a new attempt would take to come as far again."""
+
 
 def main() -> int:
     """Run one process of an attempt; returns its exit code."""
@@ -46,7 +51,8 @@ def main() -> int:
 
 
 def _train(scratch: Scratch) -> int:
-    run = RunRecord(open_storage(os.environ[ENV_STORAGE]), os.environ[ENV_RUN_ID])
+    storage = PatientStorage(open_storage(os.environ[ENV_STORAGE]), patience_s=_PATIENCE_S, clock=Clock())
+    run = RunRecord(storage, os.environ[ENV_RUN_ID])
     job = job_from_json(run.spec_json(), source=run.paths.spec_json)
     group = join_group(cuda=wants_cuda(job))
     if not group.leads:

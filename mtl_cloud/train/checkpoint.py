@@ -195,7 +195,7 @@ def lineage(run: RunRecord, attempt: int) -> list[CheckpointId]:
     committed = run.checkpoints()
     ancestors: list[CheckpointId] = []
     newest: float = math.inf
-    while attempt > 0:
+    while any(found.attempt <= attempt for found in committed):
         ancestors += [c for c in reversed(committed) if c.attempt == attempt and c.step <= newest]
         start = run.start(attempt)
         if start is None:

@@ -1,0 +1,157 @@
+"""A proxy in front of an S3 server that spoils requests: each in one of the ways in which S3 and its network fail."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+__all__ = ["KINDS", "FaultProxy"]
+
+KINDS = ("503", "500", "lost 500", "cut", "reset", "lost reply", "timeout", "flip in PUT", "flip in GET")
+"""``lost``: the server has done what was asked before the failure."""
+_ANSWERS = {"503": (503, "SlowDown"), "500": (500, "InternalError"), "lost 500": (500, "InternalError")}
+_HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
+
+
+class FaultProxy:
+    """A context in which ``url`` leads to the server at ``upstream``, through faults.
+
+    Each request meets one with the probability ``rate``; ``injected`` counts them by kind. ``stall_s`` is how long a
+    request that times out gets no answer.
+    """
+
+    def __init__(self, upstream: str, *, rate: float, stall_s: float, seed: int = 0) -> None:
+        self.rate = rate
+        self.injected: Counter[str] = Counter()
+        self._stall_s = stall_s
+        self._upstream = urlsplit(upstream).netloc
+        self._chance = random.Random(seed)
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        proxy = self
+
+        class Handler(_Handler):
+            faults = proxy
+
+        with _Server(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    def choose(self, method: str, path: str, size: int) -> str | None:
+        """The fault that a request meets, of those that can befall it, or None."""
+        # A listing has no checksum of its own: over TLS, which it is for, no bit of it can flip.
+        reads_object = method == "GET" and "?" not in path
+        possible = [kind for kind in KINDS if not kind.startswith("flip")]
+        possible += ["flip in PUT"] * (method == "PUT" and size > 0) + ["flip in GET"] * reads_object
+        with self._lock:
+            if self._chance.random() >= self.rate:
+                return None
+            kind = min(self._chance.sample(possible, len(possible)), key=lambda kind: self.injected[kind])
+            self.injected[kind] += 1
+            return kind
+
+    def flipped(self, body: bytes) -> bytes:
+        with self._lock:
+            bit = self._chance.randrange(8 * len(body))
+        spoilt = bytearray(body)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        return bytes(spoilt)
+
+    def stall(self) -> None:
+        time.sleep(self._stall_s)
+
+    def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, list, bytes]:
+        """Status, headers and body of the server's answer. Each thread keeps its connection."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=30)
+            self._connections.append(self._local.connection)
+        connection = self._local.connection
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up on a stalled request is part of the game."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: FaultProxy
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.faults.choose(self.command, self.path, len(body))
+        if fault == "timeout":
+            self.faults.stall()
+        if fault in ("reset", "timeout"):
+            return self._reset()
+        if fault in ("503", "500"):
+            return self._fail(fault)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        spoilt = self.faults.flipped(body) if fault == "flip in PUT" else body
+        return self._answer(fault, *self.faults.forward(self.command, self.path, headers, spoilt))
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  # names of http.server
+
+    def _answer(self, fault: str | None, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        if fault == "lost reply":
+            return self._reset()
+        if fault == "lost 500":
+            return self._fail(fault)
+        if fault == "flip in GET" and body and status < 300:
+            body = self.faults.flipped(body)
+        return self._send(status, headers, body, cut=fault == "cut")
+
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP | {"content-length"}:
+                self.send_header(name, value)
+        length = {name.lower(): value for name, value in headers}.get("content-length", "0")
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if cut:
+            self.wfile.write(body[: len(body) // 2])
+            return self._reset()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        return None
+
+    def _fail(self, fault: str) -> None:
+        status, code = _ANSWERS[fault]
+        body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        self._send(status, [("Content-Type", "application/xml")], body)
+
+    def _reset(self) -> None:
+        """Close the connection as a machine that vanishes does: RST, not FIN."""
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in http.server
+        """Silence."""

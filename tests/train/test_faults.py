@@ -1,0 +1,123 @@
+"""Runs over a real S3 server behind thousands of faults: none is lost, none is torn, no round is there twice.
+
+``MTL_CLOUD_FAULTS`` says how many faults of each kind the slow test injects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from fault_proxy import KINDS, FaultProxy
+from s3_servers import BUCKET, CREDENTIALS, seaweedfs
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.patience import PatientStorage
+from mtl_cloud.records import AttemptRecord, Heartbeat, RoundRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import Storage, open_storage, remote
+from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.train.saver import Saver
+
+FAULTS = int(os.environ.get("MTL_CLOUD_FAULTS", "1000"))
+RUNS = 8  # at a time
+STALL_S = 0.6
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """One request in four is spoilt. Who waits for an answer gives up within ``STALL_S``."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    options = remote._s3_options()
+    options["config_kwargs"] |= {"read_timeout": STALL_S / 2}
+    monkeypatch.setattr(remote, "_s3_options", lambda: options)
+    faults = FaultProxy(server, rate=0.25, stall_s=STALL_S)
+    with faults.serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield faults
+
+
+def state_at(step: int) -> dict[str, Any]:
+    return {"step": step, "w": torch.randn(3000, generator=torch.Generator().manual_seed(step))}
+
+
+def round_record(number: int, attempt: int) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        attempt=attempt,
+        step=10 * number,
+        epoch=number,
+        ended_at="15:00",
+        seconds=1.0,
+        validation_s=0.1,
+        images=number,
+        images_per_s=1.0,
+        data_wait=0.0,
+        train_losses={"classification": 1 / number},
+        val_losses={},
+        metrics={"classification": {"top1": 0.5}},
+    )
+
+
+def live(storage: Storage, run_id: str, attempt: int) -> None:
+    """One attempt: go on from the last one's end, check it, do two more rounds, and write of all of it."""
+    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), run_id)
+    run.claim(AttemptRecord(number=attempt, started_at="15:00", host="h", pid=1, backend="local", nonce=f"{attempt}"))
+    restored = Checkpointer(run, attempt, keep=2).load_latest()
+    done = 2 * (attempt - 1)
+    assert (restored.manifest.round if restored else 0) == done
+    assert restored is None or torch.equal(restored.state["w"], state_at(10 * done)["w"])
+    saver = Saver(Checkpointer(run, attempt, keep=2, part_bytes=4000))
+    for number in (done + 1, done + 2):
+        saver.save(state_at(10 * number), step=10 * number, round=number, reason="round")
+        run.append_log(attempt, number - done, f"round {number}\n".encode())
+        run.write_heartbeat(attempt, Heartbeat(at="15:00", phase="training", progress={"step": 10 * number}))
+        assert run.write_round(round_record(number, attempt)) in (True, False)  # False: its own, whose reply was lost
+    saver.drain()
+    saver.close()
+
+
+def check(run: RunRecord, attempts: int) -> None:
+    """Everything is there once and whole, as seen without faults."""
+    assert [attempt.number for attempt in run.attempts()] == list(range(1, attempts + 1))
+    assert run.rounds() == [round_record(n, (n + 1) // 2) for n in range(1, 2 * attempts + 1)]
+    assert b"".join(run.read_log(a) for a in range(1, attempts + 1)).count(b"\n") == 2 * attempts
+    assert [found.step for found in run.checkpoints()] == [20 * attempts - 10, 20 * attempts]
+    restored = Checkpointer(run, attempts, keep=2).load_latest()
+    assert restored is not None
+    assert torch.equal(restored.state["w"], state_at(20 * attempts)["w"])
+
+
+def live_through(proxy: FaultProxy, faults: int, name: str) -> None:
+    """Several runs at a time, of as many attempts as it takes to meet so many faults of each kind."""
+    storage = open_storage(f"s3://{BUCKET}/{name}")
+    with ThreadPoolExecutor(RUNS) as pool:
+        for attempt in count(1):
+            list(pool.map(lambda n, attempt=attempt: live(storage, f"run-{n}", attempt), range(RUNS)))
+            if all(proxy.injected[kind] >= faults for kind in KINDS):
+                break
+    proxy.rate = 0.0
+    for n in range(RUNS):
+        check(RunRecord(storage, f"run-{n}"), attempt)
+
+
+def test_runs_outlive_faults_of_every_kind(proxy: FaultProxy) -> None:
+    live_through(proxy, 15, "few")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_runs_outlive_a_thousand_faults_of_every_kind(proxy: FaultProxy) -> None:
+    live_through(proxy, FAULTS, "many")
