@@ -56,9 +56,7 @@ class _TorchJD(GradientWeighting):
     def __init__(self, tasks: Sequence[Task], method: Callable[[Tensor], Tensor], seed: int) -> None:
         super().__init__(tasks)
         self.method = method
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.generator_state = torch.get_rng_state()
+        self.generator_state = torch.Generator().manual_seed(seed).get_state()
 
     def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:  # noqa: ARG002  # not their values
         with torch.random.fork_rng(devices=[]), torch.no_grad():
