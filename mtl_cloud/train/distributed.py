@@ -116,7 +116,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it bare
+    total: Tensor = _Sum.apply(values)
     return total
 
 
