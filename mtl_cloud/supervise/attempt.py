@@ -14,13 +14,30 @@ from mtl_cloud.records import Heartbeat, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.attend import attend, first_stop
 from mtl_cloud.supervise.classify import Ending, classify
-from mtl_cloud.supervise.contract import ENV_ATTEMPT, ENV_RUN_ID, ENV_SCRATCH, ENV_STORAGE, Scratch, StopReason
+from mtl_cloud.supervise.contract import (
+    ENV_ATTEMPT,
+    ENV_HANG_S,
+    ENV_RUN_ID,
+    ENV_SCRATCH,
+    ENV_STORAGE,
+    Scratch,
+    StopReason,
+)
 from mtl_cloud.supervise.history import spent_s
 from mtl_cloud.supervise.host import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line, tail
 from mtl_cloud.supervise.surroundings import Surroundings
 from mtl_cloud.supervise.trainer import Trainer, trainer_command
-from mtl_cloud.supervise.watch import CancelWatcher, DeadlineWatcher, Inquirer, OwnerWatcher, Periodic, Stop, Watcher
+from mtl_cloud.supervise.watch import (
+    CancelWatcher,
+    DeadlineWatcher,
+    HangWatcher,
+    Inquirer,
+    OwnerWatcher,
+    Periodic,
+    Stop,
+    Watcher,
+)
 
 __all__ = ["Attempt"]
 
@@ -71,7 +88,8 @@ class Attempt:
 
     def _run_trainer(self, inquirers: Sequence[Inquirer]) -> tuple[int | None, Stop | None]:
         """Exit code (None: it was not started), and what the trainer was asked to stop for."""
-        watchers = [*self.around.watchers, *self._limits(), *inquirers]
+        hang = HangWatcher(self.scratch, self.around.settings.hang_s, self.around.clock)
+        watchers = [*self.around.watchers, *self._limits(), *inquirers, hang]
         stop = first_stop(watchers)
         if stop is not None:
             return None, stop
@@ -106,6 +124,7 @@ class Attempt:
             ENV_RUN_ID: self.run.run_id,
             ENV_ATTEMPT: str(self.number),
             ENV_SCRATCH: str(self.scratch.folder),
+            ENV_HANG_S: str(self.around.settings.hang_s),
         }
 
     # --- what others see of it ---

@@ -53,7 +53,7 @@ def _ladder(
     process: Process, stop: Stop, scratch: Scratch, settings: Settings
 ) -> list[tuple[Callable[[], None], float | None]]:
     reason = stop.reason
-    if reason is None:
+    if reason is None or reason is StopReason.HANG:
         return [(process.kill, None)]
     grace_s = settings.grace_s if stop.grace_s is None else min(settings.grace_s, stop.grace_s)
     return [

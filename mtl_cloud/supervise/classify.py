@@ -20,6 +20,7 @@ _STOPPED_FOR = {
     StopReason.BUDGET: Outcome.OUT_OF_BUDGET,
     StopReason.SIGTERM: Outcome.INTERRUPTED,
     StopReason.SPOT: Outcome.INTERRUPTED,
+    StopReason.HANG: Outcome.MACHINE_ERROR,
     None: Outcome.INTERRUPTED,
 }
 _TORCHRUN_EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)")  # of its report, "Root Cause (first observed failure)"

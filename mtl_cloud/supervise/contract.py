@@ -3,13 +3,14 @@
 The files lie in the attempt's *scratch*, a local folder that both can write. Each is one JSON object, put in place by
 an atomic rename, so a reader sees the old one, the new one or none:
 
-``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat
+``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat; its age tells a hang
 ``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; looked at before each step
 ``failure.json``    trainer → supervisor: why it is about to exit (torchrun hides exit codes)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from mtl_cloud.records import Json
 
 __all__ = [
     "ENV_ATTEMPT",
+    "ENV_HANG_S",
     "ENV_RUN_ID",
     "ENV_SCRATCH",
     "ENV_STORAGE",
@@ -36,6 +38,8 @@ ENV_STORAGE = "MTL_CLOUD_STORAGE"
 ENV_RUN_ID = "MTL_CLOUD_RUN_ID"
 ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
 ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
+ENV_HANG_S = "MTL_CLOUD_HANG_S"
+"""Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
 
 EXIT_DONE = 0
 """All rounds are done and committed."""
@@ -51,6 +55,8 @@ class StopReason(StrEnum):
     BUDGET = "budget"
     SIGTERM = "sigterm"
     SPOT = "spot"
+    HANG = "hang"
+    """Nothing to ask for any more: the trainer is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,18 @@ class Scratch:
     def progress(self) -> dict[str, Json]:
         """The trainer's newest word, with its ``phase``; empty before the first."""
         return _read(self.folder / "progress.json")
+
+    def give_sign_of_life(self) -> None:
+        """Make the newest word new again, where there is no other."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / "progress.json")
+
+    def sign_of_life(self) -> int:
+        """A number that changes with every sign of life; 0 before the first."""
+        try:
+            return (self.folder / "progress.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def request_stop(self, reason: StopReason) -> None:
         _write(self.folder / "stop.json", {"reason": reason.value})

@@ -24,6 +24,7 @@ class Settings:
     poll_s: float = _seconds(5.0, "how often the record is asked for a cancel and for a newer attempt")
     first_s: float = _seconds(0.5, "interval of heartbeat and log segments at an attempt's start")
     last_s: float = _seconds(10.0, "the interval that it grows to, by a twentieth of the attempt's age")
+    hang_s: float = _seconds(1800.0, "silence of the trainer after which it writes its stack traces and is killed")
     patience_s: float = _seconds(120.0, "how long a request that the storage fails is made again")
 
     def pace(self, age_s: float) -> float:

@@ -12,11 +12,12 @@ from typing import Protocol, Self
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.supervise.contract import StopReason
+from mtl_cloud.supervise.contract import Scratch, StopReason
 
 __all__ = [
     "CancelWatcher",
     "DeadlineWatcher",
+    "HangWatcher",
     "Inquirer",
     "OwnerWatcher",
     "Periodic",
@@ -88,6 +89,29 @@ class DeadlineWatcher:
 
     def poll(self) -> Stop | None:
         return self._stop if self._clock.monotonic() >= self._end else None
+
+
+class HangWatcher:
+    """A trainer that gives no sign of life: no step, no batch of validation, nothing loaded or saved."""
+
+    _TRACES_S = 5.0
+    """For the trainer's own watch, which began a little later, to write its stack traces first."""
+
+    def __init__(self, scratch: Scratch, hang_s: float, clock: Clock) -> None:
+        self._scratch = scratch
+        self._hang_s = hang_s
+        self._clock = clock
+        self._sign = scratch.sign_of_life()
+        self._since = clock.monotonic()
+
+    def poll(self) -> Stop | None:
+        sign = self._scratch.sign_of_life()
+        if sign != self._sign:
+            self._sign, self._since = sign, self._clock.monotonic()
+        if self._clock.monotonic() - self._since < self._hang_s + self._TRACES_S:
+            return None
+        minutes = f"{self._hang_s / 60:.3g} minutes"
+        return Stop(StopReason.HANG, f"the trainer gave no sign of life for {minutes} (stack traces are in its log)")
 
 
 class CancelWatcher:

@@ -21,6 +21,7 @@ from mtl_cloud.spec.load import job_from_json
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.contract import (
     ENV_ATTEMPT,
+    ENV_HANG_S,
     ENV_RUN_ID,
     ENV_STORAGE,
     EXIT_DONE,
@@ -60,7 +61,7 @@ def _train(scratch: Scratch) -> int:
     try:
         attempt = int(os.environ[ENV_ATTEMPT])
         trainer = build_trainer(job, open_data(job), run, attempt=attempt, group=group, scratch=scratch)
-        trainer.channel.listen()
+        trainer.channel.listen(hang_s=float(os.environ[ENV_HANG_S]) if ENV_HANG_S in os.environ else None)
         return EXIT_DONE if trainer.fit() else EXIT_STOPPED
     finally:
         group.leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import time
 from collections.abc import Callable
@@ -24,10 +25,16 @@ class Channel:
         self._clock = clock
         self._reported_at = float("-inf")
         self._signalled = False
+        self._hang_s: float | None = None
 
-    def listen(self) -> None:
-        """Take SIGTERM as a wish to save and stop: torchrun forwards it, and so does a person's ``kill``."""
+    def listen(self, hang_s: float | None = None) -> None:
+        """Take SIGTERM as a wish to save and stop: torchrun forwards it, and so does a person's ``kill``.
+
+        From now on, after ``hang_s`` seconds without a sign of life, all threads' stack traces go to standard error.
+        """
         signal.signal(signal.SIGTERM, self._on_signal)
+        self._hang_s = hang_s
+        self._live()
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self._signalled = True
@@ -43,6 +50,20 @@ class Channel:
 
     def report(self, phase: str, **progress: Any) -> None:
         """Replace the supervisor's picture of this trainer."""
-        self._reported_at = self._clock()
+        self._live()
         if self._leads:
             self._scratch.write_progress(phase, **progress)
+
+    def give_sign_of_life(self) -> None:
+        """In long work that has nothing to report; about once a second is enough, and more cost nothing."""
+        if self.report_is_due():
+            self._live()
+            if self._leads:
+                self._scratch.give_sign_of_life()
+
+    def _live(self) -> None:
+        self._reported_at = self._clock()
+        if self._hang_s is not None:
+            faulthandler.dump_traceback_later(
+                self._hang_s
+            )  # a watch of its own thread, which needs no interpreter lock

@@ -274,7 +274,7 @@ class Trainer:
             self.validation_batches(),
             group=self.group,
             autocast=self.autocast,
-            interrupted=lambda: self.channel.stop_wished,
+            interrupted=self._interrupted,
         )
         if outcome is None:
             return True
@@ -282,6 +282,10 @@ class Trainer:
         self._record(outcome, self.clock() - started_at)
         self.meter.reset()
         return False
+
+    def _interrupted(self) -> bool:
+        self.channel.give_sign_of_life()
+        return self.channel.stop_wished
 
     def _record(self, outcome: Validation, validation_s: float) -> None:
         if not self.group.leads:

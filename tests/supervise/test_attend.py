@@ -11,7 +11,7 @@ from run_harness import FakeClock
 from mtl_cloud.supervise.attend import attend
 from mtl_cloud.supervise.contract import Scratch, StopReason
 from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.watch import DeadlineWatcher, Stop
+from mtl_cloud.supervise.watch import DeadlineWatcher, HangWatcher, Stop
 
 SETTINGS = Settings(grace_s=60, kill_after_s=5, tick_s=1)
 
@@ -103,3 +103,23 @@ def test_the_deadline_is_what_earlier_attempts_left_of_it(clock: FakeClock, scra
 def test_the_trainer_is_told_why(clock: FakeClock, scratch: Scratch) -> None:
     attend(Puppet(clock, scratch, "wish", 75), [At100(clock, SPOT)], scratch, SETTINGS)
     assert scratch.stop_reason() is StopReason.SPOT
+
+
+def test_only_a_trainer_without_a_sign_of_life_is_taken_to_hang(clock: FakeClock, scratch: Scratch) -> None:
+    watcher = HangWatcher(scratch, hang_s=60, clock=clock)
+    for minute in range(5):
+        scratch.write_progress("training", step=minute)
+        assert watcher.poll() is None
+        clock.sleep(59)
+        assert watcher.poll() is None
+    clock.sleep(10)
+    stop = watcher.poll()
+    assert stop is not None
+    assert stop.reason is StopReason.HANG
+
+
+def test_a_trainer_that_hangs_is_killed_at_once(clock: FakeClock, scratch: Scratch) -> None:
+    puppet = Puppet(clock, scratch, "kill", -9)
+    hang = Stop(StopReason.HANG, "no sign of life")
+    assert attend(puppet, [At100(clock, hang)], scratch, SETTINGS) == (-9, hang)
+    assert puppet.heard == [(clock.seconds, "kill")]

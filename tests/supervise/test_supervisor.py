@@ -74,6 +74,33 @@ def test_an_unknown_python_error_is_the_users_and_is_quoted(storage: FolderStora
     assert _outcomes(run) == ["user_error"]
 
 
+HANG = """
+from mtl_cloud.train.channel import Channel
+channel = Channel(scratch, leads=True)
+channel.listen(hang_s=float(os.environ["MTL_CLOUD_HANG_S"]))
+channel.report("training", step=attempt)
+for _ in range(30):
+    time.sleep(0.1)
+    channel.give_sign_of_life()
+def wait_for_a_packet_that_never_comes():
+    time.sleep(600)
+wait_for_a_packet_that_never_comes()
+"""
+
+
+def test_a_trainer_that_hangs_leaves_its_stack_traces_and_is_killed_as_the_machines_fault(
+    storage: FolderStorage, start: Start
+) -> None:
+    run = make_run(storage, HANG, max_restarts=0)
+    assert start(run, "--hang-s", "2").wait(60) == 7
+    log, result = run.read_log(1).decode(), run.result()
+    assert "Timeout (0:00:02)!" in log
+    assert "in wait_for_a_packet_that_never_comes" in log
+    assert result is not None
+    assert result.outcome == Outcome.MACHINE_ERROR
+    assert result.message.startswith("the trainer gave no sign of life for 0.0333 minutes")
+
+
 def test_a_failure_that_the_trainer_explains_is_passed_on(storage: FolderStorage, start: Start) -> None:
     run = make_run(
         storage, "scratch.write_failure(Failure(exit_code=9, message='no images', hint='look')); sys.exit(1)"
