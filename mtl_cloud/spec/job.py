@@ -217,7 +217,7 @@ class ModelSpec(_Spec):
         0.5, description="IoU over which a prediction is not taught `no object` (VOC 0.5, COCO 0.7)."
     )
     anchors: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = Field(
-        None, description="Nine (width, height), pixels at 416; default darknet's."
+        None, description="Nine (width, height), pixels of the input (see `mtl-cloud anchors`); default darknet's."
     )
     pretrained: PretrainedSpec = Field(PretrainedSpec(), description="Weights to start from.")
 
