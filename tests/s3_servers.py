@@ -55,6 +55,7 @@ def seaweedfs(folder: Path, *, volume_mib: int = 64) -> Iterator[str]:
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
     command += [f"-master.volumeSizeLimitMB={volume_mib}", "-volume.max=100", "-s3", f"-s3.port={s3}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, which a second server would find taken
     command += [f"-s3.config={_identities(folder)}"]
     url = f"http://127.0.0.1:{s3}"
     with (folder / "server.log").open("wb") as log:
