@@ -109,10 +109,13 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
 
 
 def _free_ports(number: int) -> list[int]:
-    """Ports that are free together with the one 10,000 above, where SeaweedFS puts its gRPC service."""
+    """Ports that are free together with the one 10,000 above, where SeaweedFS puts its gRPC service.
+
+    All of them lie below 32,768, from where Linux takes the ports of outgoing connections.
+    """
     found: list[int] = []
     while len(found) < number:
-        port = random.randrange(20_000, 30_000)
+        port = random.randrange(12_000, 22_000)
         if port not in found and _is_free(port) and _is_free(port + 10_000):
             found.append(port)
     return found

@@ -150,7 +150,7 @@ class Checkpointer:
         # Listed anew after each failure: the one that failed may just have been retired for a newer one.
         while candidates := [found for found in self._candidates() if found not in self._damaged]:
             try:
-                return self._load(candidates[0])
+                return self._load_twice(candidates[0])
             except (RecordError, NotFoundError) as error:
                 log.warning("checkpoint of step %d by attempt %d is passed over: %s", *candidates[0], error)
                 self._damaged.add(candidates[0])
@@ -161,6 +161,13 @@ class Checkpointer:
         ancestors = lineage(self._run, self._attempt)
         others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt] if ancestors else []
         return ancestors + [found for found in reversed(others) if found not in ancestors]
+
+    def _load_twice(self, checkpoint: CheckpointId) -> Restored:
+        """What was damaged on its way here, and not where it lies, is whole the second time."""
+        try:
+            return self._load(checkpoint)
+        except RecordError:
+            return self._load(checkpoint)
 
     def _load(self, checkpoint: CheckpointId) -> Restored:
         manifest = self._run.manifest(checkpoint)

@@ -337,12 +337,29 @@ def test_an_attempt_replaces_its_own_damaged_checkpoint(run: RunRecord) -> None:
     assert loaded_step(run, 1) == 20
 
 
-def test_no_random_damage_goes_undetected() -> None:
+def test_damage_on_the_way_here_costs_no_checkpoint(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, 10, 20)
+    read, spoilt = run.storage.read, []
+
+    def spoiling(key: str) -> bytes:
+        data = read(key)
+        if key not in spoilt and key.startswith(run.paths.checkpoint(20, 1)):
+            spoilt.append(key)
+            return flipped(data) if len(spoilt) == 2 else data
+        return data
+
+    monkeypatch.setattr(run.storage, "read", spoiling)
+    assert loaded_step(run, 1) == 20
+    assert len(spoilt) > 1
+
+
+@pytest.mark.parametrize("times", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_random_damage_goes_undetected(times: int) -> None:
     chance = random.Random(0)
     run = RunRecord(MemoryStorage(), "x-1")
     save(run, 1)
     keys = [entry.key for entry in run.storage.list(run.paths.checkpoints)]
-    for _ in range(600):
+    for _ in range(times):
         key = chance.choice(keys)
         whole = run.storage.read(key)
         bit = chance.randrange(8 * len(whole))
