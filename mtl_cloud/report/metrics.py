@@ -64,8 +64,14 @@ def label(metric: str, task: str = "") -> str:
 
 
 def tasks_of(rounds: Iterable[RoundRecord]) -> list[str]:
-    """The run's tasks in their fixed order; unknown ones behind."""
-    found = {task for record in rounds for task in (*record.train_losses, *record.val_losses, *record.metrics)}
+    """The run's tasks in their fixed order, unknown ones behind; those only of which something was labelled."""
+    found = {task for record in rounds for task in record.metrics}
+    found |= {
+        task
+        for record in rounds
+        for task, loss in (*record.train_losses.items(), *record.val_losses.items())
+        if loss is not None
+    }
     return [task for task in TASKS if task in found] + sorted(found.difference(TASKS))
 
 
