@@ -115,8 +115,9 @@ class Attempt:
 
     def _trainer_environ(self) -> dict[str, str]:
         return {
-            # On cores that others use too, torch's CPU threads spin while they wait for each other: ten times slower.
-            "OMP_WAIT_POLICY": "PASSIVE",
+            # torch's CPU threads spin while they wait for each other. On cores that others use too, spinning for ever
+            # makes a step many times slower, and not spinning at all halves the speed of idle ones.
+            "GOMP_SPINCOUNT": "10000",
             **self.around.environ,
             "PYTHONUNBUFFERED": "1",  # the log is live
             **self.plan.env,
