@@ -25,7 +25,7 @@ from mtl_cloud.storage import FolderStorage
 from mtl_cloud.supervise import guard
 from mtl_cloud.train.checkpoint import Checkpointer
 
-KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "50"))
+KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "10"))
 Outcome = tuple[str, list[object]]
 
 
