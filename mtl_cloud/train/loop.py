@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -324,9 +324,9 @@ class Trainer:
             images=meter.images,
             images_per_s=meter.images_per_s,
             data_wait=meter.data_wait,
-            train_losses={str(task): loss for task, loss in meter.losses.means().items()},
-            val_losses={str(task): loss for task, loss in outcome.losses.items()},
-            metrics={str(task): metrics.values for task, metrics in outcome.metrics.items()},
+            train_losses=_finite(meter.losses.means()),
+            val_losses=_finite(outcome.losses),
+            metrics={str(task): _finite(metrics.values) for task, metrics in outcome.metrics.items()},
             per_class={str(task): metrics.per_class for task, metrics in outcome.metrics.items()},
             confusion=classification.confusion if classification is not None else None,
             classes={str(task): list(head.classes) for task, head in self.heads.items()},
@@ -387,3 +387,8 @@ class Trainer:
         if self.group.rank < len(state["rng"]):
             rng.restore(state["rng"][self.group.rank])
         log.info("resumed at step %d/%d", self.position.step, self.steps)
+
+
+def _finite(values: Mapping[Any, float | None]) -> dict[str, float | None]:
+    """JSON knows no infinity, which a fresh network's validation loss may be."""
+    return {str(name): value if value is not None and math.isfinite(value) else None for name, value in values.items()}

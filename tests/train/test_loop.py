@@ -15,7 +15,7 @@ from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import StopReason
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import network_classes
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.loop import Trainer, _finite
 
 TrainerMaker = Callable[..., Trainer]
 
@@ -151,3 +151,12 @@ def test_a_task_without_labels_borrows_its_classes(labelled: dict, expected: tup
 def test_a_network_none_of_whose_tasks_is_labelled_is_refused() -> None:
     with pytest.raises(DatasetError, match="learns detection, and the data labels classification"):
         network_classes(("detection",), {"classification": ("cat",)})
+
+
+def test_what_json_cannot_hold_is_recorded_as_unknown() -> None:
+    assert _finite({"classification": math.inf, "detection": math.nan, "segmentation": None}) == {
+        "classification": None,
+        "detection": None,
+        "segmentation": None,
+    }
+    assert _finite({"top1": 0.5}) == {"top1": 0.5}
