@@ -17,10 +17,10 @@ demo: $(VENV)/.demo   ## Train MTL-Net on embedded real data, on this machine's 
 	$(BIN)/python -m mtl_cloud report latest -o demo-report.html
 
 test: $(VENV)/.dev    ## Run the tests (minutes)
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.dev ## Run the tests that take longer
-	$(PYTEST) -n 2 -m slow
+	$(PYTEST) -n 2 --dist worksteal -m slow
 
 check: $(VENV)/.dev   ## Style, types, import contracts
 	$(BIN)/ruff format --check .
