@@ -119,14 +119,20 @@ def _created(found: tuple[RunRecord, PlanRecord]) -> tuple[datetime, str]:
 def known_storages(environ: Mapping[str, str] = os.environ) -> Iterator[Storage]:
     """The storages that this user has submitted to, the last one first, each opened when its turn comes.
 
-    ``MTL_CLOUD_STORAGE`` stands for all of them. One that needs an extra that is not installed is passed over, with a
-    warning.
+    ``MTL_CLOUD_STORAGE`` stands for all of them. A remembered one that does not answer (no network, no credentials, an
+    extra that is not installed) is passed over with a warning: it must not hide the runs of the others.
     """
-    for url in [environ[STORAGE_VARIABLE]] if environ.get(STORAGE_VARIABLE) else reversed(_remembered(environ)):
+    if environ.get(STORAGE_VARIABLE):
+        yield open_storage(environ[STORAGE_VARIABLE])
+        return
+    for url in reversed(_remembered(environ)):
         try:
-            yield open_storage(url)
-        except MissingExtraError as error:
-            log.warning("%s: %s", error, error.hint)
+            storage = open_storage(url)
+            storage.children(RUNS)
+        except (MissingExtraError, StorageError) as error:
+            log.warning("runs in %s are left out: %s", url, error)
+        else:
+            yield storage
 
 
 def remember_storage(url: str, environ: Mapping[str, str] = os.environ) -> None:

@@ -158,6 +158,16 @@ def test_storages_are_remembered_once_each_the_last_one_first(tmp_path: Path) ->
     assert [storage.url for storage in known_storages(environ)] == [str(tmp_path / n) for n in ("a", "a b", "b")]
 
 
+def test_a_storage_that_does_not_answer_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A bucket that was used with credentials that are gone now."""
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    remember_storage(str(tmp_path / "a"), environ)
+    remember_storage("s3://bucket/runs", environ)
+    assert [storage.url for storage in known_storages(environ)] == [str(tmp_path / "a")]
+    assert "runs in s3://bucket/runs are left out" in caplog.text
+    assert "credentials" in caplog.text
+
+
 def test_the_memory_lies_in_the_home_folder_unless_told_otherwise(tmp_path: Path) -> None:
     remember_storage("/runs", {"HOME": str(tmp_path)})
     assert (tmp_path / ".local/state/mtl-cloud/storages").read_text() == "/runs\n"
