@@ -20,9 +20,9 @@ def job(uri: Path) -> JobSpec:
             "model": {"width": 0.125, "batch_norm_momentum": 0.1, "fusion": {"dropout": 0}},
             "training": {
                 "rounds": 1,
-                "epochs_per_round": 260,
+                "epochs_per_round": 400,
                 "batch_size": 8,
-                "image_size": 256,
+                "image_size": 224,
                 "loader_workers": 0,
                 "augment": {"flip": 0, "jitter": 0, "color": 0},
                 "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0},
