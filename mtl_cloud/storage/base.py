@@ -1,7 +1,8 @@
 """The contract that all storages keep, proven by one test suite (``tests/contract/test_storage.py``).
 
 * A key is a relative POSIX path of portable names: no leading ``/``, no ``..``, no empty part, no part that starts
-  with a dot. An object's key is never the folder of another's.
+  with a dot. An object's key is never the folder of another's, not even of one that was deleted: stores that keep
+  folders may keep an empty one, which then holds the name.
 * ``write`` and ``create`` are atomic and durable: a reader sees the old object, the new one or none, never a part of
   one; what has returned survives a crash of the machine (in memory: of nothing).
 * ``create`` succeeds for exactly one of any number of concurrent callers, threads or machines.

@@ -118,10 +118,11 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "create", "delete"]), KEY
 def test_any_sequence_of_actions_leaves_what_it_leaves_in_a_dict(
     storage: Storage, actions: list[tuple[str, str, bytes]]
 ) -> None:
-    top, model = secrets.token_hex(8), dict[str, bytes]()
+    top, model, used = secrets.token_hex(8), dict[str, bytes](), set[str]()
     for action, key, data in ((action, f"{top}/{key}", data) for action, key, data in actions):
-        if any(key.startswith(f"{other}/") or other.startswith(f"{key}/") for other in model):
-            continue  # an object's key is never the folder of another's
+        if any(key.startswith(f"{other}/") or other.startswith(f"{key}/") for other in used):
+            continue  # an object's key is never the folder of another's, deleted ones included
+        used.add(key)
         if action == "delete":
             storage.delete(key)
             model.pop(key, None)
