@@ -64,6 +64,5 @@ class Channel:
     def _live(self) -> None:
         self._reported_at = self._clock()
         if self._hang_s is not None:
-            faulthandler.dump_traceback_later(
-                self._hang_s
-            )  # a watch of its own thread, which needs no interpreter lock
+            # It watches from a thread of its own, which needs no interpreter lock.
+            faulthandler.dump_traceback_later(self._hang_s)

@@ -34,7 +34,7 @@ from mtl_cloud.train.checkpoint import Checkpointer
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_terms, sums, validate
 from mtl_cloud.train.events import EventLog
-from mtl_cloud.train.meters import RoundMeter
+from mtl_cloud.train.meters import LossMeter, RoundMeter
 from mtl_cloud.train.multi_scale import input_size, resize
 from mtl_cloud.train.optim import learning_rate, set_learning_rate
 from mtl_cloud.train.saver import Saver
@@ -92,7 +92,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.meter = RoundMeter(tuple(self.heads), self.group.device)
-        self.epoch_meter = RoundMeter(tuple(self.heads), self.group.device)
+        self.epoch_losses = LossMeter(tuple(self.heads), self.group.device)
         self.saver = Saver(self.checkpointer)
         self._saved_step, self._saved_at = -1, self.clock()
 
@@ -121,6 +121,7 @@ class Trainer:
     def _go_on(self) -> None:
         """To the end, or until asked to stop."""
         stopped = self._close_round()
+        self._train_mode()
         for batch, wait_s in self._batches():
             if stopped:
                 break
@@ -147,7 +148,6 @@ class Trainer:
 
     def _step(self, batch: Batch, wait_s: float) -> None:
         started_at = self.clock()
-        self._train_mode()
         rate = learning_rate(
             self.job.training.schedule, self.job.training.optimizer.lr, step=self.position.step, steps=self.steps
         )
@@ -156,9 +156,9 @@ class Trainer:
         self._update()
         self.position.step += 1
         self.position.skipped.update(batch.skipped)
-        for meter in (self.meter, self.epoch_meter):
-            meter.losses.add(*losses)
-            meter.images += len(batch) * self.group.world
+        self.meter.losses.add(*losses)
+        self.epoch_losses.add(*losses)
+        self.meter.images += len(batch) * self.group.world
         self._report(losses, rate)
         seconds = wait_s + self.clock() - started_at
         self.meter.seconds, self.meter.wait_s = self.meter.seconds + seconds, self.meter.wait_s + wait_s
@@ -247,10 +247,10 @@ class Trainer:
     def _close_epoch(self) -> None:
         if self.position.step % self.steps_per_epoch:
             return
-        means = self.epoch_meter.losses.means()
+        means = self.epoch_losses.means()
         self._refuse_nonsense({task: loss for task, loss in means.items() if loss is not None})
         self.weighting.end_epoch({task: loss for task, loss in means.items() if loss is not None})
-        self.epoch_meter.reset()
+        self.epoch_losses.reset()
         words = "  ".join(f"{task} {loss:.4g}" for task, loss in means.items() if loss is not None)
         log.info(
             "epoch %d/%d  loss %s  | %.1f images/s, waiting for data %.0f %%",
@@ -281,6 +281,7 @@ class Trainer:
         self.position.rounds_closed += 1
         self._record(outcome, self.clock() - started_at)
         self.meter.reset()
+        self._train_mode()
         return False
 
     def _interrupted(self) -> bool:
@@ -365,7 +366,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "weighting": self.weighting.state_dict(),
             "meter": self.meter.state_dict(),
-            "epoch_meter": self.epoch_meter.state_dict(),
+            "epoch_losses": self.epoch_losses.state_dict(),
             "rng": self.group.gather(rng.capture()),
         }
 
@@ -382,7 +383,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.weighting.load_state_dict(state["weighting"])
         self.meter.load_state_dict(state["meter"])
-        self.epoch_meter.load_state_dict(state["epoch_meter"])
+        self.epoch_losses.load_state_dict(state["epoch_losses"])
         self._saved_step = self.position.step
         if self.group.rank < len(state["rng"]):
             rng.restore(state["rng"][self.group.rank])

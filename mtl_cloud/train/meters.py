@@ -35,6 +35,13 @@ class LossMeter:
         self.totals.zero_()
         self.counts.zero_()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": self.totals, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.totals.copy_(state["totals"])
+        self.counts.copy_(state["counts"])
+
 
 class RoundMeter:
     """What a round has seen so far, in any number of attempts."""
@@ -60,14 +67,12 @@ class RoundMeter:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "totals": self.losses.totals,
-            "counts": self.losses.counts,
+            **self.losses.state_dict(),
             "images": self.images,
             "seconds": self.seconds,
             "wait_s": self.wait_s,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.losses.totals.copy_(state["totals"])
-        self.losses.counts.copy_(state["counts"])
+        self.losses.load_state_dict(state)
         self.images, self.seconds, self.wait_s = state["images"], state["seconds"], state["wait_s"]
