@@ -31,6 +31,8 @@ class Validation:
 
     losses: dict[Task, float | None]
     metrics: dict[Task, TaskMetrics]
+    skipped: frozenset[str]
+    """Keys of the damaged samples that were passed over."""
 
 
 def forward(network: nn.Module, images: Tensor, autocast: Autocast, tasks: Collection[Task] | None = None) -> Outputs:
@@ -78,28 +80,30 @@ def validate(
     network.eval()
     evaluators: dict[Task, Evaluator] = {task: head.evaluator() for task, head in heads.items()}
     meter = LossMeter(tuple(heads), group.device)
-    stopped = False
+    stopped, skipped = False, set[str]()
     with torch.inference_mode():
         for host_batch in batches:
             stopped = stopped or interrupted()
             if stopped:
                 break
+            skipped.update(host_batch.skipped)
             batch = host_batch.to(group.device)
             outputs = forward(network, batch.images.float() / 255, autocast)
             meter.add(*sums(loss_terms(heads, outputs, batch)))
             for task, evaluator in evaluators.items():
                 evaluator.update(outputs[task], batch)
-    return None if group.any(stopped) else _reduce(evaluators, meter, group)
+    return None if group.any(stopped) else _reduce(evaluators, meter, skipped, group)
 
 
-def _reduce(evaluators: dict[Task, Evaluator], meter: LossMeter, group: ProcessGroup) -> Validation:
+def _reduce(evaluators: dict[Task, Evaluator], meter: LossMeter, skipped: set[str], group: ProcessGroup) -> Validation:
     meter.totals, meter.counts = group.sum(meter.totals), group.sum(meter.counts)
     first, *others = group.gather(evaluators)
     for other in others:
         for task, evaluator in first.items():
             evaluator.merge(other[task])
     losses = meter.means()
-    return Validation(losses, {task: e.compute() for task, e in first.items() if losses[task] is not None})
+    metrics = {task: e.compute() for task, e in first.items() if losses[task] is not None}
+    return Validation(losses, metrics, frozenset().union(*group.gather(skipped)))
 
 
 def draw_samples(

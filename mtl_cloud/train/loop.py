@@ -279,6 +279,7 @@ class Trainer:
         if outcome is None:
             return True
         self.position.rounds_closed += 1
+        self.position.skipped = self._all_skipped() | outcome.skipped
         self._record(outcome, self.clock() - started_at)
         self.meter.reset()
         self._train_mode()
@@ -360,7 +361,7 @@ class Trainer:
         return {
             "step": self.position.step,
             "rounds_closed": self.position.rounds_closed,
-            "skipped": sorted(set().union(*self.group.gather(self.position.skipped))),
+            "skipped": sorted(self._all_skipped()),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -369,6 +370,10 @@ class Trainer:
             "epoch_losses": self.epoch_losses.state_dict(),
             "rng": self.group.gather(rng.capture()),
         }
+
+    def _all_skipped(self) -> set[str]:
+        """Every process's; each has met those of its own share."""
+        return set[str]().union(*self.group.gather(self.position.skipped))
 
     def _restore(self) -> None:
         """Go on from the newest good checkpoint, if there is one. Generators come last: loading may draw from them."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.views import SkippingDataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import StopReason
+from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
-from mtl_cloud.train.build import network_classes
+from mtl_cloud.train.build import JobData, network_classes, open_data
 from mtl_cloud.train.loop import Trainer, _finite
 
 TrainerMaker = Callable[..., Trainer]
@@ -151,6 +155,40 @@ def test_a_task_without_labels_borrows_its_classes(labelled: dict, expected: tup
 def test_a_network_none_of_whose_tasks_is_labelled_is_refused() -> None:
     with pytest.raises(DatasetError, match="learns detection, and the data labels classification"):
         network_classes(("detection",), {"classification": ("cat",)})
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A dataset of which one sample cannot be read."""
+
+    dataset: Dataset
+    bad: int
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.bad:
+            raise DatasetError(f"{self.key(index)} is damaged")
+        return self.dataset[index]
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(index)
+
+
+def test_damaged_samples_of_both_splits_are_counted_once_each(make_trainer: TrainerMaker) -> None:
+    data = open_data(small_job())
+    train, val = (SkippingDataset(Damaged(split, bad=3)) for split in (data.train, data.val))
+    trainer = make_trainer(small_job(), data=JobData(train, val, data.classes))
+    assert trainer.fit()
+    assert [record.bad_samples for record in trainer.run.rounds()] == [2, 2]
 
 
 def test_what_json_cannot_hold_is_recorded_as_unknown() -> None:
