@@ -16,7 +16,7 @@ from mtl_cloud.errors import PlanError
 from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.spec.facts import check_facts
 from mtl_cloud.spec.finding import path_of
-from mtl_cloud.spec.job import Ec2Compute, JobSpec, SageMakerCompute
+from mtl_cloud.spec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
 
 __all__ = ["Candidate", "Facts", "gather_facts", "plan_run", "worst_case_usd"]
 
@@ -89,6 +89,9 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         env={},
         processes=job.processes,
         rounds=job.training.rounds,
+        compute=job.compute.model_dump(mode="json"),
+        image=None if isinstance(job.compute, LocalCompute) else job.compute.image,
+        inputs=list(_inputs(job)),
         deadline_s=_deadline_s(job, facts),
         usd_per_hour=facts.usd_per_hour,
         budget_usd=job.compute.budget_usd,
@@ -103,6 +106,11 @@ def worst_case_usd(plan: PlanRecord) -> float | None:
     if plan.usd_per_hour is None or plan.deadline_s is None:
         return None
     return plan.usd_per_hour * plan.deadline_s / 3600
+
+
+def _inputs(job: JobSpec) -> Iterator[str]:
+    read = [dataset.uri for dataset in job.datasets] + [weights for _, weights in job.model.pretrained]
+    yield from dict.fromkeys(uri for uri in read if uri is not None)
 
 
 def _deadline_s(job: JobSpec, facts: Facts) -> float | None:

@@ -148,6 +148,12 @@ class PlanRecord(Record):
     processes: int
     """Trainer processes (one a GPU, one on a CPU)."""
     rounds: int
+    compute: dict[str, Json] = field(default_factory=dict)
+    """The job's section of that name, every default filled in."""
+    image: str | None = None
+    """Reference of the container image; None where no container is used, or where it is not known yet."""
+    inputs: list[str] = field(default_factory=list)
+    """Absolute paths and URLs that the trainer reads: datasets and weights to start from."""
     deadline_s: float | None = None
     """Seconds of wall clock, over all attempts, after which the run is stopped."""
     usd_per_hour: float | None = None

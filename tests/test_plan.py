@@ -21,6 +21,7 @@ from mtl_cloud.spec.load import parse_job
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 P4D = catalog.instance_type("p4d.24xlarge")
+NO_LIMITS = {"max_hours": None, "budget_usd": None, "max_restarts": 3}
 G5 = catalog.instance_type("g5.12xlarge")
 
 
@@ -59,9 +60,22 @@ def test_a_local_plan_whole() -> None:
         env={},
         processes=1,
         rounds=3,
+        compute={"backend": "local", "gpu_count": 0, "processes": None, **NO_LIMITS},
         tags={"who": "ada"},
         facts={"collected": None, "candidates": []},
     )
+
+
+def test_a_plan_says_what_the_trainer_reads_each_once_and_which_image_it_runs_in() -> None:
+    planned = plan(
+        load(
+            "compute: {backend: docker, image: 'mine:1'}\n"
+            "dataset: [{name: voc, uri: /data/voc}, {name: embedded}, {name: cifar10, uri: s3://b/c}]\n"
+            "model: {pretrained: {classification: /w/vgg.pth, segmentation: /w/vgg.pth}}"
+        )
+    )
+    assert planned.inputs == ["/data/voc", "s3://b/c", "/w/vgg.pth"]
+    assert planned.image == "mine:1"
 
 
 def test_a_plan_on_a_p4d_whole() -> None:
@@ -75,6 +89,17 @@ def test_a_plan_on_a_p4d_whole() -> None:
         env={},
         processes=4,
         rounds=50,
+        compute={
+            "backend": "ec2",
+            "instance_type": "p4d.24xlarge",
+            "gpu_count": 4,
+            "purchase": "on_demand",
+            "region": "us-east-1",
+            "disk_gib": 200,
+            "image": None,
+            **NO_LIMITS,
+            "max_hours": 10.0,
+        },
         deadline_s=36000.0,
         usd_per_hour=21.957642,
         facts={
