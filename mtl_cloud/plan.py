@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from hashlib import sha256
 
 from mtl_cloud import catalog
 from mtl_cloud.catalog import InstanceType, Price
@@ -17,6 +18,7 @@ from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.spec.facts import check_facts
 from mtl_cloud.spec.finding import path_of
 from mtl_cloud.spec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
+from mtl_cloud.spec.load import job_to_json
 
 __all__ = ["Candidate", "Facts", "gather_facts", "plan_run", "worst_case_usd"]
 
@@ -91,6 +93,7 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         rounds=job.training.rounds,
         compute=job.compute.model_dump(mode="json"),
         image=None if isinstance(job.compute, LocalCompute) else job.compute.image,
+        spec_digest=sha256(job_to_json(job)).hexdigest(),
         inputs=list(_inputs(job)),
         deadline_s=_deadline_s(job, facts),
         usd_per_hour=facts.usd_per_hour,

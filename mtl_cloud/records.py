@@ -152,6 +152,8 @@ class PlanRecord(Record):
     """The job's section of that name, every default filled in."""
     image: str | None = None
     """Reference of the container image; None where no container is used, or where it is not known yet."""
+    spec_digest: str = ""
+    """SHA-256 (hex) of the resolved job, as ``spec.json`` holds it."""
     inputs: list[str] = field(default_factory=list)
     """Absolute paths and URLs that the trainer reads: datasets and weights to start from."""
     deadline_s: float | None = None

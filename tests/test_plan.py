@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mtl_cloud.errors import PlanError
 from mtl_cloud.plan import Candidate, Facts, gather_facts, plan_run, worst_case_usd
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import parse_job
+from mtl_cloud.spec.load import job_to_json, parse_job
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 P4D = catalog.instance_type("p4d.24xlarge")
@@ -50,7 +51,8 @@ def priced(*prices: float | None) -> Facts:
 
 
 def test_a_local_plan_whole() -> None:
-    assert plan(load("name: quick\ndataset: {name: embedded}\ntags: {who: ada}\ntraining: {rounds: 3}")) == PlanRecord(
+    job = load("name: quick\ndataset: {name: embedded}\ntags: {who: ada}\ntraining: {rounds: 3}")
+    assert plan(job) == PlanRecord(
         run_id="r-1",
         name="quick",
         created_at="2026-11-23T15:00:00+00:00",
@@ -61,6 +63,7 @@ def test_a_local_plan_whole() -> None:
         processes=1,
         rounds=3,
         compute={"backend": "local", "gpu_count": 0, "processes": None, **NO_LIMITS},
+        spec_digest=sha256(job_to_json(job)).hexdigest(),
         tags={"who": "ada"},
         facts={"collected": None, "candidates": []},
     )
@@ -79,7 +82,8 @@ def test_a_plan_says_what_the_trainer_reads_each_once_and_which_image_it_runs_in
 
 
 def test_a_plan_on_a_p4d_whole() -> None:
-    assert plan(on_ec2(gpu_count=4, max_hours=10)) == PlanRecord(
+    job = on_ec2(gpu_count=4, max_hours=10)
+    assert plan(job) == PlanRecord(
         run_id="r-1",
         name="job",
         created_at="2026-11-23T15:00:00+00:00",
@@ -94,12 +98,16 @@ def test_a_plan_on_a_p4d_whole() -> None:
             "instance_type": "p4d.24xlarge",
             "gpu_count": 4,
             "purchase": "on_demand",
+            "on_demand_after": 2,
+            "capacity_reservation": None,
+            "capacity_timeout_minutes": 60.0,
             "region": "us-east-1",
             "disk_gib": 200,
             "image": None,
             **NO_LIMITS,
             "max_hours": 10.0,
         },
+        spec_digest=sha256(job_to_json(job)).hexdigest(),
         deadline_s=36000.0,
         usd_per_hour=21.957642,
         facts={

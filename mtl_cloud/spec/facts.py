@@ -117,6 +117,19 @@ def _region_is_known(job: JobSpec) -> Iterator[Finding]:
         yield Finding(("compute", "region"), message, hint, fatal=False)
 
 
+def _reservation_holds_it(job: JobSpec) -> Iterator[Finding]:
+    """A reservation is of one type, and paid for whether it is used or not."""
+    compute = job.compute
+    if not isinstance(compute, Ec2Compute) or compute.capacity_reservation is None:
+        return
+    loc = ("compute", "capacity_reservation")
+    if len(compute.instance_types) > 1:
+        yield Finding(loc, "a reservation holds one instance type", "name that one alone", uses=(_TYPE,))
+    if compute.purchase != "on_demand":
+        uses = (("compute", "purchase"),)
+        yield Finding(loc, "spot instances do not run in a reservation", "write purchase: on_demand", uses=uses)
+
+
 def _one_process_a_gpu(job: JobSpec) -> Iterator[Finding]:
     compute = job.compute
     if isinstance(compute, LocalCompute) and compute.gpu_count and compute.processes not in {None, compute.gpu_count}:
@@ -348,6 +361,7 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _gpus_are_there,
     _gpus_are_used,
     _region_is_known,
+    _reservation_holds_it,
     _one_process_a_gpu,
     _loader_workers_have_cores,
     _uri_is_given,

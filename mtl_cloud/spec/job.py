@@ -96,6 +96,15 @@ class Ec2Compute(_Compute):
     purchase: Literal["on_demand", "spot", "spot_then_on_demand"] = Field(
         "on_demand", description="How the instance is bought."
     )
+    on_demand_after: PositiveInt = Field(
+        2, description="spot_then_on_demand: the instance after so many interruptions is bought on demand."
+    )
+    capacity_reservation: Annotated[str, Field(pattern=r"^cr-[0-9a-f]+$")] | None = Field(
+        None, description="Id of a capacity reservation or capacity block to run in."
+    )
+    capacity_timeout_minutes: PositiveFloat | None = Field(
+        60.0, description="How long AWS may look for a free instance at the start; null until the deadline."
+    )
     region: str = Field("us-east-1", description="AWS region.")
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Root disk, GiB (encrypted gp3).")
     image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")

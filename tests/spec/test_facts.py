@@ -42,6 +42,12 @@ ERRORS = {
     ON_EC2 + "compute: {backend: sagemaker, instance_type: g5.xlarge}": (
         "f:3:46: compute.instance_type: g5.xlarge is EC2's name; on SageMaker it is ml.g5.xlarge"
     ),
+    ON_EC2 + "compute: {backend: ec2, instance_type: [g5.xlarge, g6.xlarge], capacity_reservation: cr-1}": (
+        "f:3:86: compute.capacity_reservation: a reservation holds one instance type; name that one alone"
+    ),
+    ON_EC2 + "compute: {backend: ec2, instance_type: g5.xlarge, purchase: spot, capacity_reservation: cr-1}": (
+        "f:3:89: compute.capacity_reservation: spot instances do not run in a reservation; write purchase: on_demand"
+    ),
     EMBEDDED + "compute: {gpu_count: 2, processes: 4}": (
         "f:2:36: compute.processes: one process drives one GPU: 4 processes, 2 GPUs; leave `processes` out"
     ),
