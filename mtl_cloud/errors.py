@@ -8,7 +8,8 @@
     ├── PlanError                 3   the job is valid but cannot be planned
     ├── ImageError                4   the container image cannot be built or found
     ├── LaunchError               5   the backend refused to start the run
-    │   └── CapacityError         6   the cloud has no such machine free at present
+    │   └── CloudError            5   AWS refused a request; its code, and which of the nine classes it is
+    │       └── CapacityError     6   the cloud has no such machine free at present
     ├── RunFailedError            7   the run ended, and not well
     ├── StorageError              8   the run record cannot be read or written
     │   ├── NotFoundError         8   no object under that key
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 __all__ = [
     "AlreadyExistsError",
     "CapacityError",
+    "CloudError",
     "DatasetError",
     "ImageError",
     "LaunchError",
@@ -119,7 +121,28 @@ class LaunchError(MtlCloudError):
     exit_code = 5
 
 
-class CapacityError(LaunchError):
+class CloudError(LaunchError):
+    """AWS refused a request, or could not be asked. ``hint`` holds the cause and the next step."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: str = "",
+        error_class: str = "unknown",
+        operation: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        """As AWS gave it, ``VcpuLimitExceeded``; botocore's class for a request that never arrived."""
+        self.error_class = error_class
+        """One of ``mtl_cloud.aws.ErrorClass``."""
+        self.operation = operation
+        """``RunInstances``; empty for a request that was never made."""
+
+
+class CapacityError(CloudError):
     """The cloud has no such machine free at present. Never a permission or a quota."""
 
     exit_code = 6

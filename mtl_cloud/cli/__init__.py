@@ -30,6 +30,9 @@ COMMANDS = {
         "plan": "Show what a job would do and cost; start nothing.",
         "anchors": "Cluster a job's boxes into YOLOv3's nine anchors.",
     },
+    "Look at the cloud": {
+        "explain": "Explain an error code of AWS.",
+    },
     "Run it": {
         "submit": "Start a run and follow it; Ctrl-C detaches.",
         "cancel": "Ask a run to save and stop.",

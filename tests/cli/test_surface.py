@@ -19,6 +19,7 @@ SURFACE = {
     "schema": ["--debug", "--json"],
     "plan": ["--debug", "--json", "--set", "FILE"],
     "anchors": ["--debug", "--json", "--seed", "--set", "FILE"],
+    "explain": ["--debug", "--json", "--list", "[CODE]"],
     "submit": ["--debug", "--detach", "--json", "--run-id", "--set", "FILE"],
     "cancel": sorted([*RUN, "--reason", "--wait"]),
     "runs": ["--debug", "--json", "--storage"],
