@@ -131,7 +131,9 @@ def test_the_last_round_speaks_by_default() -> None:
 
 def test_four_loader_workers_against_one() -> None:
     slow, fast = single("detection", 0.5, run_id="slow", loader_workers=1), single("detection", 0.5, run_id="fast")
-    fast = Entry(fast.run_id, fast.job, (round_record(1, step=10, seconds=1.0, images=80, classes=CLASSES),), ("cpu",))
+    fast = Entry(
+        fast.run_id, fast.job, (round_record(1, step=10, epoch=1, seconds=1.0, images=80, classes=CLASSES),), ("cpu",)
+    )
     (effect,) = compare([fast, slow]).workers
     assert (effect.fewer.workers, effect.more.workers, effect.speedup) == (1, 4, 4.0)
 
@@ -190,7 +192,7 @@ def test_without_a_baseline_of_its_budget_there_is_no_delta_m_and_a_note_says_wh
     ("other", "field"),
     [
         (single("detection", 0.5, run_id="b", image_size=96), "image size: 64 in a; 96 in b"),
-        (entry("b", job("yolov3"), {"detection": 0.5}, images=88), "images seen: 80 in a; 88 in b"),
+        (single("detection", 0.4, 0.5, run_id="b"), "length: 1 epochs in a; 2 epochs in b"),
         (
             entry(
                 "b",
@@ -209,6 +211,22 @@ def test_runs_that_learnt_from_something_else_are_refused_by_name(other: Entry, 
     assert "--force" in raised.value.hint
 
 
+def test_a_segmenter_alone_sees_its_masks_as_often_as_a_joint_network_with_more_images_does() -> None:
+    fewer = entry("segmentation", job("fcn_resnet50"), {"segmentation": 0.2}, {"segmentation": 0.4}, images=10)
+    delta = compare([joint("joint", (0, 0, 0), (0.8, 0.5, 0.4)), *SINGLES[:2], fewer]).rows[0].delta
+    assert delta is not None
+    assert delta.measure.mean == pytest.approx(0)
+
+
+def test_where_epochs_are_cut_short_runs_are_as_long_as_the_images_they_saw() -> None:
+    runs = [
+        entry(f"{images}", job("yolov3", max_steps_per_epoch=10), {"detection": 0.5}, images=images)
+        for images in (80, 88)
+    ]
+    with pytest.raises(UsageError, match="length: 80 images in 80; 88 images in 88"):
+        compare(runs)
+
+
 def test_forced_rows_are_marked_and_noted() -> None:
     comparison = compare([single("detection", 0.5), single("detection", 0.5, run_id="b", image_size=96)], force=True)
     assert [row.differs for row in comparison.rows] == [(), ("image size",)]
@@ -220,7 +238,7 @@ def test_a_forced_delta_m_names_the_differing_budget_but_never_crosses_data() ->
     runs = [joint("joint", (0, 0, 0), (0.8, 0.5, 0.4)), *SINGLES[:2], short]
     delta = compare(runs, force=True).rows[0].delta
     assert delta is not None
-    assert (delta.differs, delta.measure.mean) == (("images seen", "steps"), pytest.approx(0))
+    assert (delta.differs, delta.measure.mean) == (("length",), pytest.approx(0))
     large = single("segmentation", 0.2, 0.4, run_id="large", image_size=96)
     delta = compare([*runs[:3], large], force=True).rows[0].delta
     assert delta is not None
@@ -229,7 +247,9 @@ def test_a_forced_delta_m_names_the_differing_budget_but_never_crosses_data() ->
 
 def test_other_classes_of_the_same_task_are_another_task() -> None:
     other = single("detection", 0.5, run_id="b")
-    renamed = round_record(1, step=10, seconds=4.0, images=80, classes={"detection": ["cat", "cow"]}, metrics={})
+    renamed = round_record(
+        1, step=10, epoch=1, seconds=4.0, images=80, classes={"detection": ["cat", "cow"]}, metrics={}
+    )
     found = differences([single("detection", 0.5, run_id="a"), Entry("b", other.job, (renamed,))])
     assert found == {"detection classes": {"2 (cat, dog)": ["a"], "2 (cat, cow)": ["b"]}}
 

@@ -45,7 +45,7 @@ def command(  # noqa: PLR0917  # click passes them by name
 
     Runs that differ only in their seed are one row: mean ± standard deviation. Joint runs get delta_m, the mean
     relative gain over single-task runs of the same budget. Runs of other data, another image size or another number
-    of images seen are refused.
+    of epochs are refused.
 
     JSON: {at, tasks, rows: [{model, variant, tasks, dataset, workers, run_ids, seeds, metrics, training_s,
     images_per_s, data_wait, usd, delta, differs, ...}], workers, notes}.

@@ -34,7 +34,7 @@ def compare(entries: Sequence[Entry], *, at: At = "last", force: bool = False) -
         lines = [f"  {field}: {_values_words(values)}" for field, values in found.items()]
         raise UsageError(
             "\n".join(["these runs cannot be compared truthfully:", *lines]),
-            hint="compare runs of the same data, image size and number of images, or mark the differences with --force",
+            hint="compare runs of the same data, image size and epochs, or mark the differences with --force",
         )
     groups = _grouped(entries)
     variants = _variants(groups)
@@ -126,7 +126,7 @@ def _row(group: Sequence[Entry], at: At, variant: dict[str, str]) -> Row:
         image_size=first.job.training.image_size,
         batch_size=first.job.training.batch_size,
         steps=first.rounds[-1].step,
-        images=int(first.budget["images seen"]),
+        images=first.images,
         epochs=first.rounds[-1].epoch,
         devices=first.devices,
         run_ids=tuple(entry.run_id for entry in group),
@@ -230,7 +230,7 @@ def _row_notes(row: Row) -> Iterator[str]:
     against = ", ".join(f"{task} {' '.join(run_ids)}" for task, run_ids in row.delta.baselines.items())
     missing = [task for task in row.tasks if task not in row.delta.baselines]
     if missing:
-        budget = f"{row.steps} steps of {row.batch_size}"
+        budget = f"{row.epochs} epochs in batches of {row.batch_size}"
         yield f"{row.label}: no delta_m, for lack of a single-task run of {', '.join(missing)} of its budget, {budget}."
     elif row.delta.differs:
         yield f"{row.label}: forced: delta_m against {against}, which differ in {', '.join(row.delta.differs)}."

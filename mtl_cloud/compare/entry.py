@@ -20,8 +20,8 @@ __all__ = ["At", "Entry", "differences", "read_entry", "unlike_budget"]
 At: TypeAlias = Literal["last", "best"]
 """Which round speaks for a run: its last, or the one with the best mean of the tasks' headline metrics."""
 
-_BUDGET = ("dataset", "image size", "images seen", "batch size", "steps")
-_ALL_MUST_SHARE = ("dataset", "image size", "images seen")
+_BUDGET = ("dataset", "image size", "length", "batch size")
+_ALL_MUST_SHARE = ("dataset", "image size", "length")
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,22 @@ class Entry:
     def budget(self) -> dict[str, str | int]:
         """What a run was given to learn from: equal budgets make metrics comparable."""
         training = self.job.training
-        values = (
-            " + ".join(map(_dataset_words, self.job.datasets)),
-            training.image_size,
-            sum(record.images for record in self.rounds),
-            training.batch_size,
-            self.rounds[-1].step,
-        )
+        dataset = " + ".join(map(_dataset_words, self.job.datasets))
+        values = (dataset, training.image_size, self._length, training.batch_size)
         return dict(zip(_BUDGET, values, strict=True))
+
+    @property
+    def _length(self) -> str:
+        """Epochs: how often each labelled sample was seen. A segmenter alone, whose epochs hold only the images that
+        have masks, sees those as often as a joint network does. Where epochs are cut short, the images seen.
+        """
+        cut = self.job.training.max_steps_per_epoch is not None
+        return f"{self.images} images" if cut else f"{self.rounds[-1].epoch} epochs"
+
+    @property
+    def images(self) -> int:
+        """Seen in training, each as often as it was."""
+        return sum(record.images for record in self.rounds)
 
     @property
     def training_s(self) -> float:
@@ -66,7 +74,7 @@ class Entry:
 
     @property
     def images_per_s(self) -> float | None:
-        return sum(record.images for record in self.rounds) / self.training_s if self.training_s else None
+        return self.images / self.training_s if self.training_s else None
 
     @property
     def data_wait(self) -> float | None:
@@ -118,8 +126,8 @@ def _dataset_words(spec: DatasetSpec) -> str:
 def differences(entries: Sequence[Entry]) -> dict[str, dict[str, list[str]]]:
     """field -> value -> ids of the runs that have it, for every field that all runs must share and do not.
 
-    Beside the data, the image size and the images seen these are, for each task that several runs learn, its classes
-    and the number of samples that it was validated on.
+    Beside the data, the image size and the length these are, for each task that several runs learn, its classes and
+    the number of samples that it was validated on.
     """
     values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
