@@ -32,8 +32,6 @@ DATASET_TASKS: dict[str, tuple[Task, ...]] = {
 }
 """Name of a dataset -> the tasks that it labels."""
 
-_ALEXNET_MIN = 63  # torchvision's AlexNet: five stages of stride and pooling leave nothing of a smaller image
-
 _COMPUTE = ("compute",)
 _TYPE = ("compute", "instance_type")
 _GPUS = ("compute", "gpu_count")
@@ -244,20 +242,19 @@ def _batch_divides(job: JobSpec) -> Iterator[Finding]:
         yield Finding(("training", "batch_size"), message, hint, uses=(_GPUS, ("compute", "processes")))
 
 
-def _image_is_big_enough(job: JobSpec) -> Iterator[Finding]:
-    size = job.training.image_size
-    if job.model.name in {"alexnet", "mtl_lite"} and size < _ALEXNET_MIN:
-        message = f"AlexNet's stages need images of {_ALEXNET_MIN} pixels or more, not {size}"
-        yield Finding(("training", "image_size"), message, "the smallest valid size is 64", uses=(_NETWORK,))
+def _crops_keep_the_truth(job: JobSpec) -> Iterator[Finding]:
+    cut = [task for task in trained_tasks(job) if task != "classification"]
+    if job.training.fit == "crop" and cut:
+        message = f"a centre crop would hide part of the truth for {_and(cut)}"
+        yield Finding(
+            ("training", "fit"), message, "`crop` is for classifiers alone", uses=(_NETWORK, *_label_locs(job))
+        )
 
 
 def _sizes_are_a_range(job: JobSpec) -> Iterator[Finding]:
     loc, sizes = ("training", "multi_scale"), job.training.multi_scale
     if sizes and sizes[0] > sizes[1]:
         yield Finding(loc, f"{sizes[0]} is more than {sizes[1]}", f"write [{sizes[1]}, {sizes[0]}]")
-    if sizes and job.model.name in {"alexnet", "mtl_lite"} and min(sizes) < _ALEXNET_MIN:
-        message = f"AlexNet's stages need images of {_ALEXNET_MIN} pixels or more, not {min(sizes)}"
-        yield Finding(loc, message, "the smallest valid size is 64", uses=(_NETWORK,))
 
 
 def _mixing_applies(job: JobSpec) -> Iterator[Finding]:
@@ -373,7 +370,7 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _pretrained_fits,
     _anchors_are_nine,
     _batch_divides,
-    _image_is_big_enough,
+    _crops_keep_the_truth,
     _sizes_are_a_range,
     _mixing_applies,
     _turns_leave_statistics_alone,

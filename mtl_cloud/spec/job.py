@@ -19,6 +19,7 @@ __all__ = [
     "DatasetSpec",
     "DockerCompute",
     "Ec2Compute",
+    "Fit",
     "JobSpec",
     "LocalCompute",
     "LossWeightingSpec",
@@ -37,6 +38,7 @@ PositiveInt: TypeAlias = Annotated[int, Field(gt=0)]
 PositiveFloat: TypeAlias = Annotated[float, Field(gt=0)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Fit: TypeAlias = Literal["letterbox", "crop"]
 Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
@@ -283,7 +285,10 @@ class AugmentSpec(_Spec):
 
     flip: Share = Field(0.5, description="Probability of a horizontal flip (wrong for digits).")
     jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.2, description="Random crop and aspect change, share of the image's size."
+        0.2, description="fit letterbox: random crop and aspect change, share of the image's size."
+    )
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.08, description="fit crop: least share of the image's area that a random crop keeps."
     )
     color: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="Brightness, contrast and saturation, on the device."
@@ -305,6 +310,11 @@ class TrainingSpec(_Spec):
         4, description="Loader processes of each trainer process."
     )
     image_size: Side = Field(416, description="Side of the square input, pixels.")
+    fit: Fit = Field(
+        "letterbox",
+        description="How an image becomes the square: whole, on grey (darknet's); or cropped to fill it (torchvision's "
+        "for classifiers: at random in training, the centre in validation).",
+    )
     multi_scale: tuple[Side, Side] | None = Field(
         None, description="Train at a new size within [least, most] every 10 steps; the last epoch is at image_size."
     )

@@ -18,11 +18,20 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mtl_cloud.datasets.base import IGNORE, Dataset, Sample
 from mtl_cloud.errors import MtlCloudError
-from mtl_cloud.spec.job import AugmentSpec, TrainingSpec
+from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
-from mtl_cloud.train.transforms import Canvas, draw_color, draw_placement, letterbox, place, sample_rng
+from mtl_cloud.train.transforms import (
+    Canvas,
+    center_crop,
+    draw_color,
+    draw_crop,
+    draw_placement,
+    letterbox,
+    place,
+    sample_rng,
+)
 
 __all__ = ["Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
 
@@ -37,24 +46,28 @@ class TrainingView(TorchDataset[Item]):
     size: int
     augment: AugmentSpec
     seed: int
+    fit: Fit = "letterbox"
 
     def __getitem__(self, draw: Draw) -> Item:
         sample = self.dataset[draw.sample]
         rng = sample_rng(self.seed, draw.epoch, draw.sample)
-        placement = draw_placement(sample.image.shape, self.size, self.augment, rng)
+        draw_place = draw_crop if self.fit == "crop" else draw_placement
+        placement = draw_place(sample.image.shape, self.size, self.augment, rng)
         return sample, place(sample, placement, self.size), draw_color(self.augment, rng)
 
 
 @dataclass(frozen=True)
 class ValidationView(TorchDataset[Item]):
-    """Samples as validation sees them: letterboxed, otherwise unchanged."""
+    """Samples as validation sees them: letterboxed, or their centre; otherwise unchanged."""
 
     dataset: Dataset
     size: int
+    fit: Fit = "letterbox"
 
     def __getitem__(self, index: int) -> Item:
         sample = self.dataset[index]
-        return sample, place(sample, letterbox(sample.image.shape, self.size), self.size), None
+        fit = center_crop if self.fit == "crop" else letterbox
+        return sample, place(sample, fit(sample.image.shape, self.size), self.size), None
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ def training_batches(
     dataset: Dataset, training: TrainingSpec, collate: Collate, order: BatchOrder, *, start: int, pin: bool
 ) -> Iterator[Batch]:
     """This process's share of every batch from ``start`` to the job's end; loader workers live that long too."""
-    view = TrainingView(dataset, training.image_size, training.augment, training.seed)
+    view = TrainingView(dataset, training.image_size, training.augment, training.seed, training.fit)
     return _load(view, order.batches(start), collate, workers=training.loader_workers, pin=pin)
 
 
@@ -119,7 +132,7 @@ def validation_batches(
     size = training.eval_batch_size or 2 * training.batch_size
     mine = range(rank, len(dataset), world)
     batches = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
-    view = ValidationView(dataset, training.image_size)
+    view = ValidationView(dataset, training.image_size, training.fit)
     return _load(view, batches, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 

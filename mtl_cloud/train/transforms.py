@@ -1,9 +1,11 @@
 """From a sample of any size to the network's square, with its boxes and mask.
 
-Validation images are letterboxed: scaled to fit, centred on grey, as darknet does. Training images are placed on the
-same canvas at a random scale, aspect ratio and offset, and may be mirrored (darknet's jitter); what falls outside is
-cut. Everything random is drawn from the sample's own generator, keyed by (seed, epoch, sample), so it does not depend
-on which worker loads the sample. Colour changes are only drawn here; they are applied on the device.
+With ``fit: letterbox``, validation images are scaled to fit, centred on grey, as darknet does, and training images are
+placed on the same canvas at a random scale, aspect ratio and offset (darknet's jitter); what falls outside is cut. With
+``fit: crop``, images fill the square as torchvision's classifiers want it: a random part of them in training, the
+centre in validation. Training images may be mirrored. Everything random is drawn from the sample's own generator, keyed
+by (seed, epoch, sample), so it does not depend on which worker loads the sample. Colour changes are only drawn here;
+they are applied on the device.
 """
 
 from __future__ import annotations
@@ -21,10 +23,23 @@ from torchvision.transforms.v2 import functional as v2
 from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
 from mtl_cloud.spec.job import AugmentSpec
 
-__all__ = ["Canvas", "Placement", "apply_color", "draw_color", "draw_placement", "letterbox", "place", "sample_rng"]
+__all__ = [
+    "Canvas",
+    "Placement",
+    "apply_color",
+    "center_crop",
+    "draw_color",
+    "draw_crop",
+    "draw_placement",
+    "letterbox",
+    "place",
+    "sample_rng",
+]
 
 GREY = 128
 """Canvas around an image: darknet's 0.5."""
+_RESIZE = 256 / 224
+_RATIOS = (3 / 4, 4 / 3)
 MIN_VISIBLE = 0.2
 """A box of which less is left inside the canvas is no longer taught."""
 
@@ -72,6 +87,34 @@ def draw_placement(shape: Sequence[int], size: int, augment: AugmentSpec, rng: n
     new_width, new_height = fit.width * scale * aspect**0.5, fit.height * scale / aspect**0.5
     left, top = (size - np.array([new_width, new_height])) * rng.uniform(0, 1, 2)
     return Placement(left, top, new_width, new_height, flip=bool(rng.uniform() < augment.flip))
+
+
+def center_crop(shape: Sequence[int], size: int) -> Placement:
+    """The centre of an image whose shorter side is scaled to 256/224 of ``size``, as torchvision's preset does."""
+    height, width = shape[:2]
+    scale = size * _RESIZE / min(height, width)
+    return Placement((size - width * scale) / 2, (size - height * scale) / 2, width * scale, height * scale)
+
+
+def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
+    """A random part of the image fills the square: Szegedy et al. 2015's, with torchvision's ranges.
+
+    Its area is uniform in ``augment.min_area`` .. 1 of the image's, its aspect ratio log-uniform in 3/4 .. 4/3; what
+    reaches over the image is drawn anew, and after ten draws the largest centred part within those ratios serves.
+    """
+    height, width = shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(augment.min_area, 1)
+        ratio = np.exp(rng.uniform(*np.log(_RATIOS)))
+        crop_width, crop_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if crop_width <= width and crop_height <= height:
+            left, top = rng.uniform(0, 1, 2) * (width - crop_width, height - crop_height)
+            break
+    else:
+        crop_width, crop_height = min(width, height * _RATIOS[1]), min(height, width / _RATIOS[0])
+        left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    across, down = size / crop_width, size / crop_height
+    return Placement(-left * across, -top * down, width * across, height * down, bool(rng.uniform() < augment.flip))
 
 
 def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -86,9 +86,9 @@ ERRORS = {
     EMBEDDED + "model: {anchors: [[1, 2]]}": (
         "f:2:9: model.anchors: YOLOv3 has nine anchors, three a scale; here are 1"
     ),
-    EMBEDDED + "model: {name: alexnet}\ntraining: {image_size: 32}": (
-        "f:3:24: training.image_size: AlexNet's stages need images of 63 pixels or more, not 32; "
-        "the smallest valid size is 64"
+    EMBEDDED + "training: {fit: crop}": (
+        "f:2:17: training.fit: a centre crop would hide part of the truth for detection and segmentation; "
+        "`crop` is for classifiers alone"
     ),
     EMBEDDED + "training: {precision: fp16}": (
         "f:2:23: training.precision: fp16 needs a GPU; on the CPU: bf16 or fp32"
@@ -101,10 +101,6 @@ ERRORS = {
     ),
     EMBEDDED + "training: {multi_scale: [608, 320]}": (
         "f:2:12: training.multi_scale: 608 is more than 320; write [320, 608]"
-    ),
-    EMBEDDED + "model: {name: mtl_lite}\ntraining: {multi_scale: [32, 96]}": (
-        "f:3:12: training.multi_scale: AlexNet's stages need images of 63 pixels or more, not 32; "
-        "the smallest valid size is 64"
     ),
     EMBEDDED + "training: {mixing: {schedule: round_robin}}": (
         "f:2:12: training.mixing: there is one dataset, and nothing to mix it with; "

@@ -9,10 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as v2
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
 from mtl_cloud.spec.job import AugmentSpec
-from mtl_cloud.train.transforms import GREY, Placement, apply_color, draw_placement, letterbox, place, sample_rng
+from mtl_cloud.train.transforms import (
+    GREY,
+    Placement,
+    apply_color,
+    center_crop,
+    draw_crop,
+    draw_placement,
+    letterbox,
+    place,
+    sample_rng,
+)
 
 COLOR = (250, 10, 40)
 
@@ -59,6 +70,31 @@ def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter:
     for left, top, right, bottom in canvas.boxes.xyxy:
         extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         assert np.abs(extent - np.array([left, top, right, bottom])).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(300, 500), (256, 256), (224, 150)])
+def test_a_centre_crop_is_that_of_torchvisions_classification_preset(shape: tuple[int, int]) -> None:
+    """Which resizes the whole image first: the two differ by less than a source pixel in position."""
+    ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1])).astype(np.uint8)
+    image = np.stack([ramp] * 3, axis=-1)
+    ours = place(Sample("ramp", image), center_crop(image.shape, 224), 224).image
+    resized = v2.resize(torch.from_numpy(image).permute(2, 0, 1), [256], antialias=True)
+    theirs = v2.center_crop(resized, [224, 224])
+    assert (ours.int() - theirs.int()).abs().max() <= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(20, 300), width=st.integers(20, 300), seed=st.integers(0, 1000))
+def test_a_random_crop_fills_the_square_with_a_part_of_the_image(height: int, width: int, seed: int) -> None:
+    """No grey is left, and area and aspect ratio of what is seen are within torchvision's ranges."""
+    placement = draw_crop((height, width, 3), 64, AugmentSpec(min_area=0.25), sample_rng(seed, 0, 0))
+    assert max(placement.left, placement.top) <= 1e-6
+    assert min(placement.left + placement.width, placement.top + placement.height) >= 64 - 1e-6
+    seen_width, seen_height = 64 / placement.width * width, 64 / placement.height * height
+    assert 3 / 4 - 1e-6 <= seen_width / seen_height <= 4 / 3 + 1e-6
+    assert seen_width * seen_height <= height * width * (1 + 1e-9)
+    if max(height, width) <= 4 / 3 * min(height, width):
+        assert seen_width * seen_height >= 0.25 * height * width - 1e-6
 
 
 def test_a_box_of_which_too_little_is_left_is_dropped() -> None:
