@@ -41,13 +41,16 @@ class Facts:
     """ISO date of the machine facts; None where no machine is rented."""
     candidates: tuple[Candidate, ...] = ()
     """In the job's order of preference."""
+    machines: int = 1
+    """How many are rented together."""
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Of the dearest candidate, because any of them may be the one; None unless all prices are known."""
+        """Of the dearest candidate, because any of them may be the one, times the machines; None unless all prices are
+        known."""
         prices = [candidate.price for candidate in self.candidates]
         known = [price.usd_per_hour for price in prices if price]
-        return max(known) if known and len(known) == len(prices) else None
+        return self.machines * max(known) if known and len(known) == len(prices) else None
 
     def document(self) -> dict[str, Json]:
         """As ``plan.json`` holds it."""
@@ -65,7 +68,7 @@ def gather_facts(job: JobSpec) -> Facts:
     candidates = tuple(
         Candidate(catalog.instance_type(name), catalog.price(name, compute.region)) for name in compute.instance_types
     )
-    return Facts(catalog.collected(), candidates)
+    return Facts(catalog.collected(), candidates, job.instances)
 
 
 def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanRecord:

@@ -173,6 +173,14 @@ def test_the_deadline_is_the_earlier_of_time_and_money(
     assert worst_case_usd(planned) == (None if worst is None else pytest.approx(worst))
 
 
+def test_instances_that_train_together_are_all_paid_and_all_worked_by() -> None:
+    on_sagemaker = {"backend": "sagemaker", "instance_type": "ml.p4d.24xlarge", "region": "us-west-2"}
+    one, three = (plan(on_ec2(**on_sagemaker, instance_count=count)) for count in (1, 3))
+    assert (one.processes, three.processes) == (8, 24)
+    assert one.usd_per_hour is not None
+    assert three.usd_per_hour == pytest.approx(3 * one.usd_per_hour)
+
+
 def test_a_budget_without_a_known_price_cannot_be_held() -> None:
     with pytest.raises(PlanError, match=r"the price of g5\.12xlarge is unknown"):
         plan(on_ec2(budget_usd=5), priced(20.0, None))

@@ -32,6 +32,7 @@ DATASET_TASKS: dict[str, tuple[Task, ...]] = {
 }
 """Name of a dataset -> the tasks that it labels."""
 
+_MOST_PREFERENCES = 5
 _COMPUTE = ("compute",)
 _TYPE = ("compute", "instance_type")
 _GPUS = ("compute", "gpu_count")
@@ -128,6 +129,28 @@ def _reservation_holds_it(job: JobSpec) -> Iterator[Finding]:
         yield Finding(loc, "spot instances do not run in a reservation", "write purchase: on_demand", uses=uses)
 
 
+def _sagemaker_takes_it(job: JobSpec) -> Iterator[Finding]:
+    """What CreateTrainingJob refuses (its API reference, `ResourceConfig` and `VpcConfig`)."""
+    compute = job.compute
+    if not isinstance(compute, SageMakerCompute):
+        return
+    types, purchase = compute.instance_types, ("compute", "purchase")
+    if compute.role is None:
+        hint = "name the role of your SageMaker jobs: arn:aws:iam::<account>:role/<name>"
+        yield Finding(("compute", "role"), "a training job acts under a role, and none is named", hint)
+    if compute.purchase == "spot" and len(types) > 1:
+        message = f"managed spot takes one instance type, and here are {len(types)}"
+        yield Finding(_TYPE, message, f"leave {types[0]} alone, or buy on demand", uses=(purchase,))
+    if len(types) > _MOST_PREFERENCES or len(set(types)) < len(types):
+        yield Finding(_TYPE, f"a list of preferences holds up to {_MOST_PREFERENCES} types, each once")
+    if compute.purchase == "spot" and compute.keep_alive_minutes:
+        message = "managed spot keeps no instance warm"
+        yield Finding(("compute", "keep_alive_minutes"), message, "leave it out, or buy on demand", uses=(purchase,))
+    if bool(compute.subnets) != bool(compute.security_groups):
+        missing = "security_groups" if compute.subnets else "subnets"
+        yield Finding(("compute", missing), "a VPC is named by subnets and security groups together")
+
+
 def _one_process_a_gpu(job: JobSpec) -> Iterator[Finding]:
     compute = job.compute
     if isinstance(compute, LocalCompute) and compute.gpu_count and compute.processes not in {None, compute.gpu_count}:
@@ -137,7 +160,7 @@ def _one_process_a_gpu(job: JobSpec) -> Iterator[Finding]:
 
 def _loader_workers_have_cores(job: JobSpec) -> Iterator[Finding]:
     loc = ("training", "loader_workers")
-    workers = job.training.loader_workers * job.processes
+    workers = job.training.loader_workers * job.processes // job.instances
     for at, machine, name in _types(job):
         if machine and workers > machine.vcpus:
             message = f"{workers} loader workers in all, on the {machine.vcpus} vCPUs of {name}"
@@ -359,6 +382,7 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _gpus_are_used,
     _region_is_known,
     _reservation_holds_it,
+    _sagemaker_takes_it,
     _one_process_a_gpu,
     _loader_workers_have_cores,
     _uri_is_given,

@@ -42,6 +42,7 @@ Fit: TypeAlias = Literal["letterbox", "crop"]
 Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
+_ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+$"
 GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
 """Loss weightings that need each task's gradient apart: one backward pass a task."""
 
@@ -124,14 +125,37 @@ class SageMakerCompute(_Compute):
     """A SageMaker training job."""
 
     backend: Literal["sagemaker"]
-    instance_type: InstanceTypes = Field(..., description="One type (ml.…), or several in order of preference.")
-    gpu_count: Count = Field(1, description="GPUs to use of those that the instance has; 0 trains on the CPU.")
+    instance_type: InstanceTypes = Field(
+        ..., description="One type (ml.…), or up to five in order of preference (on demand)."
+    )
+    instance_count: PositiveInt = Field(1, description="Instances; several train as one, joined by torchrun.")
+    gpu_count: Count = Field(1, description="GPUs to use of those that each instance has; 0 trains on the CPU.")
     purchase: Literal["on_demand", "spot"] = Field("on_demand", description="Managed spot training or not.")
     region: str = Field("us-east-1", description="AWS region.")
-    disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Training volume, GiB.")
+    role: Annotated[str, Field(pattern=_ROLE_ARN)] | None = Field(
+        None, description="ARN of the role that the training job acts under; SageMaker needs one."
+    )
+    disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(
+        200, description="Training volume, GiB, of types without disks of their own."
+    )
     image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")
+    input_mode: Literal["s3", "fast_file", "file"] = Field(
+        "s3", description="s3:// data: read from S3 by the trainer, streamed as files, or copied before the start."
+    )
+    subnets: Annotated[tuple[str, ...], Field(max_length=16)] = Field((), description="Subnets of your own VPC.")
+    security_groups: Annotated[tuple[str, ...], Field(max_length=5)] = Field(
+        (), description="Security groups in that VPC; several instances must reach each other."
+    )
+    kms_key: str | None = Field(None, description="KMS key (id or ARN) for the volume and SageMaker's own output.")
+    keep_alive_minutes: Annotated[int, Field(ge=0, le=360)] = Field(
+        0, description="Keep the instances warm for a next job, at their full price."
+    )
     max_hours: Annotated[float, Field(gt=0, le=672)] = Field(
         24.0, description="Wall-clock hours; SageMaker allows 28 days."
+    )
+    max_wait_hours: PositiveFloat = Field(24.0, description="Spot: hours to wait for capacity, beside max_hours.")
+    max_pending_hours: Annotated[float, Field(ge=0.5, le=672)] = Field(
+        24.0, description="Give up after so many hours without capacity (GPU types)."
     )
 
     @property
@@ -363,6 +387,11 @@ class JobSpec(_Spec):
 
     @property
     def processes(self) -> int:
-        """Trainer processes: as `compute.processes` says, or one a GPU, or one."""
+        """Trainer processes in all: as `compute.processes` says, or one a GPU, or one an instance."""
         asked = self.compute.processes if isinstance(self.compute, LocalCompute) else None
-        return asked or self.compute.gpu_count or 1
+        return asked or (self.compute.gpu_count or 1) * self.instances
+
+    @property
+    def instances(self) -> int:
+        """Machines that train together."""
+        return self.compute.instance_count if isinstance(self.compute, SageMakerCompute) else 1

@@ -7,10 +7,10 @@ working directory, ``~`` is the home folder; all become absolute. URLs stay as t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtl_cloud.errors import Problem, RecordError, SpecError
 from mtl_cloud.nearest import did_you_mean
@@ -22,7 +22,7 @@ from mtl_cloud.spec.tree import Place, Tree, merge, override, read_yaml
 if TYPE_CHECKING:
     from mtl_cloud.records import Json
 
-__all__ = ["LoadedJob", "job_from_json", "job_to_json", "load_job", "parse_job", "preset_names"]
+__all__ = ["LoadedJob", "job_from_json", "job_to_json", "load_job", "parse_job", "preset_names", "relocate"]
 
 _PRESETS = Path(__file__).parent / "presets"
 _SCHEMA_VERSION = 1
@@ -115,16 +115,22 @@ def _locs(data: Mapping[str, Json], below: Loc = ()) -> list[Loc]:
 # --- paths -----------------------------------------------------------------------------------------------------------
 
 
+def relocate(job: JobSpec, places: Mapping[str, str]) -> JobSpec:
+    """The job that reads what ``places`` names from there: URL or path -> where this machine has it."""
+    return _with_inputs(job, lambda place: None if place is None else places.get(place, place))
+
+
 def _absolute(job: JobSpec, base: Path, cwd: Path) -> JobSpec:
-    datasets = tuple(dataset.model_copy(update={"uri": _resolved(dataset.uri, base)}) for dataset in job.datasets)
-    pretrained = {task: _resolved(path, base) for task, path in job.model.pretrained}
+    here = _with_inputs(job, lambda place: _resolved(place, base))
+    return here.model_copy(update={"storage": _resolved(job.storage, cwd)})
+
+
+def _with_inputs(job: JobSpec, place: Callable[[str | None], str | None]) -> JobSpec:
+    datasets = tuple(dataset.model_copy(update={"uri": place(dataset.uri)}) for dataset in job.datasets)
+    pretrained = {task: place(path) for task, path in job.model.pretrained}
     model = job.model.model_copy(update={"pretrained": job.model.pretrained.model_copy(update=pretrained)})
-    update: dict[str, Any] = {
-        "dataset": datasets[0] if isinstance(job.dataset, DatasetSpec) else datasets,
-        "model": model,
-        "storage": _resolved(job.storage, cwd),
-    }
-    return job.model_copy(update=update)
+    dataset = datasets[0] if isinstance(job.dataset, DatasetSpec) else datasets
+    return job.model_copy(update={"dataset": dataset, "model": model})
 
 
 def _resolved(path: str | None, base: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from mtl_cloud.records import Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.classify import Verdict
+from mtl_cloud.supervise.follower import accompany
+from mtl_cloud.supervise.nodes import ALONE
+from mtl_cloud.supervise.sagemaker import SageMakerContainer
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.spot import SpotWatcher
 from mtl_cloud.supervise.supervisor import supervise
@@ -33,23 +37,31 @@ EXIT_GOES_ON = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    container = SageMakerContainer(args.sagemaker) if args.sagemaker else None
     try:
         with SignalWatcher() as signals:
-            settings = Settings.from_flags(args)
-            storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
-            around = Surroundings(
-                scratch=args.scratch or default_scratch(args.run_id, os.environ),
-                environ=os.environ,
-                watchers=[signals],
-                inquirers=[SpotWatcher(os.environ, Clock())] if args.spot_notices else [],
-                settings=settings,
-            )
-            verdict = supervise(RunRecord(storage, args.run_id), args.attempt, around)
+            verdict = _supervise(args, signals, container)
     except AlreadyExistsError as error:
-        return _complain(error, EXIT_TAKEN)
+        return _complain(error, EXIT_TAKEN, container)
     except MtlCloudError as error:
-        return _complain(error, error.exit_code)
-    return _report(verdict)
+        return _complain(error, error.exit_code, container)
+    return _report(verdict, container)
+
+
+def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerContainer | None) -> Verdict:
+    settings = Settings.from_flags(args)
+    storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
+    run = RunRecord(storage, args.run_id)
+    around = Surroundings(
+        scratch=args.scratch or default_scratch(args.run_id, os.environ),
+        environ=container.environ(os.environ) if container else os.environ,
+        watchers=[signals],
+        inquirers=[SpotWatcher(os.environ, Clock())] if args.spot_notices else [],
+        nodes=container.nodes() if container else ALONE,
+        echo=args.echo,
+        settings=settings,
+    )
+    return supervise(run, args.attempt, around) if around.nodes.leads else accompany(run, around)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,21 +73,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attempt", type=int, metavar="N", help="attempt to claim (default: the next free one)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="local folder of the run (default: user state)")
     parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for spot notices")
+    parser.add_argument("--sagemaker", type=Path, metavar="DIR", help="keep SageMaker's contract in DIR (/opt/ml)")
+    parser.add_argument("--echo", action="store_true", help="copy the trainer's log to standard output")
     Settings.add_flags(parser)
     return parser
 
 
-def _complain(error: MtlCloudError, exit_code: int) -> int:
+def _complain(error: MtlCloudError, exit_code: int, container: SageMakerContainer | None) -> int:
     hint = f" ({error.hint})" if error.hint else ""
-    sys.stderr.write(f"mtl-cloud: {error}{hint}\n")
+    return _leave(f"{error}{hint}", exit_code, container)
+
+
+def _report(verdict: Verdict, container: SageMakerContainer | None) -> int:
+    goes_on = EXIT_GOES_ON if verdict.action == "leave" else RunFailedError.exit_code
+    return _leave(f"{verdict.outcome}: {verdict.message}", 0 if verdict.outcome == Outcome.DONE else goes_on, container)
+
+
+def _leave(message: str, exit_code: int, container: SageMakerContainer | None) -> int:
+    sys.stderr.write(f"mtl-cloud: {message}\n")
+    if container and exit_code:
+        container.report_failure(message)
     return exit_code
-
-
-def _report(verdict: Verdict) -> int:
-    sys.stderr.write(f"mtl-cloud: {verdict.outcome}: {verdict.message}\n")
-    if verdict.action == "leave":
-        return EXIT_GOES_ON
-    return 0 if verdict.outcome == Outcome.DONE else RunFailedError.exit_code
 
 
 if __name__ == "__main__":

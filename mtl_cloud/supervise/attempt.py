@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mtl_cloud.records import Heartbeat, PlanRecord
 from mtl_cloud.run_record import RunRecord
@@ -42,6 +43,12 @@ from mtl_cloud.supervise.watch import (
 __all__ = ["Attempt"]
 
 _TAIL_LINES = 200
+
+
+class _Report(Protocol):
+    """Tells somebody what is new."""
+
+    def __call__(self, *, last: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,13 @@ class Attempt:
 
     def _run_trainer(self, inquirers: Sequence[Inquirer]) -> tuple[int | None, Stop | None]:
         """Exit code (None: it was not started), and what the trainer was asked to stop for."""
-        hang = HangWatcher(self.scratch, self.around.settings.hang_s, self.around.clock)
-        watchers = [*self.around.watchers, *self._limits(), *inquirers, hang]
+        watchers = [*self.around.watchers, *self._limits(), *inquirers]
+        if self.around.nodes.leads:  # the others' trainers have nobody to tell of their progress
+            watchers.append(HangWatcher(self.scratch, self.around.settings.hang_s, self.around.clock))
         stop = first_stop(watchers)
         if stop is not None:
             return None, stop
-        command = trainer_command(self.plan, sys.executable)
+        command = trainer_command(self.plan, sys.executable, nodes=self.around.nodes, attempt=self.number)
         self.say(f"attempt {self.number} starts {shlex.join(command)}")
         with contextlib.ExitStack() as stack:
             for inquirer in inquirers:
@@ -133,12 +141,20 @@ class Attempt:
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         """Ship the log and beat the heart; at the end, wait for the storage to take the last of both."""
-        shipper = LogShipper(self.log, self._send)
-        pace = self.around.settings.pace
-        with self._repeat("heartbeat", self._beat, pace), self._repeat("log", shipper.ship, pace):
+        reports = dict(self._reports())
+        with contextlib.ExitStack() as stack:
+            for what, report in reports.items():
+                stack.enter_context(self._repeat(what, report, self.around.settings.pace))
             yield
-        shipper.ship(last=True)
-        self._beat()
+        for report in reports.values():
+            report(last=True)
+
+    def _reports(self) -> Iterator[tuple[str, _Report]]:
+        if self.around.nodes.leads:
+            yield "log", LogShipper(self.log, self._send).ship
+            yield "heartbeat", self._beat
+        if self.around.echo:
+            yield "echo", LogShipper(self.log, _print).ship
 
     def _repeat(self, what: str, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
         return Periodic(what, action, interval_s=interval_s, report=self.say, clock=self.around.clock)
@@ -149,7 +165,7 @@ class Attempt:
     def _send(self, number: int, data: bytes) -> None:
         self.run.append_log(self.number, number, data)
 
-    def _beat(self) -> None:
+    def _beat(self, *, last: bool = False) -> None:  # noqa: ARG002  # a heart's last beat is as any other
         progress = self.scratch.progress()
         phase = str(progress.pop("phase", "starting"))
         record = Heartbeat(
@@ -159,6 +175,11 @@ class Attempt:
             host=host_readings(self.scratch.folder),
         )
         self.run.write_heartbeat(self.number, record)
+
+
+def _print(_number: int, data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def _true_stop(stop: Stop | None, cancel: CancelWatcher, owner: OwnerWatcher) -> Stop | None:

@@ -24,6 +24,7 @@ from mtl_cloud.records import Json
 __all__ = [
     "ENV_ATTEMPT",
     "ENV_HANG_S",
+    "ENV_INPUTS",
     "ENV_RUN_ID",
     "ENV_SCRATCH",
     "ENV_STORAGE",
@@ -40,6 +41,8 @@ ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
 ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
 ENV_HANG_S = "MTL_CLOUD_HANG_S"
 """Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
+ENV_INPUTS = "MTL_CLOUD_INPUTS"
+"""JSON object: a URL that the job names -> the path under which this machine has it. Absent: nothing was brought."""
 
 EXIT_DONE = 0
 """All rounds are done and committed."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl_cloud.clock import Clock
+from mtl_cloud.supervise.nodes import ALONE, Nodes
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.watch import Inquirer, Watcher
 
@@ -25,6 +26,10 @@ class Surroundings:
     """Reasons to stop beside cancel, deadline, budget and a newer owner: signals."""
     inquirers: Sequence[Inquirer] = ()
     """Further reasons that must be asked for: the cloud's notices."""
+    nodes: Nodes = ALONE
+    """The machines that train together, and which of them this is."""
+    echo: bool = False
+    """Copy the trainer's log to standard output too, for a backend that keeps what its containers print."""
     settings: Settings = field(default_factory=Settings)
     clock: Clock = field(default_factory=Clock)
 

@@ -11,17 +11,19 @@ from typing import Self
 
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.supervise import guard
+from mtl_cloud.supervise.nodes import ALONE, Nodes
 
 __all__ = ["Trainer", "trainer_command"]
 
 
-def trainer_command(plan: PlanRecord, python: str) -> list[str]:
+def trainer_command(plan: PlanRecord, python: str, *, nodes: Nodes = ALONE, attempt: int = 1) -> list[str]:
     """The plan's command as it is run here: ``python`` is this interpreter, several processes go through torchrun."""
     program, *arguments = plan.command
     is_python = program == "python"
     if plan.processes == 1:
         return [python, *arguments] if is_python else plan.command
-    torchrun = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.processes}"]
+    flags = nodes.torchrun_flags(plan.run_id, attempt, plan.processes)
+    torchrun = [python, "-m", "torch.distributed.run", *flags]
     return [*torchrun, *arguments] if is_python else [*torchrun, "--no-python", *plan.command]
 
 

@@ -6,6 +6,7 @@ committed) or the exit code of the error that it names in the scratch folder.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -17,11 +18,12 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError
 from mtl_cloud.patience import PatientStorage
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.load import job_from_json
+from mtl_cloud.spec.load import job_from_json, relocate
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.contract import (
     ENV_ATTEMPT,
     ENV_HANG_S,
+    ENV_INPUTS,
     ENV_RUN_ID,
     ENV_STORAGE,
     EXIT_DONE,
@@ -55,6 +57,7 @@ def _train(scratch: Scratch) -> int:
     storage = PatientStorage(open_storage(os.environ[ENV_STORAGE]), patience_s=_PATIENCE_S, clock=Clock())
     run = RunRecord(storage, os.environ[ENV_RUN_ID])
     job = job_from_json(run.spec_json(), source=run.paths.spec_json)
+    job = relocate(job, json.loads(os.environ.get(ENV_INPUTS, "{}")))
     group = join_group(cuda=wants_cuda(job))
     if not group.leads:
         logging.getLogger().setLevel(logging.WARNING)

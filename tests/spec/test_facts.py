@@ -14,6 +14,7 @@ EMBEDDED = "dataset: {name: embedded}\n"
 CIFAR = "dataset: {name: cifar10, uri: c}\n"
 TWO = "dataset: [{name: embedded, tasks: [detection, segmentation]}, {name: cifar10, uri: c}]\n"
 ON_EC2 = "storage: s3://b/r\n" + EMBEDDED
+ON_SAGEMAKER = ON_EC2 + "compute: {backend: sagemaker, role: 'arn:aws:iam::123456789012:role/mtl', "
 
 
 def load(text: str) -> LoadedJob:
@@ -39,8 +40,25 @@ ERRORS = {
     ON_EC2 + "compute: {backend: ec2, instance_type: [ml.g5.xlarge]}": (
         "f:3:41: compute.instance_type[0]: ml.g5.xlarge is SageMaker's name; on EC2 it is g5.xlarge"
     ),
-    ON_EC2 + "compute: {backend: sagemaker, instance_type: g5.xlarge}": (
-        "f:3:46: compute.instance_type: g5.xlarge is EC2's name; on SageMaker it is ml.g5.xlarge"
+    ON_SAGEMAKER + "instance_type: g5.xlarge}": (
+        "f:3:90: compute.instance_type: g5.xlarge is EC2's name; on SageMaker it is ml.g5.xlarge"
+    ),
+    ON_EC2 + "compute: {backend: sagemaker, instance_type: ml.g5.xlarge}": (
+        "f:3:1: compute.role: a training job acts under a role, and none is named; "
+        "name the role of your SageMaker jobs: arn:aws:iam::<account>:role/<name>"
+    ),
+    ON_SAGEMAKER + "instance_type: [ml.g5.xlarge, ml.g6.xlarge], purchase: spot}": (
+        "f:3:75: compute.instance_type: managed spot takes one instance type, and here are 2; "
+        "leave ml.g5.xlarge alone, or buy on demand"
+    ),
+    ON_SAGEMAKER + "instance_type: [ml.g5.xlarge, ml.g5.xlarge]}": (
+        "f:3:75: compute.instance_type: a list of preferences holds up to 5 types, each once"
+    ),
+    ON_SAGEMAKER + "instance_type: ml.g5.xlarge, purchase: spot, keep_alive_minutes: 9}": (
+        "f:3:140: compute.keep_alive_minutes: managed spot keeps no instance warm; leave it out, or buy on demand"
+    ),
+    ON_SAGEMAKER + "instance_type: ml.g5.xlarge, subnets: [subnet-1]}": (
+        "f:3:1: compute.security_groups: a VPC is named by subnets and security groups together"
     ),
     ON_EC2 + "compute: {backend: ec2, instance_type: [g5.xlarge, g6.xlarge], capacity_reservation: cr-1}": (
         "f:3:86: compute.capacity_reservation: a reservation holds one instance type; name that one alone"
@@ -175,7 +193,7 @@ def test_a_doubt_is_a_warning(text: str, message: str) -> None:
         EMBEDDED + "model: {sharing: {1: hard, 2: hard, 4: cross_stitch}}",
         EMBEDDED + "model: {name: mtl_lite}\ntraining: {image_size: 64}",
         ON_EC2 + "compute: {backend: ec2, instance_type: c5.9xlarge, gpu_count: 0}",
-        ON_EC2 + "compute: {backend: sagemaker, instance_type: ml.g5.xlarge}",
+        ON_SAGEMAKER + "instance_type: ml.g5.xlarge, instance_count: 2, subnets: [s-1], security_groups: [sg-1]}",
         CIFAR + "model: {name: mtl_net}",
         "dataset: [{name: cifar10, uri: c}, {name: voc, uri: v}]\nmodel: {tasks: [classification, detection]}",
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mtl_cloud.errors import RecordError, SpecError
 from mtl_cloud.spec.job import JobSpec, LocalCompute
-from mtl_cloud.spec.load import LoadedJob, job_from_json, job_to_json, load_job, parse_job, preset_names
+from mtl_cloud.spec.load import LoadedJob, job_from_json, job_to_json, load_job, parse_job, preset_names, relocate
 from mtl_cloud.tasks import NETWORK_TASKS
 
 LEAST = "dataset: {name: embedded}\n"
@@ -140,6 +140,19 @@ def test_load_job_reads_a_file_with_its_folder_as_the_base(tmp_path: Path) -> No
 
 
 # --- spec.json -------------------------------------------------------------------------------------------------------
+
+
+def test_a_relocated_job_reads_from_other_places_and_is_the_same_otherwise() -> None:
+    text = (
+        "dataset: [{name: voc, uri: s3://b/voc}, {name: cifar10, uri: s3://b/cifar}]\n"
+        "model: {pretrained: {detection: s3://b/w.pth}}"
+    )
+    job = load(text).job
+    moved = relocate(job, {"s3://b/voc": "/opt/voc", "s3://b/w.pth": "/opt/w.pth"})
+    assert [dataset.uri for dataset in moved.datasets] == ["/opt/voc", "s3://b/cifar"]
+    assert moved.model.pretrained.detection == "/opt/w.pth"
+    assert relocate(moved, {"/opt/voc": "s3://b/voc", "/opt/w.pth": "s3://b/w.pth"}) == job
+
 
 COMPUTES: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"backend": st.just("local")}, optional={"processes": st.integers(1, 8)}),

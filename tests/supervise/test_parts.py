@@ -21,6 +21,7 @@ from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import Failure, Scratch, StopReason
 from mtl_cloud.supervise.history import spent_s
 from mtl_cloud.supervise.log import SEGMENT_BYTES, LogShipper, append_line, tail
+from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.trainer import trainer_command
 from mtl_cloud.supervise.watch import Periodic
@@ -143,6 +144,28 @@ def test_the_pace_slows_with_age() -> None:
 )
 def test_the_trainers_command(command: list[str], processes: int, expected: list[str]) -> None:
     assert trainer_command(replace(PLAN, command=command, processes=processes), "/py") == expected
+
+
+def test_several_nodes_share_the_processes_and_meet_at_an_attempts_own_port() -> None:
+    plan = replace(PLAN, command=["python", "-m", "mtl_cloud.train"], processes=16)
+    first, second = (trainer_command(plan, "/py", nodes=Nodes(rank, 2, "algo-1"), attempt=3)[3:-2] for rank in range(2))
+    assert [flag.partition("=")[0] for flag in first] == [
+        "--nnodes",
+        "--node-rank",
+        "--master-addr",
+        "--master-port",
+        "--nproc-per-node",
+    ]
+    assert (first[0], first[1], first[2], first[4]) == (
+        "--nnodes=2",
+        "--node-rank=0",
+        "--master-addr=algo-1",
+        "--nproc-per-node=8",
+    )
+    assert [*second[:1], *second[2:]] == [*first[:1], *first[2:]]
+    assert second[1] == "--node-rank=1"
+    ports = {trainer_command(plan, "/py", nodes=Nodes(0, 2, "a"), attempt=n)[6] for n in range(1, 6)}
+    assert len(ports) == 5
 
 
 def test_both_ends_of_the_scratch_understand_each_other(tmp_path: Path) -> None:

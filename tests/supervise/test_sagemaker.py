@@ -1,0 +1,190 @@
+"""SageMaker's container contract, kept by real supervisors: `/opt/ml`, SIGTERM, exit codes, several hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ, wait_for
+
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.records import Outcome
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import FolderStorage
+from mtl_cloud.supervise.contract import ENV_INPUTS
+from mtl_cloud.supervise.nodes import Nodes
+from mtl_cloud.supervise.sagemaker import SageMakerContainer
+
+Start = Callable[..., subprocess.Popen[bytes]]
+SUM_RANKS = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor(float(dist.get_rank() + 1))
+dist.all_reduce(total)
+print("sum", int(total), "of", dist.get_world_size(), flush=True)
+"""
+
+
+def opt_ml(
+    root: Path,
+    host: str = "algo-1",
+    hosts: Sequence[str] = ("algo-1",),
+    channels: Mapping[str, str] | None = None,
+    interface: str = "lo",
+) -> Path:
+    """The folder that SageMaker mounts as ``/opt/ml``, as the developer guide shows its files."""
+    resources = {
+        "current_host": host,
+        "current_instance_type": "ml.g5.xlarge",
+        "current_group_name": "homogeneousCluster",
+        "hosts": list(hosts),
+        "instance_groups": [
+            {"instance_group_name": "homogeneousCluster", "instance_type": "ml.g5.xlarge", "hosts": list(hosts)}
+        ],
+        "network_interface_name": interface,
+    }
+    brought = {
+        name: {"TrainingInputMode": "FastFile", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
+        for name in channels or {}
+    }
+    _write(root / "input/config/resourceconfig.json", resources)
+    _write(root / "input/config/inputdataconfig.json", brought)
+    _write(root / "input/config/hyperparameters.json", dict(channels or {}))
+    return root
+
+
+def _write(path: Path, document: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A function that starts a container's process 1; none outlives the test."""
+    with ExitStack() as stack:
+
+        def start(run: RunRecord, root: Path, output: IO[bytes] | int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+            argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
+            argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *FAST.to_flags()]
+            process = subprocess.Popen(argv, stdout=output, stderr=subprocess.DEVNULL, env=no_cloud_environ())
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def test_the_hosts_agree_on_who_leads_whatever_order_they_are_told_in(tmp_path: Path) -> None:
+    hosts = ["algo-2", "algo-1", "algo-3"]
+    nodes = [SageMakerContainer(opt_ml(tmp_path, host, hosts)).nodes() for host in sorted(hosts)]
+    assert nodes == [Nodes(rank, 3, "algo-1") for rank in range(3)]
+
+
+def test_a_channel_is_found_where_sagemaker_puts_it_a_single_object_as_a_file(tmp_path: Path) -> None:
+    root = opt_ml(tmp_path, channels={"input-1": "s3://b/VOCdevkit/", "input-2": "s3://b/w/vgg.pth"})
+    weights = root / "input/data/input-2/vgg.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    environ = SageMakerContainer(root).environ({"A": "1", "NCCL_SOCKET_IFNAME": "mine"})
+    inputs = {"s3://b/VOCdevkit/": str(root / "input/data/input-1"), "s3://b/w/vgg.pth": str(weights)}
+    assert json.loads(environ.pop(ENV_INPUTS)) == inputs
+    assert environ == {"A": "1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "mine"}
+
+
+def test_a_folder_that_sagemaker_did_not_fill_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"resourceconfig\.json: is not there"):
+        SageMakerContainer(tmp_path).nodes()
+    (opt_ml(tmp_path) / "input/config/resourceconfig.json").write_text("{")
+    with pytest.raises(LaunchError, match="not JSON"):
+        SageMakerContainer(tmp_path).nodes()
+
+
+def test_a_container_that_is_done_ends_with_0_and_has_printed_its_log(tmp_path: Path, start: Start) -> None:
+    run = make_run(FolderStorage(tmp_path / "storage"), "print('metrics round=1 task=detection map=0.5')")
+    container = start(run, opt_ml(tmp_path / "ml"))
+    output, _ = container.communicate(timeout=20)
+    assert container.returncode == 0
+    assert b"\nmetrics round=1 task=detection map=0.5\n" in output
+    assert output == run.read_log(1)
+    assert not (tmp_path / "ml/output/failure").exists()
+
+
+def test_a_users_error_ends_with_7_and_stands_in_the_failure_file(tmp_path: Path, start: Start) -> None:
+    run = make_run(FolderStorage(tmp_path / "storage"), "raise ValueError('é' * 3000)")
+    assert start(run, opt_ml(tmp_path / "ml")).wait(20) == 7
+    failure = (tmp_path / "ml/output/failure").read_bytes()
+    assert failure.startswith("user_error: the trainer ended with code 1: ValueError: éé".encode())
+    assert len(failure) == 1024
+
+
+def test_sigterm_is_obeyed_with_a_save_and_the_next_container_goes_on(tmp_path: Path, start: Start) -> None:
+    """StopTrainingJob and a spot interruption both look like this; SageMaker restarts the latter's container."""
+    run = make_run(FolderStorage(tmp_path / "storage"), "print('up', flush=True); work(60 if attempt == 1 else 0)")
+    first = start(run, opt_ml(tmp_path / "ml"))
+    wait_for(logged(run, "up"))
+    first.terminate()
+    assert first.wait(20) == 75
+    assert b"saved" in run.read_log(1)
+    assert start(run, opt_ml(tmp_path / "ml")).wait(20) == 0
+    ends = [run.exit(attempt.number) for attempt in run.attempts()]
+    assert [end.outcome for end in ends if end] == [Outcome.INTERRUPTED, Outcome.DONE]
+
+
+def _two_hosts(run: RunRecord, folder: Path, start: Start) -> list[subprocess.Popen[bytes]]:
+    hosts = ("127.0.0.1", "127.0.0.2")  # all of 127.0.0.0/8 is this machine
+    return [start(run, opt_ml(folder / host, host, hosts)) for host in hosts]
+
+
+def _run_of_two(folder: Path, code: str) -> RunRecord:
+    """Its id is its own: the port that the hosts meet at comes of it."""
+    (folder / "trainer.py").write_text(PRELUDE + code)
+    command = ["python", str(folder / "trainer.py")]  # torchrun knows no -c
+    run_id = f"two-{secrets.token_hex(4)}"
+    return make_run(FolderStorage(folder / "storage"), command=command, processes=2, run_id=run_id)
+
+
+def test_two_hosts_train_as_one_and_only_the_first_writes(tmp_path: Path, start: Start) -> None:
+    run = _run_of_two(tmp_path, SUM_RANKS)
+    containers = _two_hosts(run, tmp_path, start)
+    outputs = [container.communicate(timeout=90)[0] for container in containers]
+    assert [container.returncode for container in containers] == [0, 0]
+    assert all(b"sum 3 of 2" in output for output in outputs)
+    assert [attempt.pid for attempt in run.attempts()] == [containers[0].pid]
+    assert run.read_log(1) == outputs[0]
+
+
+def test_sigterm_to_all_hosts_ends_in_one_save_and_one_exit(tmp_path: Path, start: Start) -> None:
+    code = SUM_RANKS + (
+        "while True:\n"
+        "    stop = torch.tensor(float(scratch.stop_reason() is not None)); dist.all_reduce(stop)\n"
+        "    if stop: print('saved', flush=True); sys.exit(75)\n"
+        "    time.sleep(0.05)\n"
+    )
+    run = _run_of_two(tmp_path, code)
+    leader, follower = _two_hosts(run, tmp_path, start)
+    wait_for(logged(run, "sum 3 of 2"), 60)
+    for container in (follower, leader):
+        os.kill(container.pid, 15)
+    assert [leader.wait(30), follower.wait(30)] == [75, 75]
+    end = run.exit(1)
+    assert end is not None
+    assert (end.outcome, end.exit_code) == (Outcome.INTERRUPTED, 75)
+
+
+@pytest.mark.slow
+def test_a_machines_fault_restarts_all_hosts_together(tmp_path: Path, start: Start) -> None:
+    code = SUM_RANKS + "if attempt == 1: scratch.write_progress('training', step=1); os.kill(os.getpid(), 9)\n"
+    run = _run_of_two(tmp_path, code)
+    containers = _two_hosts(run, tmp_path, start)
+    outputs = [container.communicate(timeout=120)[0] for container in containers]
+    assert [container.returncode for container in containers] == [0, 0]
+    assert all(output.count(b"sum 3 of 2") == 2 for output in outputs)
+    assert len(run.attempts()) == 2
