@@ -46,6 +46,9 @@ class PatientStorage:
     def read(self, key: str) -> bytes:
         return self._ask(partial(self._storage.read, key))
 
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self._ask(partial(self._storage.read_range, key, offset, size))
+
     def write(self, key: str, data: bytes) -> None:
         self._ask(partial(self._storage.write, key, data))
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TypeAlias
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.shards import is_prepared, open_shards
 from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset, restrict
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.spec.job import DatasetSpec
@@ -46,9 +47,7 @@ def open_dataset(spec: DatasetSpec, split: str) -> Dataset:
         The dataset is not there, lacks the split or one of the tasks, or its lists and folders do not fit together.
         Samples are not read yet: a damaged one raises when it is asked for.
     """
-    module, _, function = DATASETS[spec.name].partition(":")
-    opener: _Opener = getattr(import_module(module), function)
-    dataset = _select(opener(spec.uri, split), spec.tasks, _limit(spec, split))
+    dataset = _select(_open(spec, split), spec.tasks, _limit(spec, split))
     return SkippingDataset(dataset) if spec.on_bad_sample == "skip" else dataset
 
 
@@ -81,6 +80,14 @@ def assert_disjoint(train: Dataset, val: Dataset) -> None:
             f"{', '.join(leaked[:3])}{', …' if len(leaked) > 3 else ''}",
             hint="metrics on images that were trained on mean nothing: choose `splits:` without common images",
         )
+
+
+def _open(spec: DatasetSpec, split: str) -> Dataset:
+    if spec.uri is not None and is_prepared(spec.uri):
+        return open_shards(spec.uri, split, name=spec.name)
+    module, _, function = DATASETS[spec.name].partition(":")
+    opener: _Opener = getattr(import_module(module), function)
+    return opener(spec.uri, split)
 
 
 def _limit(spec: DatasetSpec, split: str) -> int | None:

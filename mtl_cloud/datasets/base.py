@@ -28,6 +28,8 @@ class DatasetInfo:
     classification and detection have no background."""
     multi_label: bool = False
     """Classification labels are sets of classes (VOC) rather than one class (CIFAR-10, ImageNet)."""
+    digest: str | None = None
+    """Of a prepared dataset: names its content, all splits, wherever it lies."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:

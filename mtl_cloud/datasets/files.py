@@ -8,6 +8,7 @@ import struct
 import weakref
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -16,7 +17,17 @@ from PIL import Image
 
 from mtl_cloud.errors import DatasetError
 
-__all__ = ["RandomReader", "decode_mask", "decode_rgb", "local_path", "read_bytes", "read_lines"]
+__all__ = [
+    "ByteReader",
+    "RandomReader",
+    "decode_mask",
+    "decode_rgb",
+    "image_size",
+    "local_path",
+    "read_bytes",
+    "read_lines",
+    "text_lines",
+]
 
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow's decoders raise on damaged bytes."""
@@ -52,10 +63,15 @@ def read_bytes(path: Path) -> bytes:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that hold anything. Raises ``DatasetError``."""
+    return text_lines(read_bytes(path), str(path))
+
+
+def text_lines(data: bytes, source: str) -> list[str]:
+    """The same of a file's bytes. Raises ``DatasetError`` naming ``source``."""
     try:
-        return [line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()]
+        return [line.strip() for line in data.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not a text file ({error})", hint="unpack the dataset's archive again") from error
+        raise DatasetError(f"{source}: not a text file ({error})", hint="unpack the dataset's archive again") from error
 
 
 def decode_rgb(data: bytes, source: str) -> npt.NDArray[np.uint8]:
@@ -74,16 +90,40 @@ def decode_mask(data: bytes, source: str) -> npt.NDArray[np.uint8]:
     return np.array(image)
 
 
+def image_size(data: bytes, source: str) -> tuple[int, int]:
+    """Width and height, by the header alone. Raises ``DatasetError`` naming ``source``."""
+    try:
+        return Image.open(io.BytesIO(data)).size
+    except _UNDECODABLE as error:
+        raise _not_an_image(source, error) from error
+
+
 def _load(data: bytes, source: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except _UNDECODABLE as error:
-        raise DatasetError(
-            f"{source}: damaged, or not an image ({error})",
-            hint="replace the file, or set `on_bad_sample: skip`",
-        ) from error
+        raise _not_an_image(source, error) from error
     return image
+
+
+def _not_an_image(source: str, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{source}: damaged, or not an image ({error})", hint="replace the file, or set `on_bad_sample: skip`"
+    )
+
+
+class ByteReader(Protocol):
+    """Bytes of one file at any offset. Picklable."""
+
+    @property
+    def path(self) -> object:
+        """Which file, for people."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes. Raises ``DatasetError`` when the file is shorter or gone."""
+        ...
 
 
 class RandomReader:

@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from mtl_cloud.datasets.base import DatasetInfo, Sample
-from mtl_cloud.datasets.files import RandomReader, decode_rgb, local_path, read_bytes
+from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_rgb, local_path, read_bytes
 from mtl_cloud.datasets.ilsvrc_devkit import GroundTruth, class_names
 from mtl_cloud.datasets.tar_index import TarIndex, default_cache, index_tar, inner_tars
 from mtl_cloud.errors import DatasetError
@@ -38,6 +38,15 @@ class ImageStore(Protocol):
         """[n] ``wnid/file``, or ``file`` alone where the form does not say the class."""
         ...
 
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """[n] in bytes, without reading them."""
+        ...
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Self:
+        """These images alone."""
+        ...
+
     def read(self, position: int) -> bytes:
         """The bytes as they are stored. Raises ``DatasetError``."""
         ...
@@ -54,6 +63,13 @@ class FolderStore:
     folder: Path
     names: npt.NDArray[np.bytes_]
 
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return np.array([Path(self.where(i)).stat().st_size for i in range(len(self.names))])
+
+    def take(self, positions: npt.NDArray[np.int64]) -> FolderStore:
+        return FolderStore(self.folder, self.names[positions])
+
     def read(self, position: int) -> bytes:
         return read_bytes(Path(self.where(position)))
 
@@ -65,12 +81,20 @@ class FolderStore:
 class TarStore:
     """Members of a tar, or of the tars in it: one seek and one read each."""
 
-    reader: RandomReader
+    reader: ByteReader
     index: TarIndex
 
     @property
     def names(self) -> npt.NDArray[np.bytes_]:
         return self.index.names
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return self.index.sizes
+
+    def take(self, positions: npt.NDArray[np.int64]) -> TarStore:
+        names, offsets, sizes = self.index
+        return TarStore(self.reader, TarIndex(names[positions], offsets[positions], sizes[positions]))
 
     def read(self, position: int) -> bytes:
         return self.reader.read(int(self.index.offsets[position]), int(self.index.sizes[position]))
@@ -96,12 +120,21 @@ class ImageNetDataset:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        image = decode_rgb(self.read(index), self.store.where(self.positions[index]))
+        image = decode_rgb(self.read(index), self.where(index))
         return Sample(key=self.key(index), image=image, classification=int(self.targets[index]))
 
     def read(self, index: int) -> bytes:
         """The encoded image, as it is stored. Raises ``DatasetError``."""
         return self.store.read(self.positions[index])
+
+    def where(self, index: int) -> str:
+        """The file, or the archive and member."""
+        return self.store.where(self.positions[index])
+
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageNetDataset:
+        """These images alone."""
+        store = self.store.take(self.positions[indices])
+        return ImageNetDataset(self.info, self.keys[indices], self.targets[indices], np.arange(len(indices)), store)
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.keys[index])

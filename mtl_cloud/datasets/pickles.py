@@ -17,7 +17,9 @@ from mtl_cloud.errors import DatasetError
 
 __all__ = ["loads"]
 
-_MALFORMED = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)
+_MALFORMED = (
+    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError
+)  # fmt: skip
 """What the standard unpickler raises on bytes that are no pickle."""
 
 

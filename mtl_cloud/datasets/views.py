@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
 from mtl_cloud.errors import DatasetError
@@ -54,7 +54,21 @@ def restrict(dataset: Dataset, tasks: Collection[Task]) -> Dataset:
     kept = tuple(task for task in dataset.info.tasks if task in tasks)
     if kept == dataset.info.tasks:
         return dataset
-    return Selection(dataset, [i for i in range(len(dataset)) if dataset.labels(i).intersection(kept)], kept)
+    indices = [i for i in range(len(dataset)) if dataset.labels(i).intersection(kept)]
+    return Selection(_narrowed(dataset, frozenset(kept)), indices, kept)
+
+
+@runtime_checkable
+class _Narrowable(Protocol):
+    """A dataset that can spare itself the reading of labels that nobody wants."""
+
+    def narrowed(self, tasks: frozenset[Task]) -> Dataset: ...
+
+
+def _narrowed(dataset: Dataset, tasks: frozenset[Task]) -> Dataset:
+    if isinstance(dataset, Selection | SkippingDataset):
+        return replace(dataset, dataset=_narrowed(dataset.dataset, tasks))
+    return dataset.narrowed(tasks) if isinstance(dataset, _Narrowable) else dataset
 
 
 @dataclass(frozen=True)

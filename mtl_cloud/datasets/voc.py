@@ -9,19 +9,23 @@ objects are objects like any other; mask value 255 is the border that does not c
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, Sample
-from mtl_cloud.datasets.files import decode_mask, decode_rgb, local_path, read_bytes, read_lines
+from mtl_cloud.datasets.file_trees import FileTree, FolderTree
+from mtl_cloud.datasets.files import decode_mask, decode_rgb, local_path, text_lines
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.tasks import Task
+from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["CLASSES", "VocDataset", "open_voc"]
+__all__ = ["CLASSES", "VocDataset", "open_voc", "open_voc_year", "voc_splits"]
+
+Kind: TypeAlias = Literal["image", "boxes", "mask"]
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -30,7 +34,12 @@ CLASSES = (
 """In the order of the mask values 1 to 20."""
 
 _INDEX = {name: i for i, name in enumerate(CLASSES)}
-_FOLDERS = {"image": ("JPEGImages", "jpg"), "boxes": ("Annotations", "xml"), "mask": ("SegmentationClass", "png")}
+_FOLDERS: dict[Kind, tuple[str, str]] = {
+    "image": ("JPEGImages", ".jpg"),
+    "boxes": ("Annotations", ".xml"),
+    "mask": ("SegmentationClass", ".png"),
+}
+_OF_OBJECTS: frozenset[Task] = frozenset(("classification", "detection"))
 
 
 @dataclass(frozen=True)
@@ -47,53 +56,67 @@ class VocObject:
 class VocDataset:
     """The images of a split's Main list (classes and boxes) and Segmentation list (masks)."""
 
-    root: Path
+    files: FileTree
+    """Of one year: ``JPEGImages/`` and so on."""
     info: DatasetInfo
     ids: tuple[str, ...]
     annotated: frozenset[str]
     """Images with classes and boxes."""
     masked: frozenset[str]
+    wanted: frozenset[Task] = frozenset(TASKS)
+    """Labels that are read, of those that there are."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image_id = self.ids[index]
-        image = decode_rgb(read_bytes(self._path("image", image_id)), str(self._path("image", image_id)))
+        labels = self.labels(index)
+        image = decode_rgb(self.read("image", index), self.where("image", index))
         height, width = image.shape[:2]
-        objects = self._objects(image_id, width, height) if image_id in self.annotated else None
+        objects = self.objects(index, width, height) if labels & _OF_OBJECTS else []
         return Sample(
             key=self.key(index),
             image=image,
-            classification=None if objects is None else class_set(objects),
-            detection=None if objects is None else boxes(objects),
-            segmentation=self._mask(image_id, (height, width)) if image_id in self.masked else None,
+            classification=class_set(objects) if "classification" in labels else None,
+            detection=boxes(objects) if "detection" in labels else None,
+            segmentation=self._mask(index, (height, width)) if "segmentation" in labels else None,
         )
 
     def key(self, index: int) -> str:
-        return f"{self.root.name}/{self.ids[index]}"
+        return f"{self.files.name}/{self.ids[index]}"
 
     def labels(self, index: int) -> frozenset[Task]:
-        return frozenset(_tasks(self.ids[index] in self.annotated, self.ids[index] in self.masked))
+        return self.wanted.intersection(_tasks(self.ids[index] in self.annotated, self.ids[index] in self.masked))
 
-    def _objects(self, image_id: str, width: int, height: int) -> list[VocObject]:
-        path = self._path("boxes", image_id)
-        return parse_annotation(read_bytes(path), width, height, str(path))
+    def narrowed(self, tasks: frozenset[Task]) -> VocDataset:
+        """The same samples, of whose labels only ``tasks`` are read."""
+        return replace(self, wanted=self.wanted & tasks)
 
-    def _mask(self, image_id: str, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        path = self._path("mask", image_id)
-        mask = decode_mask(read_bytes(path), str(path))
+    def objects(self, index: int, width: int, height: int) -> list[VocObject]:
+        """Of an annotated image of ``width`` x ``height`` pixels. Raises ``DatasetError``."""
+        return parse_annotation(self.read("boxes", index), width, height, self.where("boxes", index))
+
+    def read(self, kind: Kind, index: int) -> bytes:
+        """A file of the sample, as it is stored. Raises ``DatasetError``."""
+        return self.files.read(_path(kind, self.ids[index]))
+
+    def where(self, kind: Kind, index: int) -> str:
+        return self.files.where(_path(kind, self.ids[index]))
+
+    def size(self, kind: Kind, index: int) -> int:
+        """Bytes of a file of the sample that is there."""
+        return self.files.size(_path(kind, self.ids[index]))
+
+    def _mask(self, index: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        where = self.where("mask", index)
+        mask = decode_mask(self.read("mask", index), where)
         if mask.shape != shape:
             raise _damaged(
-                path, f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}"
+                where, f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}"
             )
         if (wrong := (mask > len(CLASSES)) & (mask != IGNORE)).any():
-            raise _damaged(path, f"the mask holds class {mask[wrong][0]}, and VOC has {len(CLASSES)}")
+            raise _damaged(where, f"the mask holds class {mask[wrong][0]}, and VOC has {len(CLASSES)}")
         return mask
-
-    def _path(self, kind: str, image_id: str) -> Path:
-        folder, suffix = _FOLDERS[kind]
-        return self.root / folder / f"{image_id}.{suffix}"
 
 
 def open_voc(uri: str | None, split: str) -> VocDataset:
@@ -104,18 +127,30 @@ def open_voc(uri: str | None, split: str) -> VocDataset:
     DatasetError
         The folder or the lists are not there, or a list names an image, annotation or mask that is absent.
     """
-    root = _find_year(local_path(uri or "VOCdevkit"))
-    main, segmentation = (_read_list(root, kind, split) for kind in ("Main", "Segmentation"))
+    return open_voc_year(FolderTree(_find_year(local_path(uri or "VOCdevkit"))), split)
+
+
+def open_voc_year(files: FileTree, split: str) -> VocDataset:
+    """A split of one year's files. Raises ``DatasetError`` as ``open_voc``."""
+    main, segmentation = (_read_list(files, kind, split) for kind in ("Main", "Segmentation"))
     if not main and not segmentation:
-        raise DatasetError(f"{root}/ImageSets: no list {split}.txt with images", hint=_splits_hint(root))
+        raise DatasetError(
+            f"{files.where('ImageSets')}: no list {split}.txt with images", hint=_splits_hint(voc_splits(files))
+        )
     ids = tuple(sorted(main | segmentation))
-    _assert_present(root, "image", ids, split)
-    _assert_present(root, "boxes", main, split)
-    _assert_present(root, "mask", segmentation, split)
-    annotated = frozenset(ids) & _stems(root, "boxes")
+    _assert_present(files, "image", ids, split)
+    _assert_present(files, "boxes", main, split)
+    _assert_present(files, "mask", segmentation, split)
+    annotated = frozenset(ids) & _stems(files, "boxes")
     known = _tasks(bool(annotated), bool(segmentation))
     classes: dict[Task, tuple[str, ...]] = {task: _task_classes(task) for task in known}
-    return VocDataset(root, DatasetInfo("voc", split, classes, multi_label=True), ids, annotated, segmentation)
+    return VocDataset(files, DatasetInfo("voc", split, classes, multi_label=True), ids, annotated, segmentation)
+
+
+def voc_splits(files: FileTree) -> list[str]:
+    """Names of a year's splits."""
+    names = files.names("ImageSets/Main") | files.names("ImageSets/Segmentation")
+    return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt") and "_" not in name)
 
 
 def parse_annotation(data: bytes, width: int, height: int, source: str) -> list[VocObject]:
@@ -183,7 +218,7 @@ def _clipped(voc_object: VocObject, width: int, height: int, source: str) -> Voc
     return VocObject(voc_object.class_index, inside, voc_object.difficult)
 
 
-def _damaged(source: Path | str, what: str) -> DatasetError:
+def _damaged(source: str, what: str) -> DatasetError:
     return DatasetError(f"{source}: {what}", hint="correct the file, or set `on_bad_sample: skip`")
 
 
@@ -198,29 +233,35 @@ def _find_year(folder: Path) -> Path:
     return years[0].resolve()
 
 
-def _read_list(root: Path, kind: str, split: str) -> frozenset[str]:
-    path = root / "ImageSets" / kind / f"{split}.txt"
-    return frozenset(line.split()[0] for line in read_lines(path)) if path.is_file() else frozenset()
+def _read_list(files: FileTree, kind: str, split: str) -> frozenset[str]:
+    folder, name = f"ImageSets/{kind}", f"{split}.txt"
+    if name not in files.names(folder):
+        return frozenset()
+    path = f"{folder}/{name}"
+    return frozenset(line.split()[0] for line in text_lines(files.read(path), files.where(path)))
 
 
-def _splits_hint(root: Path) -> str:
-    names = sorted({path.stem for path in root.glob("ImageSets/*/*.txt") if "_" not in path.stem})
+def _splits_hint(names: Sequence[str]) -> str:
     return f"it has the splits {', '.join(names)}" if names else "the lists come with VOC's archive: unpack it whole"
 
 
-def _assert_present(root: Path, kind: str, ids: Sequence[str] | frozenset[str], split: str) -> None:
-    folder, suffix = _FOLDERS[kind]
-    if absent := sorted(set(ids) - _stems(root, kind)):
+def _assert_present(files: FileTree, kind: Kind, ids: Collection[str], split: str) -> None:
+    if absent := sorted(set(ids) - _stems(files, kind)):
         raise DatasetError(
-            f"{root / folder / absent[0]}.{suffix}: not there, but the lists {split}.txt name it "
+            f"{files.where(_path(kind, absent[0]))}: not there, but the lists {split}.txt name it "
             f"({len(absent)} such files)",
-            hint=f"unpack VOC's archive again, or take the names out of {root}/ImageSets/*/{split}.txt",
+            hint=f"unpack VOC's archive again, or take the names out of {files.where('ImageSets')}/*/{split}.txt",
         )
 
 
-def _stems(root: Path, kind: str) -> frozenset[str]:
+def _stems(files: FileTree, kind: Kind) -> frozenset[str]:
     folder, suffix = _FOLDERS[kind]
-    return frozenset(path.stem for path in (root / folder).glob(f"*.{suffix}"))
+    return frozenset(name.removesuffix(suffix) for name in files.names(folder) if name.endswith(suffix))
+
+
+def _path(kind: Kind, image_id: str) -> str:
+    folder, suffix = _FOLDERS[kind]
+    return f"{folder}/{image_id}{suffix}"
 
 
 def _tasks(annotated: bool, masked: bool) -> Iterator[Task]:

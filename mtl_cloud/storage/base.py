@@ -48,6 +48,13 @@ class Storage(Protocol):
         """The whole object. Raises ``NotFoundError``."""
         ...
 
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """``size`` bytes (at least 1) from ``offset`` on; fewer, or none, where the object ends before that.
+
+        Raises ``NotFoundError``. One request, whatever the object's size. Two ranges may be of two versions of it.
+        """
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Put or replace the object."""
         ...

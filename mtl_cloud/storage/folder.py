@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
@@ -34,11 +35,12 @@ class FolderStorage:
         return f"FolderStorage({self.url!r})"
 
     def read(self, key: str) -> bytes:
-        with _translated(path := self._root / check_key(key)):
-            try:
-                return path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-                raise NotFoundError(f"{path}: no such object") from error
+        with self._open(key) as file:
+            return file.read()
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        with self._open(key) as file:
+            return os.pread(file.fileno(), size, offset)
 
     def write(self, key: str, data: bytes) -> None:
         self._publish(key, data, os.replace)
@@ -61,6 +63,16 @@ class FolderStorage:
         with _translated(path := self._root / check_key(key)):
             path.unlink(missing_ok=True)
             self._prune(path.parent)
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[FileIO]:
+        with _translated(path := self._root / check_key(key)):
+            try:
+                file = FileIO(path)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise NotFoundError(f"{path}: no such object") from error
+            with file:
+                yield file
 
     def _publish(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
         with _translated(target := self._root / check_key(key)):

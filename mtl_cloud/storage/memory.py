@@ -30,6 +30,9 @@ class MemoryStorage:
         except KeyError:
             raise NotFoundError(f"{self.url}/{key}: no such object") from None
 
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self.read(key)[offset : offset + size]
+
     def write(self, key: str, data: bytes) -> None:
         with self._lock:
             self._objects[check_key(key)] = bytes(data)

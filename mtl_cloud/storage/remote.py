@@ -23,9 +23,14 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _TAKEN = {"PreconditionFailed", "412"}
 _ABSENT = {"NoSuchKey", "404"}
+_BEYOND_END = {"InvalidRange", "416"}
 _REFUSED = {"NoSuchBucket", "InvalidAccessKeyId", "AccessDenied"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 _STALE = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+
+
+class _BeyondEndError(NotFoundError):
+    """A range that starts where the object has ended."""
 
 
 class FsspecStorage:
@@ -51,6 +56,13 @@ class FsspecStorage:
     def read(self, key: str) -> bytes:
         path = self._path(check_key(key))
         return self._call("read", key, lambda fs: bytes(fs.cat_file(path)))
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        path = self._path(check_key(key))
+        try:
+            return self._call("read", key, lambda fs: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+        except _BeyondEndError:
+            return b""
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(check_key(key))
@@ -163,6 +175,8 @@ def _translate(error: Exception, where: str, verb: str) -> StorageError:
         return AlreadyExistsError(f"{where}: exists already")
     if code in _ABSENT or (isinstance(error, FileNotFoundError) and code is None):
         return NotFoundError(f"{where}: no such object")
+    if code in _BEYOND_END:
+        return _BeyondEndError(f"{where}: the range starts beyond its end")
     kind = StorageRefusedError if _is_refusal(error, code) else StorageError
     return kind(f"{where}: cannot {verb}: {str(error) or type(error).__name__}", hint=_hint(error, code))
 

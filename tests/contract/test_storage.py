@@ -44,6 +44,15 @@ def test_an_absent_object_is_not_found_and_nothing_else_is(storage: Storage) -> 
             storage.read(key)
 
 
+def test_a_range_is_those_bytes_as_far_as_the_object_goes(storage: Storage) -> None:
+    data = bytes(range(256)) * 40
+    storage.write("a/b", data)
+    for offset, size in [(0, 1), (0, len(data)), (1000, 77), (len(data) - 5, 5), (len(data) - 5, 50), (len(data), 9)]:
+        assert storage.read_range("a/b", offset, size) == data[offset : offset + size]
+    with pytest.raises(NotFoundError, match="a/c: no such object"):
+        storage.read_range("a/c", 0, 1)
+
+
 def test_create_takes_a_free_key_once(storage: Storage) -> None:
     storage.create("claim", b"mine")
     with pytest.raises(AlreadyExistsError, match="claim: exists already"):

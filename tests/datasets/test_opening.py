@@ -260,11 +260,10 @@ def test_a_uri_may_be_a_file_url_with_escapes(voc_root: Path) -> None:
     assert len(open_dataset(DatasetSpec(name="voc", uri=spaced.as_uri()), "train")) == 2
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/voc", "https://host/voc"])
-def test_data_elsewhere_is_to_be_brought_here_first(uri: str) -> None:
-    with pytest.raises(DatasetError, match=f"^{uri}: images are read from this machine's disks") as caught:
-        open_dataset(DatasetSpec(name="voc", uri=uri), "train")
-    assert "download it or mount it first" in str(caught.value.hint)
+def test_data_elsewhere_is_to_be_prepared_first() -> None:
+    with pytest.raises(DatasetError, match=r"^memory://voc: no prepared dataset there \(no manifest.json\)") as caught:
+        open_dataset(DatasetSpec(name="voc", uri="memory://voc"), "train")
+    assert "mtl-cloud data prepare" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["voc", "cifar10", "imagenet"])

@@ -1,0 +1,18 @@
+"""Prepared datasets: standard tar shards with an index, made once from the original archives, read from anywhere."""
+
+from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Finding, SplitManifest
+from mtl_cloud.datasets.shards.reader import Extent, RangeReader, ShardDataset, is_prepared, open_shards, read_manifest
+
+__all__ = [
+    "MANIFEST",
+    "DatasetManifest",
+    "Extent",
+    "FileEntry",
+    "Finding",
+    "RangeReader",
+    "ShardDataset",
+    "SplitManifest",
+    "is_prepared",
+    "open_shards",
+    "read_manifest",
+]

@@ -1,0 +1,146 @@
+"""From original archives to a prepared dataset: shards by several processes, the index, and the manifest last.
+
+A shard is written whole, then its part of the index; a preparation that was killed goes on after the last part. What it
+then leaves is the same, to the byte, as if it had never been killed. Beside the plan, memory for one shard a worker is
+used.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from mtl_cloud.datasets.shards.assemble import assemble
+from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest
+from mtl_cloud.datasets.shards.parts import PARTS, part_key
+from mtl_cloud.datasets.shards.plan import OnBad, ShardJob, plan_shards, plan_stamp
+from mtl_cloud.datasets.shards.source import Source
+from mtl_cloud.datasets.shards.work import make_shard
+from mtl_cloud.errors import DatasetError
+from mtl_cloud.storage import Storage
+
+__all__ = ["Options", "Progress", "prepare"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prepare. ``workers`` has no influence on what is written."""
+
+    workers: int = 1
+    shard_bytes: int = 64 << 20
+    """About, before the last sample."""
+    on_bad: OnBad = "fatal"
+
+
+class Progress:
+    """Told how far a preparation is; does nothing with it."""
+
+    def begin(self, samples: int) -> None:
+        """So many are to be done, in all splits."""
+
+    def advance(self, samples: int) -> None:
+        """So many more are done, or were when the preparation was started again."""
+
+
+def prepare(
+    name: str,
+    sources: Mapping[str, Source],
+    target: Storage,
+    options: Options,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> DatasetManifest:
+    """Write the splits ``sources`` into the empty, or in part prepared, ``target``.
+
+    Raises
+    ------
+    DatasetError
+        ``target`` holds another dataset; or a sample is bad and ``on_bad`` is fatal. What is written stays, and a
+        preparation with the same options goes on from there.
+    StorageError
+        The storage failed.
+    """
+    stamp = plan_stamp(sources, options.shard_bytes, options.on_bad)
+    manifest = _finished(target, stamp)
+    if manifest is None:
+        _forget_others(target, stamp)
+        jobs = [job for split, source in sources.items() for job in plan_shards(split, source, options.shard_bytes)]
+        _write_shards(jobs, target, options, stamp, progress or Progress())
+        manifest = assemble(name, sources, jobs, target, aliases=aliases or {}, stamp=stamp)
+        target.write(MANIFEST, manifest.encode())
+    _forget_others(target, "")
+    return manifest
+
+
+def _finished(target: Storage, stamp: str) -> DatasetManifest | None:
+    if MANIFEST not in target.children(""):
+        return None
+    manifest = DatasetManifest.decode(target.read(MANIFEST), source=f"{target.url}/{MANIFEST}")
+    if manifest.plan != stamp:
+        raise DatasetError(
+            f"{target.url}: holds a prepared dataset already, of other data or made with other options",
+            hint="prepare into an empty folder or prefix, or delete that one first",
+        )
+    return manifest
+
+
+def _forget_others(target: Storage, stamp: str) -> None:
+    """Parts that were made with other options: their shards are about to be replaced, or are in the index."""
+    for entry in target.list(PARTS):
+        if not entry.key.startswith(f"{PARTS}{stamp}/"):
+            target.delete(entry.key)
+
+
+def _write_shards(jobs: Sequence[ShardJob], target: Storage, options: Options, stamp: str, progress: Progress) -> None:
+    progress.begin(sum(len(job.positions) for job in jobs))
+    done = {entry.key for entry in target.list(f"{PARTS}{stamp}/")}
+    missing = [job for job in jobs if part_key(stamp, job.name) not in done]
+    progress.advance(sum(len(job.positions) for job in jobs) - sum(len(job.positions) for job in missing))
+    for samples in _run(partial(make_shard, target=target, on_bad=options.on_bad, stamp=stamp), missing, options):
+        progress.advance(samples)
+
+
+def _run(make: Callable[[ShardJob], int], jobs: Sequence[ShardJob], options: Options) -> Iterator[int]:
+    """``make`` of each job, in any order, by as many processes as wanted."""
+    if options.workers == 1:
+        yield from map(make, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, _start_worker) as pool:
+        try:
+            yield from _as_completed(pool, make, iter(jobs), ahead=2 * options.workers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _as_completed(
+    pool: ProcessPoolExecutor, make: Callable[[ShardJob], int], jobs: Iterator[ShardJob], *, ahead: int
+) -> Iterator[int]:
+    """Only ``ahead`` jobs are handed over at a time: each carries its samples' places."""
+    pending: set[Future[int]] = {pool.submit(make, job) for job in islice(jobs, ahead)}
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+        pending |= {pool.submit(make, job) for job in islice(jobs, len(done))}
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to answer; and where the parent is killed, nobody else would end this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,245 @@
+"""A split of a prepared dataset: any sample by one ranged read, from a folder or an object store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mtl_cloud.datasets.base import Boxes, Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.files import decode_mask, decode_rgb, local_path
+from mtl_cloud.datasets.shards.checksum import crc64nvme
+from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
+from mtl_cloud.datasets.shards.tables import Table, open_table
+from mtl_cloud.errors import DatasetError, NotFoundError
+from mtl_cloud.storage import Storage, open_storage
+from mtl_cloud.tasks import TASKS, Task
+
+__all__ = ["Extent", "RangeReader", "ShardDataset", "is_prepared", "open_shards", "read_manifest"]
+
+
+class Extent(NamedTuple):
+    """Where a sample's bytes lie."""
+
+    shard: int
+    """Index into ``ShardDataset.shards``."""
+    offset: int
+    size: int
+
+
+class RangeReader(Protocol):
+    """Where a ``ShardDataset`` takes its bytes from: the storage itself, or a cache before it. Picklable."""
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        """Exactly these bytes of a shard.
+
+        Raises
+        ------
+        DatasetError
+            The shard is not there, or ends before.
+        StorageError
+            The storage does not answer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StorageReader:
+    """One ranged request a read."""
+
+    storage: Storage
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        try:
+            data = self.storage.read_range(shard.key, offset, size)
+        except NotFoundError as error:
+            raise _damaged(f"{self.storage.url}/{shard.key}", "the shard is not there") from error
+        if len(data) != size:
+            raise _damaged(f"{self.storage.url}/{shard.key}", f"the shard ends at byte {offset + len(data)}")
+        return data
+
+
+@dataclass(frozen=True)
+class ShardDataset:
+    """The samples of a split under the indices, keys and labels that the plain dataset has for them.
+
+    Every image and mask is checked against its CRC64NVME; one that does not fit is read once more. A copy for a loader
+    worker carries no rows: each process maps the index's file into memory.
+    """
+
+    url: str
+    """Of the prepared dataset."""
+    info: DatasetInfo
+    samples: int
+    shards: tuple[FileEntry, ...]
+    table: Table
+    """A row a sample: ``format.row_dtype``."""
+    box_table: Table | None
+    reader: RangeReader
+    wanted: frozenset[Task] = field(default=frozenset(TASKS))
+    """Labels that are read and decoded, of those that there are."""
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.decode(index, self._fetch(index))
+        except _ChecksumError:  # damaged on its way here, and not where it lies?
+            return self.decode(index, self._fetch(index))
+
+    def key(self, index: int) -> str:
+        return os.fsdecode(self.rows["key"][index])
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return tasks_of(int(self.rows["tasks"][index])) & self.wanted
+
+    def narrowed(self, tasks: frozenset[Task]) -> ShardDataset:
+        """The same samples, of whose labels only ``tasks`` are read and decoded."""
+        return replace(self, wanted=self.wanted & tasks)
+
+    @property
+    def rows(self) -> Rows:
+        return self.table.rows
+
+    def extent(self, index: int) -> Extent:
+        """The bytes that ``decode`` wants: the image, and the mask after it where that is wanted."""
+        row = self.rows[index]
+        shard, offset, end = int(row["shard"]), int(row["offset"]), int(row["offset"]) + int(row["size"])
+        if "segmentation" in self.labels(index):
+            end = int(row["mask_offset"]) + int(row["mask_size"])
+        return Extent(shard, offset, end - offset)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image, as it is stored. Raises ``DatasetError`` and ``StorageError``."""
+        return self._image_bytes(index, self.narrowed(frozenset())._fetch(index))  # noqa: SLF001  # a copy of itself
+
+    def decode(self, index: int, data: bytes | memoryview) -> Sample:
+        """The sample that ``data``, the bytes of its extent, hold. Raises ``DatasetError``, also for damaged ones."""
+        labels = self.labels(index)
+        image = decode_rgb(self._image_bytes(index, data), self.where(index))
+        return Sample(
+            key=self.key(index),
+            image=image,
+            classification=self._classification(index) if "classification" in labels else None,
+            detection=self._boxes(index) if "detection" in labels else None,
+            segmentation=self._mask(index, data) if "segmentation" in labels else None,
+        )
+
+    def where(self, index: int) -> str:
+        """The shard and the sample in it, for people."""
+        return f"{self.url}/{self.shards[self.rows['shard'][index]].key}: {self.key(index)}"
+
+    def _fetch(self, index: int) -> bytes:
+        shard, offset, size = self.extent(index)
+        return self.reader.read(self.shards[shard], offset, size)
+
+    def _image_bytes(self, index: int, data: bytes | memoryview) -> bytes:
+        row = self.rows[index]
+        return self._checked(index, bytes(data[: int(row["size"])]), int(row["crc64nvme"]))
+
+    def _mask(self, index: int, data: bytes | memoryview) -> npt.NDArray[np.uint8]:
+        row = self.rows[index]
+        start = int(row["mask_offset"]) - int(row["offset"])
+        encoded = bytes(data[start : start + int(row["mask_size"])])
+        return decode_mask(self._checked(index, encoded, int(row["mask_crc64nvme"])), self.where(index))
+
+    def _checked(self, index: int, data: bytes, checksum: int) -> bytes:
+        if crc64nvme(data) != checksum:
+            raise _ChecksumError(
+                f"{self.where(index)}: damaged: its CRC64NVME is not {checksum:016x}", hint=_verify(self.url)
+            )
+        return data
+
+    def _classification(self, index: int) -> int | npt.NDArray[np.float32]:
+        label = self.rows["classification"][index]
+        return label.astype(np.float32) if self.info.multi_label else int(label)
+
+    def _boxes(self, index: int) -> Boxes:
+        first, count = (int(self.rows[name][index]) for name in ("first_box", "boxes"))
+        rows = self.boxes[first : first + count]
+        return Boxes(rows["xyxy"].copy(), rows["class"].astype(np.int64), rows["difficult"].astype(np.bool_))
+
+    @cached_property
+    def boxes(self) -> Rows:
+        """[all boxes of the split] ``format.BOX``."""
+        if self.box_table is None:
+            raise DatasetError(f"{self.url}: boxes without their file in the manifest", hint=_verify(self.url))
+        return self.box_table.rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "boxes"}
+
+
+class _ChecksumError(DatasetError):
+    """Bytes are not those that were written."""
+
+
+def is_prepared(uri: str) -> bool:
+    """Does ``uri`` name a prepared dataset? What does not lie on this machine is taken for one."""
+    return _is_remote(uri) or (local_path(uri) / MANIFEST).is_file()
+
+
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file:")
+
+
+def read_manifest(storage: Storage) -> DatasetManifest:
+    """The manifest of the dataset in ``storage``. Raises ``DatasetError`` where there is none or it is damaged."""
+    try:
+        data = storage.read(MANIFEST)
+    except NotFoundError as error:
+        raise DatasetError(
+            f"{storage.url}: no prepared dataset there (no {MANIFEST})",
+            hint="make one of the original archives: mtl-cloud data prepare; these themselves are read from this "
+            "machine's disks only",
+        ) from error
+    return DatasetManifest.decode(data, source=f"{storage.url}/{MANIFEST}")
+
+
+def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | None = None) -> Dataset:
+    """A split of the prepared dataset at a folder or URL, which must be of the kind ``name``.
+
+    The index of one that does not lie on this machine is kept in the folder ``cache`` (default: the user's).
+
+    Raises
+    ------
+    DatasetError
+        There is no prepared dataset, it is another one, has no such split, or is damaged.
+    StorageError
+        The storage does not answer.
+    """
+    storage = open_storage(uri if _is_remote(uri) else local_path(uri))
+    manifest = read_manifest(storage)
+    if name not in {None, manifest.name}:
+        raise DatasetError(
+            f"{storage.url}: this is {manifest.name} prepared, not {name}", hint="correct `name:` or `uri:`"
+        )
+    split = split if split in manifest.splits else manifest.aliases.get(split, split)
+    if split not in manifest.splits:
+        raise DatasetError(
+            f"{storage.url}: no split {split!r} was prepared", hint=f"there are {', '.join(manifest.splits)}"
+        )
+    found = manifest.splits[split]
+    return ShardDataset(
+        url=storage.url,
+        info=manifest.info(split),
+        samples=found.samples,
+        shards=found.shards,
+        table=open_table(storage, found.index, cache),
+        box_table=open_table(storage, found.boxes, cache) if found.boxes else None,
+        reader=StorageReader(storage),
+    )
+
+
+def _damaged(where: str, what: str) -> DatasetError:
+    return DatasetError(f"{where}: {what}", hint=_verify(where.rpartition("/")[0]))
+
+
+def _verify(url: str) -> str:
+    return f"see what else is damaged: mtl-cloud data verify {url}; then prepare it again"
