@@ -75,6 +75,18 @@ class RunPaths:
         return int(match[1]) if match else None
 
     @property
+    def boots(self) -> str:
+        return f"{self.root}/boots/"
+
+    def boot(self, instance: str) -> str:
+        """What a rented machine says of itself before there is a supervisor; its own script writes it."""
+        return f"{self.boots}{instance}.json"
+
+    def boot_log(self, instance: str) -> str:
+        """The script's output, only where it failed."""
+        return f"{self.boots}{instance}.log"
+
+    @property
     def rounds(self) -> str:
         return f"{self.root}/rounds/"
 

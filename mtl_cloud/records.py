@@ -22,6 +22,7 @@ from mtl_cloud.errors import RecordError
 
 __all__ = [
     "AttemptRecord",
+    "BootRecord",
     "CancelRecord",
     "CheckpointManifest",
     "ExitRecord",
@@ -180,6 +181,25 @@ class AttemptRecord(Record):
     device: str | None = None
     nonce: str = ""
     """Random: lets a process recognise a claim as its own when only the reply to it was lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootRecord(Record):
+    """``boots/<instance>.json``: a rented machine's word before and after its container, overwritten.
+
+    An attempt's ``host`` is the instance's id: so it is known which machine an attempt had, and what that costs.
+    """
+
+    instance: str
+    instance_type: str
+    zone: str
+    market: str
+    """spot | on-demand | capacity-block, as the instance's metadata call it."""
+    phase: str
+    """booting | pulling | running | ended | failed"""
+    message: str
+    started_at: str
+    at: str
 
 
 @dataclass(frozen=True, kw_only=True)

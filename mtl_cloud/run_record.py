@@ -17,6 +17,7 @@ from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RecordError, Run
 from mtl_cloud.paths import RunPaths
 from mtl_cloud.records import (
     AttemptRecord,
+    BootRecord,
     CancelRecord,
     CheckpointManifest,
     ExitRecord,
@@ -151,6 +152,11 @@ class RunRecord:
 
     def exit(self, attempt: int) -> ExitRecord | None:
         return self._find(ExitRecord, self.paths.exit(attempt))
+
+    def boots(self) -> list[BootRecord]:
+        """What rented machines said of themselves, the first one first; none where no machine is rented."""
+        keys = [entry.key for entry in self.storage.list(self.paths.boots) if entry.key.endswith(".json")]
+        return sorted((self._read(BootRecord, key) for key in keys), key=lambda boot: boot.started_at)
 
     # --- logs ---
 

@@ -73,7 +73,14 @@ _EXCEPTIONS = (
         "upgrade the account's plan",
     ),
 )
-_GENERAL = {"ValidationError", "ValidationException", "InvalidParameterValue", "InvalidParameterCombination", ""}
+_GENERAL = {
+    "ValidationError",
+    "ValidationException",
+    "InvalidParameterValue",
+    "InvalidParameterCombination",
+    "InvalidFleetConfiguration",  # also where a zone does not offer one of several types
+    "",
+}
 _CODE = re.compile(r"\b(?:Server\.|Client\.)?[A-Z][a-z]+[A-Z]\w+(?:\.[A-Z]\w+)*")
 
 

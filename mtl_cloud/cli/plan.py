@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,17 @@ def command(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 def _with_requests(plan: PlanRecord) -> PlanRecord:
+    """A plan of which the account is not known has no requests yet, and says so."""
+    from mtl_cloud.errors import LaunchError
     from mtl_cloud.launch import LAUNCHERS, get_launcher
     from mtl_cloud.submit import with_requests
 
-    return with_requests(plan, get_launcher(plan.backend)) if plan.backend in LAUNCHERS else plan
+    if plan.backend not in LAUNCHERS:
+        return plan
+    try:
+        return with_requests(plan, get_launcher(plan.backend))
+    except LaunchError as error:
+        return replace(plan, warnings=[*plan.warnings, f"no exact requests: {error} ({error.hint})"])
 
 
 def _print_plan(plan: PlanRecord, facts: Facts) -> None:

@@ -6,11 +6,32 @@ from importlib import import_module
 from typing import Final
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.base import BackendState, Launcher, RunHandle, Submission
+from mtl_cloud.launch.base import (
+    BackendState,
+    Launcher,
+    MachineNews,
+    MachineWatch,
+    RunHandle,
+    Submission,
+    Watchable,
+)
 
-__all__ = ["LAUNCHERS", "BackendState", "Launcher", "RunHandle", "Submission", "get_launcher"]
+__all__ = [
+    "LAUNCHERS",
+    "BackendState",
+    "Launcher",
+    "MachineNews",
+    "MachineWatch",
+    "RunHandle",
+    "Submission",
+    "Watchable",
+    "get_launcher",
+]
 
-LAUNCHERS: Final[dict[str, str]] = {"local": "mtl_cloud.launch.local:LocalLauncher"}
+LAUNCHERS: Final[dict[str, str]] = {
+    "local": "mtl_cloud.launch.local:LocalLauncher",
+    "ec2": "mtl_cloud.launch.ec2:Ec2Launcher",
+}
 
 
 def get_launcher(backend: str) -> Launcher:

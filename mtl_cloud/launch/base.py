@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from mtl_cloud.records import Json, PlanRecord
 
-__all__ = ["BackendState", "Launcher", "RunHandle", "Submission"]
+__all__ = ["BackendState", "Launcher", "MachineNews", "MachineWatch", "RunHandle", "Submission", "Watchable"]
 
 
 class BackendState(StrEnum):
@@ -66,3 +66,33 @@ class Launcher(Protocol):
     def stop(self, handle: RunHandle) -> None:
         """Take the machine away, after the grace in which the trainer saves. Silent when nothing runs."""
         ...
+
+
+@dataclass(frozen=True)
+class MachineNews:
+    """What happened to the machine of a run, as its backend tells it: the record knows nothing of it yet."""
+
+    at: str
+    """ISO 8601 in UTC."""
+    phase: str
+    """requesting | refused | booting | pulling | gone | failed | ..."""
+    message: str
+
+
+class MachineWatch(Protocol):
+    """Looks after the machine of one run."""
+
+    def look(self) -> list[MachineNews]:
+        """What is new since the last look, oldest first. May be called as often as one likes.
+
+        Raises ``LaunchError`` when no machine will come any more, and the run is not over: the cause is in it, and
+        nothing is left behind at the backend.
+        """
+        ...
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A launcher whose backend brings the machine, and the next one after an interruption, by itself."""
+
+    def watch(self, handle: RunHandle) -> MachineWatch: ...

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from ec2_harness import START, World, ec2_plan
 from run_harness import FAST, make_run, no_cloud_environ, wait_for
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
 from mtl_cloud.launch.local import LocalLauncher
@@ -21,14 +25,36 @@ def _local(folder: Path) -> LocalLauncher:
     return LocalLauncher(environ={**no_cloud_environ(), "XDG_STATE_HOME": str(folder)}, settings=FAST)
 
 
-@pytest.fixture(params=["local", "memory"])
-def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
-    return _local(tmp_path) if request.param == "local" else MemoryLauncher()
+class FastClock(Clock):
+    """A minute goes by in a tenth of a second."""
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.monotonic())
+
+    def monotonic(self) -> float:
+        return 600 * time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds / 600)
 
 
 @pytest.fixture
-def plan(tmp_path: Path, launcher: Launcher) -> Iterator[PlanRecord]:
+def world() -> World:
+    return World(clock=FastClock())
+
+
+@pytest.fixture(params=["ec2", "local", "memory"])
+def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Launcher:
+    launchers = {"ec2": world.launcher, "local": lambda: _local(tmp_path), "memory": MemoryLauncher}
+    return launchers[request.param]()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, launcher: Launcher, world: World) -> Iterator[PlanRecord]:
     """The plan of a run that exists, and whose trainer works until it is asked to stop."""
+    if launcher.backend == "ec2":
+        yield world.make_run(replace(ec2_plan(), created_at=world.clock.now().isoformat())).plan()
+        return
     run = make_run(FolderStorage(tmp_path / "storage"), "work()", backend=launcher.backend)
     yield run.plan()
     if run.attempts():

@@ -1,0 +1,147 @@
+"""What a run has at AWS: a launch template and a group of one, made, looked at and removed by name.
+
+Every method may be repeated after a crash anywhere inside of it: what is made already is adopted, what is gone already
+is passed over. Writes go by name and never rest on an earlier look, because a look may be seconds behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+from mtl_cloud.aws import ClientMaker, ErrorClass, translated
+from mtl_cloud.clock import Clock
+from mtl_cloud.errors import CloudError, LaunchError
+from mtl_cloud.launch.ec2.names import RUN_TAG, aws_name
+from mtl_cloud.records import Json
+
+__all__ = ["Group", "GroupState"]
+
+_TAKEN = {"AlreadyExists", "AlreadyExistsFault", "InvalidLaunchTemplateName.AlreadyExistsException"}
+_ABSENT = {"InvalidLaunchTemplateName.NotFoundException", "InvalidLaunchTemplateId.NotFound"}
+_GROUP_ABSENT = "not found"
+_REMOVAL_S = 900.0
+_LOOK_S = 5.0
+_SETTLED_S = 15.0
+"""AWS's looks may be some seconds old."""
+_ALIVE = ["pending", "running", "shutting-down", "stopping", "stopped"]
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """A look at the group."""
+
+    wanted: int
+    instances: tuple[str, ...]
+    """Ids of those that are in it, at whatever stage."""
+    in_service: bool
+    """One of them runs."""
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Self:
+        instances = group["Instances"]
+        return cls(
+            wanted=group["DesiredCapacity"],
+            instances=tuple(instance["InstanceId"] for instance in instances),
+            in_service=any(instance["LifecycleState"] == "InService" for instance in instances),
+        )
+
+
+class Group:
+    """The run's group in its region."""
+
+    def __init__(self, run_id: str, clients: ClientMaker, clock: Clock) -> None:
+        self._run_id = run_id
+        self._clients = clients
+        self._clock = clock
+        self.name = aws_name(run_id)
+
+    def find(self) -> GroupState | None:
+        """None when there is none, or it is being deleted."""
+        with translated("autoscaling", where=self._run_id):
+            answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
+        groups = [group for group in answer["AutoScalingGroups"] if not group.get("Status")]
+        return GroupState.of(groups[0]) if groups else None
+
+    def activities(self) -> list[dict[str, Any]]:
+        """The newest hundred launches and terminations, refused ones too, oldest first; none when there is no group."""
+        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
+            answer = self._clients("autoscaling").describe_scaling_activities(AutoScalingGroupName=self.name)
+            return cast("list[dict[str, Any]]", answer["Activities"][::-1])
+        return []
+
+    def make(self, requests: Mapping[str, Json]) -> None:
+        """Template and group, the group at size zero."""
+        for service, operation in (("ec2", "create_launch_template"), ("autoscaling", "create_auto_scaling_group")):
+            with translated(service, where=self._run_id), _passing_over(taken=True):
+                getattr(self._clients(service), operation)(**cast("dict[str, Any]", requests[operation]))
+
+    def open(self, requests: Mapping[str, Json]) -> None:
+        """Put up the wall, then ask for the machine. A group whose expiry has passed is refused by AWS."""
+        for operation in ("put_scheduled_update_group_action", "update_auto_scaling_group"):
+            with translated("autoscaling", where=self._run_id):
+                getattr(self._clients("autoscaling"), operation)(**cast("dict[str, Any]", requests[operation]))
+
+    def remove(self) -> None:
+        """Delete group, instances and template; return when AWS confirms that nothing of them is left.
+
+        Raises ``LaunchError`` when something is there after fifteen minutes still.
+        """
+        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
+            self._clients("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=self.name, ForceDelete=True)
+        self._wait_until_gone()
+        with translated("ec2", where=self._run_id), _passing_over(absent=True):
+            self._clients("ec2").delete_launch_template(LaunchTemplateName=self.name)
+
+    def _wait_until_gone(self) -> None:
+        """Nothing may be seen for a while: one look alone may be from before the last machine was."""
+        start = clear_since = self._clock.monotonic()
+        while (now := self._clock.monotonic()) - clear_since < _SETTLED_S:
+            self._clock.sleep(_LOOK_S)
+            if left := self._left():
+                clear_since = self._clock.monotonic()
+            if left and now - start > _REMOVAL_S:
+                raise LaunchError(
+                    f"{self._run_id}: AWS has not removed {', '.join(left)} within {_REMOVAL_S / 60:.0f} minutes",
+                    hint=f"mtl-cloud cancel {self._run_id} tries again; gc removes it past its expiry",
+                )
+
+    def _left(self) -> list[str]:
+        """Names of what is there; one that AWS is too busy to look for counts as being there."""
+        try:
+            return [*self._groups(), *self.instances()]
+        except CloudError as error:
+            if ErrorClass(error.error_class).may_pass:
+                return [self.name]
+            raise
+
+    def _groups(self) -> list[str]:
+        with translated("autoscaling", where=self._run_id):
+            answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
+        return [group["AutoScalingGroupName"] for group in answer["AutoScalingGroups"]]
+
+    def instances(self) -> list[str]:
+        """Ids of the run's instances that are not terminated, in the group or not."""
+        filters = [
+            {"Name": f"tag:{RUN_TAG}", "Values": [self._run_id]},
+            {"Name": "instance-state-name", "Values": _ALIVE},
+        ]
+        with translated("ec2", where=self._run_id):
+            answer = self._clients("ec2").describe_instances(Filters=filters)
+        return [instance["InstanceId"] for held in answer["Reservations"] for instance in held["Instances"]]
+
+
+@contextmanager
+def _passing_over(*, taken: bool = False, absent: bool = False) -> Iterator[None]:
+    """Swallow AWS's word that what is made is there already, or that what is removed is gone already."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        is_absent = code in _ABSENT or (code == "ValidationError" and _GROUP_ABSENT in message)
+        if not (taken and code in _TAKEN) and not (absent and is_absent):
+            raise

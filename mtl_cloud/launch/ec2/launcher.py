@@ -1,0 +1,95 @@
+"""The EC2 backend: a run is an Auto Scaling group of one, which AWS itself keeps alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import cast
+
+from mtl_cloud.aws import AwsClients, ClientMaker
+from mtl_cloud.clock import Clock
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission
+from mtl_cloud.launch.ec2.group import Group, GroupState
+from mtl_cloud.launch.ec2.request import expires_at, requests
+from mtl_cloud.launch.ec2.watch import Ec2Watch
+from mtl_cloud.records import PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import Storage, open_storage
+
+__all__ = ["Ec2Launcher"]
+
+
+class Ec2Launcher:
+    """Runs are groups in the account that the credentials belong to, in the region of each run's plan.
+
+    ``clients`` maps a region to its maker of clients, ``storages`` a URL to its storage.
+    """
+
+    backend = "ec2"
+
+    def __init__(
+        self,
+        *,
+        clients: Callable[[str], ClientMaker] = AwsClients,
+        storages: Callable[[str], Storage] = open_storage,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clients = clients
+        self._storages = storages
+        self._clock = clock or Clock()
+        self._opened: dict[str, datetime] = {}
+
+    def prepare(self, plan: PlanRecord) -> Submission:
+        return Submission(RunHandle.of(plan), requests(plan))
+
+    def submit(self, submission: Submission) -> RunHandle:
+        """Five requests for a new run, one for a run that is being looked after already."""
+        run = self._record(submission.handle)
+        if run.result() is not None or run.cancel_request() is not None:
+            return submission.handle
+        plan = run.plan()
+        self._require_time(plan)
+        group = self._group(plan)
+        found = group.find()
+        if found is None:
+            group.make(submission.request)
+        if found is None or not found.wanted:
+            self._opened[run.run_id] = self._clock.now()
+            group.open(submission.request)
+        return submission.handle
+
+    def describe(self, handle: RunHandle) -> BackendState:
+        return _state(self._group(self._record(handle).plan()).find())
+
+    def stop(self, handle: RunHandle) -> None:
+        """Delete all that the run has at AWS, and wait until AWS confirms it: minutes for a large machine."""
+        self._group(self._record(handle).plan()).remove()
+
+    def watch(self, handle: RunHandle) -> Ec2Watch:
+        """News of the run's machines. What happened before this launcher opened the group, if it did, is past."""
+        run = self._record(handle)
+        return Ec2Watch(run, self._group(run.plan()), self._clock, since=self._opened.get(run.run_id))
+
+    def _group(self, plan: PlanRecord) -> Group:
+        return Group(plan.run_id, self._clients(cast("str", plan.compute["region"])), self._clock)
+
+    def _record(self, handle: RunHandle) -> RunRecord:
+        run = RunRecord(self._storages(handle.storage), handle.run_id)
+        if not run.exists():
+            raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
+        return run
+
+    def _require_time(self, plan: PlanRecord) -> None:
+        expiry = expires_at(plan)
+        if self._clock.now() >= expiry:
+            raise LaunchError(
+                f"{plan.run_id}: its time at AWS was over at {expiry:%Y-%m-%d %H:%M} UTC",
+                hint="submit the job as a new run, with a larger compute.max_hours",
+            )
+
+
+def _state(group: GroupState | None) -> BackendState:
+    if group is None or not (group.wanted or group.instances):
+        return BackendState.ENDED
+    return BackendState.RUNNING if group.in_service else BackendState.PENDING

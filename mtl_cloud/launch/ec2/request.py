@@ -1,0 +1,245 @@
+"""The requests of a run on EC2, as a pure function of its plan.
+
+A launch template says what the machine is; an Auto Scaling group of one, made at size zero, says where and how it is
+bought; a scheduled action sets the group to zero at the run's expiry; only then is the group opened. So no machine is
+ever asked for whose end is not arranged.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self, cast
+
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch.ec2.names import EXPIRES_TAG, OWNER_TAG, RUN_TAG, SPEC_TAG, STORAGE_TAG, aws_name
+from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
+from mtl_cloud.records import Json, PlanRecord
+
+__all__ = ["CLOSED", "OPEN", "Ec2Facts", "capacity_timeout", "expires_at", "requests"]
+
+OPEN: dict[str, Json] = {"MinSize": 0, "MaxSize": 1, "DesiredCapacity": 1}
+CLOSED: dict[str, Json] = {"MinSize": 0, "MaxSize": 0, "DesiredCapacity": 0}
+_SLACK = timedelta(minutes=30)
+"""From the run's own deadline, at which it saves and ends, to the walls that end it if it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ec2Facts:
+    """What the plan found in the account: ``facts.ec2`` of ``plan.json``."""
+
+    ami: str
+    root_device: str
+    """The AMI's own name of its root disk: ``/dev/sda1``, ``/dev/xvda``, ..."""
+    subnets: Mapping[str, str]
+    """Zone -> subnet, of the zones that offer any of the job's types."""
+    security_group: str
+    instance_profile: str
+    """Name of the profile."""
+    image: str
+    """Reference of the container image."""
+    owner: str
+    """Last part of the ARN of who planned."""
+    reservation: Mapping[str, str] | None
+    """``zone`` and ``kind`` (default | capacity-block) of ``compute.capacity_reservation``; None without one."""
+
+    @classmethod
+    def of(cls, plan: PlanRecord) -> Self:
+        """Raises ``LaunchError`` naming the first fact that the plan lacks."""
+        facts = cast("dict[str, Any]", plan.facts.get("ec2") or {})
+        try:
+            return cls(
+                ami=facts["ami"]["id"],
+                root_device=facts["ami"]["root_device"],
+                subnets=_offering(plan, facts["subnets"]),
+                security_group=facts["security_group"],
+                instance_profile=facts["instance_profile"],
+                image=plan.image or facts["image"],
+                owner=str(plan.facts.get("identity") or "unknown").rpartition("/")[2],
+                reservation=facts["reservation"] if plan.compute.get("capacity_reservation") else None,
+            )
+        except KeyError as error:
+            raise LaunchError(
+                f"{plan.run_id}: the plan lacks the fact ec2.{error.args[0]}: nobody looked at the account",
+                hint="plan with credentials, in a region where `mtl-cloud bootstrap` has run",
+            ) from error
+
+
+def _offering(plan: PlanRecord, subnets: Mapping[str, str]) -> Mapping[str, str]:
+    """Zones that no offer of the plan names are left out; all stay where it names none."""
+    offers = cast("list[dict[str, Json]]", plan.facts.get("offers") or [])
+    zones = {offer.get("zone") for offer in offers} & subnets.keys()
+    return {zone: subnet for zone, subnet in subnets.items() if zone in zones} if zones else subnets
+
+
+def expires_at(plan: PlanRecord) -> datetime:
+    """When nothing of the run may be left: its deadline, after the time in which AWS may look for a machine.
+
+    Raises ``LaunchError`` for a plan without a deadline: nothing may run at AWS for ever.
+    """
+    if plan.deadline_s is None:
+        raise LaunchError(f"{plan.run_id}: the plan has no deadline", hint="set compute.max_hours")
+    created = datetime.fromisoformat(plan.created_at)
+    return created + (capacity_timeout(plan) or timedelta()) + timedelta(seconds=plan.deadline_s) + _SLACK
+
+
+def capacity_timeout(plan: PlanRecord) -> timedelta | None:
+    """How long AWS may look for the first machine; None for as long as the run may last."""
+    minutes = cast("float | None", plan.compute.get("capacity_timeout_minutes"))
+    return None if minutes is None else timedelta(minutes=minutes)
+
+
+def requests(plan: PlanRecord) -> dict[str, Json]:
+    """Operation -> its parameters, in the order in which they are sent.
+
+    Raises ``LaunchError`` where the plan lacks what a machine needs.
+    """
+    if not plan.storage.startswith("s3://"):
+        raise LaunchError(f"{plan.run_id}: storage: an instance needs a bucket, not {plan.storage}", hint="s3://bucket")
+    facts, name = Ec2Facts.of(plan), aws_name(plan.run_id)
+    tags = _tags(plan, facts)
+    return {
+        "create_launch_template": {
+            "LaunchTemplateName": name,
+            "LaunchTemplateData": _machine(plan, facts, tags),
+            "TagSpecifications": [_tagged("launch-template", tags)],
+        },
+        "create_auto_scaling_group": {
+            "AutoScalingGroupName": name,
+            **CLOSED,
+            **_purchase(plan, facts, name),
+            "VPCZoneIdentifier": ",".join(_subnets(facts)),
+            "HealthCheckType": "EC2",
+            "HealthCheckGracePeriod": 300,
+            # It would start a second machine beside a healthy one, on the hint that spot may take the first.
+            "CapacityRebalance": False,
+            "Tags": [{"Key": key, "Value": value, "PropagateAtLaunch": True} for key, value in tags.items()],
+        },
+        "put_scheduled_update_group_action": {
+            "AutoScalingGroupName": name,
+            "ScheduledActionName": name,
+            "StartTime": expires_at(plan).isoformat(),
+            **CLOSED,
+        },
+        "update_auto_scaling_group": {"AutoScalingGroupName": name, **OPEN},
+    }
+
+
+def _tags(plan: PlanRecord, facts: Ec2Facts) -> dict[str, str]:
+    """The user's own never hide ours."""
+    return {
+        **plan.tags,
+        "Name": aws_name(plan.run_id),
+        RUN_TAG: plan.run_id,
+        OWNER_TAG: facts.owner,
+        EXPIRES_TAG: expires_at(plan).isoformat(),
+        SPEC_TAG: plan.spec_digest[:16],
+        STORAGE_TAG: plan.storage,
+    }
+
+
+def _tagged(resource: str, tags: Mapping[str, str]) -> dict[str, Json]:
+    return {"ResourceType": resource, "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
+
+
+# --- what the machine is ---------------------------------------------------------------------------------------------
+
+
+def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str]) -> dict[str, Json]:
+    return {
+        "ImageId": facts.ami,
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "IamInstanceProfile": {"Name": facts.instance_profile},
+        "SecurityGroupIds": [facts.security_group],
+        # Two hops: the trainer asks from inside of a bridged container.
+        "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": 2},
+        "BlockDeviceMappings": [
+            {
+                "DeviceName": facts.root_device,
+                "Ebs": {
+                    "VolumeType": "gp3",
+                    "VolumeSize": plan.compute["disk_gib"],
+                    "Encrypted": True,
+                    "DeleteOnTermination": True,
+                },
+            }
+        ],
+        "UserData": b64encode(_script(plan, facts)).decode(),
+        "TagSpecifications": [_tagged(resource, tags) for resource in ("instance", "volume", "network-interface")],
+        **_reserved(plan, facts),
+    }
+
+
+def _script(plan: PlanRecord, facts: Ec2Facts) -> bytes:
+    compute = cast("dict[str, Any]", plan.compute)
+    boot = Boot(
+        run_id=plan.run_id,
+        group=aws_name(plan.run_id),
+        region=compute["region"],
+        storage=plan.storage.rstrip("/"),
+        image=facts.image,
+        gpus=compute["gpu_count"],
+        on_demand_after=compute["on_demand_after"] if compute["purchase"] == "spot_then_on_demand" else 0,
+    )
+    script = user_data(boot, expires_at(plan)).encode()
+    if len(script) > MAX_USER_DATA:
+        raise LaunchError(f"{plan.run_id}: the boot script has {len(script)} bytes, and EC2 takes {MAX_USER_DATA}")
+    return script
+
+
+def _reserved(plan: PlanRecord, facts: Ec2Facts) -> dict[str, Json]:
+    """A reservation is of one type, and a capacity block must be asked for as a market of its own."""
+    if facts.reservation is None:
+        return {}
+    block: dict[str, Json] = {"InstanceMarketOptions": {"MarketType": "capacity-block"}}
+    target: dict[str, Json] = {"CapacityReservationId": plan.compute["capacity_reservation"]}
+    return {
+        "InstanceType": _types(plan)[0],
+        "CapacityReservationSpecification": {"CapacityReservationTarget": target},
+        **(block if facts.reservation["kind"] == "capacity-block" else {}),
+    }
+
+
+# --- where it runs, and how it is bought -----------------------------------------------------------------------------
+
+
+def _subnets(facts: Ec2Facts) -> list[str]:
+    """One a zone; a reservation has one zone."""
+    if facts.reservation is None:
+        return list(facts.subnets.values())
+    zone = facts.reservation["zone"]
+    if zone not in facts.subnets:
+        raise LaunchError(
+            f"compute.capacity_reservation: it is in {zone}, where the network has no subnet",
+            hint="`mtl-cloud bootstrap` makes one in every zone",
+        )
+    return [facts.subnets[zone]]
+
+
+def _purchase(plan: PlanRecord, facts: Ec2Facts, name: str) -> dict[str, Json]:
+    template: dict[str, Json] = {"LaunchTemplateName": name, "Version": "1"}
+    if facts.reservation is not None:  # a mixed group cannot run in a capacity block
+        return {"LaunchTemplate": template}
+    on_demand = plan.compute["purchase"] == "on_demand"
+    return {
+        "MixedInstancesPolicy": {
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": template,
+                "Overrides": [{"InstanceType": name} for name in _types(plan)],
+            },
+            "InstancesDistribution": {
+                "OnDemandBaseCapacity": 0,
+                "OnDemandPercentageAboveBaseCapacity": 100 if on_demand else 0,
+                "OnDemandAllocationStrategy": "prioritized",
+                "SpotAllocationStrategy": "price-capacity-optimized",
+            },
+        }
+    }
+
+
+def _types(plan: PlanRecord) -> list[str]:
+    """In the job's order of preference."""
+    named = plan.compute["instance_type"]
+    return [named] if isinstance(named, str) else cast("list[str]", named)

@@ -1,0 +1,169 @@
+# user_data.py puts the interpreter, the wall and the run's names ahead of this.
+#
+# The wall stands before anything can fail: the machine is gone at the run's expiry, whoever else is dead. What follows
+# ends in `finish`, from wherever it ends: the output is shipped if it failed, and the machine is switched off.
+
+# cloud-init writes all that this script says there, and to the console.
+LOG=/var/log/cloud-init-output.log
+IMDS=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
+INSTANCE=unknown TYPE=unknown ZONE=unknown MARKET=unknown FAILURE=
+STARTED=$(date -u +%FT%TZ) DISK=/var/lib/mtl-cloud
+export HOME=/root AWS_DEFAULT_REGION=$REGION AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=5 AWS_PAGER=
+
+say() { echo "mtl-cloud $(date -u +%FT%TZ): $*"; }
+
+# --- what it tells the run record ---
+
+# Words lose their quotes: no JSON tool is sure to be there.
+record() {
+  printf '{"schema_version": 1, "instance": "%s", "instance_type": "%s", "zone": "%s", "market": "%s", "phase": "%s", "message": "%s", "started_at": "%s", "at": "%s"}\n' \
+    "$INSTANCE" "$TYPE" "$ZONE" "$MARKET" "$1" "$(tr -d '"\\\n' <<<"${2:-}")" "$STARTED" "$(date -u +%FT%TZ)" |
+    timeout 60 aws s3 cp --only-show-errors - "$RECORD/boots/$INSTANCE.json"
+}
+
+phase() {
+  say "$@"
+  record "$@" || say "the record does not take the phase: $1"
+}
+
+count() { # objects of the record's boots that end with $1
+  aws s3 ls "$RECORD/boots/" | grep -c "$1\$" || true
+}
+
+# --- the end, reached from everywhere ---
+
+finish() {
+  local code=$?
+  trap - ERR
+  trap '' TERM
+  set +eu
+  case $code in
+    0 | 7) phase ended "the run is over (supervisor: $code)" && close_group ;;
+    73 | 75) phase ended "the run goes on elsewhere (supervisor: $code)" ;;
+    *) fail "$code" ;;
+  esac
+  shutdown -P now
+}
+
+fail() {
+  phase failed "${FAILURE:-exit code $1}"
+  timeout 60 aws s3 cp --only-show-errors "$LOG" "$RECORD/boots/$INSTANCE.log"
+  if (($(count .log) >= MAX_FAILURES)); then
+    say "$MAX_FAILURES machines have failed: no other is asked for"
+    close_group
+  fi
+}
+
+close_group() {
+  timeout 120 aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" \
+    --min-size 0 --max-size 0 --desired-capacity 0 ||
+    say "the group is not closed: another machine will boot, find the run over, and try"
+}
+
+trap finish EXIT
+trap 'exit 75' TERM
+trap 'FAILURE="$BASH_COMMAND (exit code $?)"; say "failed: $FAILURE"' ERR
+set -Eeuo pipefail
+
+# --- who am I ---
+
+imds() { curl -sSf --retry 5 --max-time 10 -H "X-aws-ec2-metadata-token: $TOKEN" "$IMDS/latest/meta-data/$1"; }
+
+identify() {
+  TOKEN=$(curl -sSf --retry 5 --max-time 10 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 600' "$IMDS/latest/api/token")
+  INSTANCE=$(imds instance-id)
+  TYPE=$(imds instance-type)
+  ZONE=$(imds placement/availability-zone)
+  MARKET=$(imds instance-life-cycle)
+}
+
+# After ON_DEMAND_AFTER interruptions the next machine is bought on demand. This one, if it is a spot machine still,
+# changes what the group buys and makes room.
+buy_on_demand() {
+  [[ $ON_DEMAND_AFTER -gt 0 && $MARKET == spot && $(count .json) -gt $ON_DEMAND_AFTER ]] || return 0
+  if aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" --min-size 0 --max-size 1 \
+    --mixed-instances-policy '{"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100}}'; then
+    say "interrupted $ON_DEMAND_AFTER times: the next machine is bought on demand"
+    exit 75
+  fi
+  say "the group cannot be changed to on demand: the run goes on with spot"
+}
+
+# --- disks ---
+
+# The instance's own NVMe, striped: 16 GB/s on a P4d. Some AMIs have striped and mounted them already.
+mount_disks() {
+  local disks device
+  if mountpoint -q /opt/dlami/nvme; then
+    DISK=/opt/dlami/nvme/mtl-cloud
+  else
+    mapfile -t disks < <(lsblk --nodeps --noheadings --paths --output NAME,MODEL | awk '/Amazon EC2 NVMe Instance Storage/ {print $1}')
+    say "${#disks[@]} instance disks"
+    if ((${#disks[@]} > 0)); then
+      device=${disks[0]}
+      if ((${#disks[@]} > 1)); then
+        device=/dev/md0
+        mdadm --create "$device" --run --force --level=0 --raid-devices="${#disks[@]}" "${disks[@]}"
+      fi
+      mkfs.ext4 -q -m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1 "$device"
+      mkdir -p "$DISK"
+      mount -o noatime,discard "$device" "$DISK"
+    fi
+  fi
+  install -d -m 0711 "$DISK/docker" "$DISK/containerd"
+  install -d -m 1777 "$DISK/tmp"
+}
+
+# Bound over, so that the engine's own configuration (the GPU runtime) stays as the AMI made it.
+move_docker() {
+  systemctl stop docker.socket docker containerd
+  mkdir -p /var/lib/docker /var/lib/containerd
+  mount --bind "$DISK/docker" /var/lib/docker
+  mount --bind "$DISK/containerd" /var/lib/containerd
+  systemctl start containerd docker
+}
+
+# --- the image ---
+
+pull() {
+  local registry=${IMAGE%%/*} region try
+  region=$(sed -nE 's/^[0-9]+\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?$/\1/p' <<<"$registry")
+  for try in 1 2 3; do
+    if log_in "$registry" "$region" && docker pull --quiet "$IMAGE"; then
+      return
+    fi
+    FAILURE="docker pull $IMAGE failed $try times"
+    say "$FAILURE"
+    sleep $((try * 5))
+  done
+  return 1
+}
+
+# The token lives for twelve hours: it is asked for here, at the pull.
+log_in() {
+  [[ -z $2 ]] || aws ecr get-login-password --region "$2" | docker login --username AWS --password-stdin "$1"
+}
+
+run() {
+  local options=()
+  ((GPUS == 0)) || options+=(--gpus "$GPUS")
+  docker run --name mtl-cloud --hostname "$INSTANCE" --stop-timeout 110 \
+    --shm-size "$(awk '/^MemTotal/ {print int($2 / 2)}' /proc/meminfo)k" \
+    --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=1048576:1048576 \
+    --volume "$DISK/tmp:/tmp" --env AWS_REGION="$REGION" --env AWS_DEFAULT_REGION="$REGION" \
+    "${options[@]}" "$IMAGE" --storage "$STORAGE" --run-id "$RUN_ID" --spot-notices --grace-s 100
+}
+
+identify
+phase booting
+systemctl stop apt-daily.timer apt-daily-upgrade.timer unattended-upgrades 2>/dev/null || true
+buy_on_demand
+mount_disks
+move_docker
+phase pulling "$IMAGE"
+pull || exit 1
+phase running
+code=0
+run || code=$?
+FAILURE="the container ended with code $code"
+exit "$code"

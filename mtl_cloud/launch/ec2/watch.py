@@ -1,0 +1,181 @@
+"""News of a run's machines, from the group's scaling activities and from what the machines say of themselves.
+
+AWS repeats a launch that it could not fill by itself. Here is decided only when that is of no use any more: at once for
+a quota, a permission or a request that cannot be right, and after ``capacity_timeout_minutes`` for a lack of machines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from mtl_cloud.aws import Diagnosis, ErrorClass, read_reason
+from mtl_cloud.clock import Clock
+from mtl_cloud.errors import CapacityError, CloudError, LaunchError
+from mtl_cloud.launch.base import MachineNews
+from mtl_cloud.launch.ec2.group import Group
+from mtl_cloud.launch.ec2.request import capacity_timeout
+from mtl_cloud.records import BootRecord, PlanRecord
+from mtl_cloud.run_record import RunRecord
+
+__all__ = ["Activity", "Ec2Watch"]
+
+_EVERY_S = 10.0
+_SKEW = timedelta(minutes=2)
+"""The clocks of this machine and of AWS may differ by so much."""
+_FATAL = {ErrorClass.QUOTA, ErrorClass.PERMISSION, ErrorClass.CREDENTIALS, ErrorClass.PERMANENT}
+_SCARCE = {ErrorClass.CAPACITY, ErrorClass.NOT_OFFERED, ErrorClass.SUBNET}
+_INSTANCE = re.compile(r"\bi-[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One launch or termination of the group, as far as AWS has come with it."""
+
+    started_at: datetime
+    launches: bool
+    status: str
+    """Failed | Cancelled | Successful | InProgress | ... of the Auto Scaling API."""
+    zone: str
+    instance: str
+    """Empty where none came of it."""
+    reason: str
+    """AWS's words: why it failed, or why the group changed."""
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Self:
+        description, status = answer.get("Description", ""), answer["StatusCode"]
+        found = _INSTANCE.search(description)
+        return cls(
+            started_at=answer["StartTime"],
+            launches=not description.startswith("Terminating"),
+            status=status,
+            zone=json.loads(answer.get("Details") or "{}").get("Availability Zone", ""),
+            instance=found[0] if found else "",
+            reason=answer.get("StatusMessage", "") if status == "Failed" else answer.get("Cause", ""),
+        )
+
+    @property
+    def refused(self) -> bool:
+        return self.launches and self.status == "Failed"
+
+    @property
+    def place(self) -> str:
+        return self.zone or "the region"
+
+
+class Ec2Watch:
+    """Implements ``MachineWatch`` for a group."""
+
+    def __init__(self, run: RunRecord, group: Group, clock: Clock, *, since: datetime | None) -> None:
+        """Activities before ``since``, from an earlier life of the group, are past."""
+        self._run = run
+        self._plan = run.plan()
+        self._group = group
+        self._clock = clock
+        self._since = since and since - _SKEW
+        self._look_at = clock.monotonic()
+        self._told: set[tuple[str, str]] = set()
+
+    def look(self) -> list[MachineNews]:
+        now = self._clock.monotonic()
+        if now < self._look_at:
+            return []
+        self._look_at = now + _EVERY_S
+        activities = [Activity.of(answer) for answer in self._group.activities()]
+        activities = [a for a in activities if self._since is None or a.started_at >= self._since]
+        boots = self._run.boots()
+        fresh = [news for news in self._all(activities, boots) if (news.phase, news.message) not in self._told]
+        self._told.update((news.phase, news.message) for news in fresh)
+        if not fresh and self._run.result() is None:
+            self._judge(activities, boots)
+        return fresh
+
+    def _all(self, activities: list[Activity], boots: list[BootRecord]) -> Iterator[MachineNews]:
+        yield _announced(self._plan)
+        yield from sorted([*_of_activities(activities), *map(_of_boot, boots)], key=lambda news: news.at)
+
+    def _judge(self, activities: list[Activity], boots: list[BootRecord]) -> None:
+        """Raise if no machine will come any more. Asked after a look that told nothing new: the news come first."""
+        refused = [activity for activity in activities if activity.refused]
+        if refused and refused[-1] is activities[-1]:
+            self._judge_refusal(refused, had_one=bool(boots))
+        group = self._group.find()
+        if group is None or not (group.wanted or group.instances):
+            raise self._closed(boots)
+
+    def _judge_refusal(self, refused: list[Activity], *, had_one: bool) -> None:
+        found = read_reason(refused[-1].reason)
+        timeout = capacity_timeout(self._plan)
+        waited = self._clock.now() - datetime.fromisoformat(self._plan.created_at)
+        if found.error_class in _FATAL:
+            self._group.remove()
+            raise self._refusal(refused[-1], found)
+        if not had_one and timeout is not None and waited > timeout:
+            self._group.remove()
+            raise self._unfilled(refused, timeout)
+
+    # --- what it raises ---
+
+    def _refusal(self, activity: Activity, found: Diagnosis) -> CloudError:
+        return CloudError(
+            f"{self._run.run_id}: refused in {activity.place}: {activity.reason} ({found.error_class})",
+            hint=f"{found.cause}; {found.action}",
+            code=found.code,
+            error_class=found.error_class,
+            operation="Launch",
+        )
+
+    def _unfilled(self, refused: list[Activity], timeout: timedelta) -> CloudError:
+        """The reasons, each place's last one. Capacity only if AWS named nothing else."""
+        last = {activity.place: activity for activity in refused}
+        classes = {read_reason(activity.reason).error_class for activity in last.values()}
+        kind = CapacityError if ErrorClass.CAPACITY in classes and classes <= _SCARCE else CloudError
+        reasons = "\n".join(f"  {place}: {activity.reason}" for place, activity in last.items())
+        return kind(
+            f"{self._run.run_id}: AWS found no machine within {timeout.total_seconds() / 60:g} minutes:\n{reasons}",
+            hint="name more instance types, another purchase or region, or a longer compute.capacity_timeout_minutes",
+            error_class=ErrorClass.CAPACITY if kind is CapacityError else ErrorClass.UNKNOWN,
+            operation="Launch",
+        )
+
+    def _closed(self, boots: list[BootRecord]) -> LaunchError:
+        failed = [boot for boot in boots if boot.phase == "failed"]
+        why = f"; {failed[-1].instance} failed: {failed[-1].message}" if failed else ""
+        hint = (
+            f"its boot log: {self._run.storage.url}/{self._run.paths.boot_log(failed[-1].instance)}" if failed else None
+        )
+        return LaunchError(
+            f"{self._run.run_id}: its group asks for no machine, and the run is not over{why}", hint=hint
+        )
+
+
+def _announced(plan: PlanRecord) -> MachineNews:
+    named = plan.compute["instance_type"]
+    types = named if isinstance(named, str) else " or ".join(map(str, named if isinstance(named, list) else []))
+    purchase = str(plan.compute["purchase"]).replace("_", " ")
+    return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {plan.compute['region']}")
+
+
+def _of_activities(activities: list[Activity]) -> Iterator[MachineNews]:
+    """A refusal is told once for each place and reason, however often AWS tries."""
+    told = set()
+    for activity in activities:
+        at = activity.started_at.isoformat()
+        if activity.refused and (activity.place, activity.reason) not in told:
+            told.add((activity.place, activity.reason))
+            error_class = str(read_reason(activity.reason).error_class).replace("_", " ")
+            yield MachineNews(at, "refused", f"in {activity.place}: {activity.reason} ({error_class})")
+        elif activity.launches and activity.instance:
+            yield MachineNews(at, "launched", f"{activity.instance} in {activity.place}")
+        elif not activity.launches:
+            yield MachineNews(at, "gone", f"{activity.instance}: {activity.reason}")
+
+
+def _of_boot(boot: BootRecord) -> MachineNews:
+    words = f"{boot.instance} ({boot.instance_type}, {boot.market}, {boot.zone})"
+    return MachineNews(boot.at, boot.phase, f"{words}: {boot.message}" if boot.message else words)

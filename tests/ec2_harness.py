@@ -1,0 +1,83 @@
+"""A run on EC2 for tests: its plan with all facts, its record in memory, and the double of AWS that it runs in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from run_harness import FakeClock
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.launch.ec2 import Ec2Launcher
+from mtl_cloud.launch.ec2.double import CloudDouble
+from mtl_cloud.plan import gather_facts, plan_run
+from mtl_cloud.records import AttemptRecord, Outcome, PlanRecord, ResultRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.storage import MemoryStorage
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SUBNETS = {"us-east-1a": "subnet-0a", "us-east-1b": "subnet-0b", "us-east-1c": "subnet-0c"}
+FACTS: dict[str, Any] = {
+    "ami": {"id": "ami-0123456789abcdef0", "root_device": "/dev/sda1"},
+    "subnets": SUBNETS,
+    "security_group": "sg-0123456789abcdef0",
+    "instance_profile": "mtl-cloud-instance-us-east-1",
+    "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud:3fa9c1",
+}
+STORAGE = "s3://bucket/runs-of-ada"
+
+
+def ec2_plan(run_id: str = "digits-1", *, facts: dict[str, Any] | None = None, **compute: Any) -> PlanRecord:
+    """The plan of a job for EC2, at ``START``."""
+    wished = {"backend": "ec2", "instance_type": "p4d.24xlarge", "gpu_count": 8, "max_hours": 10, **compute}
+    job = JobSpec.model_validate(
+        {
+            "name": "digits",
+            "dataset": {"name": "embedded"},
+            "compute": wished,
+            "storage": STORAGE,
+            "tags": {"team": "v"},
+        }
+    )
+    plan = plan_run(job, gather_facts(job), run_id=run_id, now=START)
+    found = {"identity": "arn:aws:iam::123456789012:user/ada", "ec2": {**FACTS, **(facts or {})}}
+    return replace(plan, facts={**plan.facts, **found})
+
+
+class World:
+    """A clock, an account and a storage, which outlive every command that dies in them."""
+
+    def __init__(self, clock: Clock | None = None, **account: Any) -> None:
+        self.clock = clock or FakeClock(START)
+        self.cloud = CloudDouble(self.clock, zones={subnet: zone for zone, subnet in SUBNETS.items()}, **account)
+        self.storage = MemoryStorage("bucket")
+
+    def launcher(self) -> Ec2Launcher:
+        """As a command makes it: it remembers nothing."""
+        return Ec2Launcher(clients=self.cloud.clients, storages=lambda _: self.storage, clock=self.clock)
+
+    def make_run(self, plan: PlanRecord) -> RunRecord:
+        run = RunRecord(self.storage, plan.run_id)
+        run.create(plan, spec_yaml=b"name: digits\n", spec_json=b'{"compute": {"max_restarts": 3}}')
+        return run
+
+    def submit(self, plan: PlanRecord) -> None:
+        launcher = self.launcher()
+        launcher.submit(launcher.prepare(plan))
+
+    def pass_time(self, **span: float) -> None:
+        self.clock.sleep(timedelta(**span).total_seconds())
+
+
+def end_run(run: RunRecord, outcome: Outcome = Outcome.DONE) -> None:
+    """What the container of the next attempt would write."""
+    number = (run.owner() or 0) + 1
+    run.claim(AttemptRecord(number=number, started_at=START.isoformat(), host="i-1", pid=1, backend="ec2"))
+    run.write_result(
+        ResultRecord(
+            ended_at=START.isoformat(), outcome=outcome, message="", attempts=number, rounds=2, seconds=60.0, usd=1.0
+        ),
+        attempt=number,
+    )
