@@ -8,6 +8,7 @@
     ├── PlanError                 3   the job is valid but cannot be planned
     ├── ImageError                4   the container image cannot be built or found
     ├── LaunchError               5   the backend refused to start the run
+    │   ├── EngineError           5   the container engine is absent, does not answer, or refuses
     │   └── CloudError            5   AWS refused a request; its code, and which of the nine classes it is
     │       └── CapacityError     6   the cloud has no such machine free at present
     ├── RunFailedError            7   the run ended, and not well
@@ -34,6 +35,7 @@ __all__ = [
     "CapacityError",
     "CloudError",
     "DatasetError",
+    "EngineError",
     "ImageError",
     "LaunchError",
     "MissingExtraError",
@@ -119,6 +121,10 @@ class LaunchError(MtlCloudError):
     """A backend refused to start the run."""
 
     exit_code = 5
+
+
+class EngineError(LaunchError):
+    """The container engine of this machine is absent, does not answer, or refuses."""
 
 
 class CloudError(LaunchError):

@@ -6,6 +6,7 @@ time. A price that is not known is said to be unknown, never assumed to be nothi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,10 +15,11 @@ from hashlib import sha256
 from mtl_cloud import catalog
 from mtl_cloud.catalog import InstanceType, Price
 from mtl_cloud.errors import PlanError
+from mtl_cloud.image import image_content
 from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.spec.facts import check_facts
 from mtl_cloud.spec.finding import path_of
-from mtl_cloud.spec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
+from mtl_cloud.spec.job import DockerCompute, Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
 from mtl_cloud.spec.load import job_to_json
 
 __all__ = ["Candidate", "Facts", "gather_facts", "plan_run", "worst_case_usd"]
@@ -43,6 +45,8 @@ class Facts:
     """In the job's order of preference."""
     machines: int = 1
     """How many are rented together."""
+    image: str | None = None
+    """Reference of this version's image at the backend; None where none is used, or the registry is not known."""
 
     @property
     def usd_per_hour(self) -> float | None:
@@ -63,6 +67,8 @@ class Facts:
 def gather_facts(job: JobSpec) -> Facts:
     """Offline: from the dated tables that are shipped. Raises ``PlanError`` for a type that they do not hold."""
     compute = job.compute
+    if isinstance(compute, DockerCompute):
+        return Facts(image=image_content(os.environ).reference)
     if not isinstance(compute, Ec2Compute | SageMakerCompute):
         return Facts()
     candidates = tuple(
@@ -95,7 +101,7 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         processes=job.processes,
         rounds=job.training.rounds,
         compute=job.compute.model_dump(mode="json"),
-        image=None if isinstance(job.compute, LocalCompute) else job.compute.image,
+        image=None if isinstance(job.compute, LocalCompute) else job.compute.image or facts.image,
         spec_digest=sha256(job_to_json(job)).hexdigest(),
         inputs=list(_inputs(job)),
         deadline_s=_deadline_s(job, facts),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from container_engine import base_image, built, lent_engine, small_content
 from hypothesis import settings
+
+from mtl_cloud.engine import Engine
 
 # A submission is judged by the same examples every time; everyone else looks for new ones.
 settings.register_profile("ci", derandomize=True)
@@ -44,6 +47,19 @@ def _unpacked(name: str) -> Path:
                 tar.extractall(partial, filter="data")
             partial.rename(target)
     return target
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The container engine of this machine; a test is skipped where there is none."""
+    with lent_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def small_image(engine: Engine) -> str:
+    """An image by the product's recipe, without torch."""
+    return built(small_content(base_image(engine)), engine)
 
 
 @pytest.fixture(autouse=True)

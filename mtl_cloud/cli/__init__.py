@@ -34,6 +34,7 @@ COMMANDS = {
         "explain": "Explain an error code of AWS.",
     },
     "Run it": {
+        "image": "Build, push and look at the container image.",
         "submit": "Start a run and follow it; Ctrl-C detaches.",
         "cancel": "Ask a run to save and stop.",
     },

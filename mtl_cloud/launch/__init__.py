@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 LAUNCHERS: Final[dict[str, str]] = {
-    "local": "mtl_cloud.launch.local:LocalLauncher",
+    "docker": "mtl_cloud.launch.docker:DockerLauncher",
     "ec2": "mtl_cloud.launch.ec2:Ec2Launcher",
+    "local": "mtl_cloud.launch.local:LocalLauncher",
 }
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
-from mtl_cloud.records import Json, PlanRecord
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.follow import LOST_AFTER_S
+from mtl_cloud.records import AttemptRecord, Json, PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import open_storage
 
-__all__ = ["BackendState", "Launcher", "MachineNews", "MachineWatch", "RunHandle", "Submission", "Watchable"]
+__all__ = [
+    "BackendState",
+    "Launcher",
+    "MachineNews",
+    "MachineWatch",
+    "RunHandle",
+    "Submission",
+    "Watchable",
+    "is_heard_of",
+    "record_of",
+]
 
 
 class BackendState(StrEnum):
@@ -40,6 +55,23 @@ class Submission:
 
     handle: RunHandle
     request: dict[str, Json]
+
+
+def record_of(handle: RunHandle) -> RunRecord:
+    """The run that a handle names. Raises ``LaunchError`` when there is none."""
+    run = RunRecord(open_storage(handle.storage), handle.run_id)
+    if not run.exists():
+        raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
+    return run
+
+
+def is_heard_of(run: RunRecord, attempt: AttemptRecord, now: datetime) -> bool:
+    """Has an attempt, on a machine that cannot be looked into, given a sign of life of late, and not ended?"""
+    if run.exit(attempt.number) is not None:
+        return False
+    beat = run.heartbeat(attempt.number)
+    last_sign = datetime.fromisoformat(beat.at if beat else attempt.started_at)
+    return (now - last_sign).total_seconds() < LOST_AFTER_S
 
 
 class Launcher(Protocol):

@@ -9,17 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.follow import LOST_AFTER_S
-from mtl_cloud.launch.base import BackendState, RunHandle, Submission
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
 from mtl_cloud.records import AttemptRecord, PlanRecord
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.log import tail
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.surroundings import default_scratch
@@ -54,7 +51,7 @@ class LocalLauncher:
         return Submission(RunHandle.of(plan), {"argv": [*argv, "--scratch", str(scratch), *self._settings.to_flags()]})
 
     def submit(self, submission: Submission) -> RunHandle:
-        run = _record_of(submission.handle)
+        run = record_of(submission.handle)
         if run.result() is None:
             attempts = run.attempts()
             if not attempts or not self._is_alive(run, attempts[-1]):
@@ -62,11 +59,11 @@ class LocalLauncher:
         return submission.handle
 
     def describe(self, handle: RunHandle) -> BackendState:
-        run = _record_of(handle)
+        run = record_of(handle)
         return BackendState.ENDED if self._living(run) is None else BackendState.RUNNING
 
     def stop(self, handle: RunHandle) -> None:
-        run = _record_of(handle)
+        run = record_of(handle)
         attempt = self._living(run)
         if attempt is None:
             return
@@ -88,11 +85,7 @@ class LocalLauncher:
         """On this machine the process says it; of another machine, in a shared storage, the heartbeat."""
         if attempt.host == socket.gethostname():
             return _is_supervisor(attempt.pid, run.run_id)
-        if run.exit(attempt.number) is not None:
-            return False
-        beat = run.heartbeat(attempt.number)
-        last_sign = datetime.fromisoformat(beat.at if beat else attempt.started_at)
-        return (self._clock.now() - last_sign).total_seconds() < LOST_AFTER_S
+        return is_heard_of(run, attempt, self._clock.now())
 
     # --- starting ---
 
@@ -131,13 +124,6 @@ class LocalLauncher:
 
     def _folder(self, run_id: str) -> Path:
         return default_scratch(run_id, self._environ)
-
-
-def _record_of(handle: RunHandle) -> RunRecord:
-    run = RunRecord(open_storage(handle.storage), handle.run_id)
-    if not run.exists():
-        raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
-    return run
 
 
 def _has_not_ended(child: int) -> bool:

@@ -21,6 +21,7 @@ from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.classify import Verdict
 from mtl_cloud.supervise.follower import accompany
+from mtl_cloud.supervise.init import become_init
 from mtl_cloud.supervise.nodes import ALONE
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
 from mtl_cloud.supervise.settings import Settings
@@ -37,6 +38,8 @@ EXIT_GOES_ON = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if os.getpid() == 1:
+        become_init()
     container = SageMakerContainer(args.sagemaker) if args.sagemaker else None
     try:
         with SignalWatcher() as signals:

@@ -24,6 +24,7 @@ from mtl_cloud.supervise.contract import (
     Scratch,
     StopReason,
 )
+from mtl_cloud.supervise.health import BEAT
 from mtl_cloud.supervise.history import spent_s
 from mtl_cloud.supervise.host import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line, tail
@@ -175,11 +176,14 @@ class Attempt:
             host=host_readings(self.scratch.folder),
         )
         self.run.write_heartbeat(self.number, record)
+        with contextlib.suppress(OSError):  # a full disk
+            (self.scratch.folder / BEAT).touch()
 
 
 def _print(_number: int, data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more: the record has it all
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
 
 
 def _true_stop(stop: Stop | None, cancel: CancelWatcher, owner: OwnerWatcher) -> Stop | None:

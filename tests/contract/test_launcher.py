@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from container_engine import container_run
 from ec2_harness import START, World, ec2_plan
 from run_harness import FAST, make_run, no_cloud_environ, wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
+from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.local import LocalLauncher
 from mtl_cloud.launch.memory import MemoryLauncher
 from mtl_cloud.records import PlanRecord
@@ -43,19 +45,30 @@ def world() -> World:
     return World(clock=FastClock())
 
 
-@pytest.fixture(params=["ec2", "local", "memory"])
+@pytest.fixture(params=["docker", "ec2", "local", "memory"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Launcher:
-    launchers = {"ec2": world.launcher, "local": lambda: _local(tmp_path), "memory": MemoryLauncher}
+    launchers = {
+        "docker": lambda: DockerLauncher(environ={}, engine=request.getfixturevalue("engine"), settings=FAST),
+        "ec2": world.launcher,
+        "local": lambda: _local(tmp_path),
+        "memory": MemoryLauncher,
+    }
     return launchers[request.param]()
 
 
 @pytest.fixture
-def plan(tmp_path: Path, launcher: Launcher, world: World) -> Iterator[PlanRecord]:
+def plan(request: pytest.FixtureRequest, tmp_path: Path, launcher: Launcher, world: World) -> Iterator[PlanRecord]:
     """The plan of a run that exists, and whose trainer works until it is asked to stop."""
     if launcher.backend == "ec2":
         yield world.make_run(replace(ec2_plan(), created_at=world.clock.now().isoformat())).plan()
         return
-    run = make_run(FolderStorage(tmp_path / "storage"), "work()", backend=launcher.backend)
+    storage = FolderStorage(tmp_path / "storage")
+    if launcher.backend == "docker":
+        engine, image = (request.getfixturevalue(name) for name in ("engine", "small_image"))
+        with container_run(storage, engine, image, "work()") as run:
+            yield run.plan()
+        return
+    run = make_run(storage, "work()", backend=launcher.backend)
     yield run.plan()
     if run.attempts():
         launcher.stop(RunHandle.of(run.plan()))

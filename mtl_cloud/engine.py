@@ -1,0 +1,91 @@
+"""The container engine: docker's or podman's command line, behind the one door through which it is called."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mtl_cloud.errors import EngineError
+
+__all__ = ["ENGINE_VARIABLE", "Engine"]
+
+ENGINE_VARIABLE = "MTL_CLOUD_ENGINE"
+_PROGRAMS = ("docker", "podman")
+_QUERY_TIMEOUT_S = 120.0
+_ABSENT = re.compile(r"no such (image|container)|(image|container) not known", re.IGNORECASE)
+
+
+class Engine:
+    """One engine's command line. Every method raises ``EngineError`` with the engine's own last words."""
+
+    def __init__(self, program: str, environ: Mapping[str, str]) -> None:
+        self.program = program
+        # docker 20.10 and older build with BuildKit only when told to; later ones, and podman, take no notice.
+        self._environ = {**environ, "DOCKER_BUILDKIT": "1"}
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str]) -> Engine:
+        """The program of ``MTL_CLOUD_ENGINE``, or docker, or podman, whichever is on the PATH first in this order."""
+        wished = environ.get(ENGINE_VARIABLE)
+        names = (wished,) if wished else _PROGRAMS
+        found = [path for name in names if (path := shutil.which(name, path=environ.get("PATH")))]
+        if not found:
+            raise EngineError(
+                f"there is no container engine: {' and '.join(names)} cannot be found",
+                hint=f"install docker or podman, or name the program in {ENGINE_VARIABLE}",
+            )
+        return cls(found[0], environ)
+
+    def ask(self, *arguments: str, given: str | None = None, timeout_s: float | None = _QUERY_TIMEOUT_S) -> str:
+        """What a command prints; ``given`` is its standard input, so that a secret stands in no list of processes."""
+        done = self._run(
+            arguments, input=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout_s
+        )
+        if done.returncode:
+            raise self._refusal(arguments, done.stderr.strip() or done.stdout.strip())
+        output: str = done.stdout
+        return output.strip()
+
+    def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
+        """What the engine says of its ``image`` or ``container`` of that name; None when it has none."""
+        try:
+            found: list[dict[str, Any]] = json.loads(self.ask(kind, "inspect", name))
+        except EngineError as error:
+            if _ABSENT.search(str(error)):
+                return None
+            raise
+        return found[0]
+
+    def last_words(self, container: str) -> str:
+        """The last line that a container wrote, on either stream; empty when it wrote none."""
+        done = self._run(
+            ("logs", "--tail", "1", container), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        output: str = done.stdout
+        return output.strip()
+
+    def show(self, *arguments: str) -> None:
+        """Run a command that takes its time: its progress goes to standard error, which is the user's."""
+        done = self._run(arguments, stdout=sys.stderr)
+        if done.returncode:
+            raise self._refusal(arguments, f"it ended with code {done.returncode}; its messages are above")
+
+    def _run(self, arguments: tuple[str, ...], **options: Any) -> subprocess.CompletedProcess[Any]:
+        try:
+            return subprocess.run([self.program, *arguments], env=self._environ, check=False, **options)
+        except subprocess.TimeoutExpired as error:
+            raise self._refusal(arguments, f"no answer within {error.timeout:.0f} s") from error
+        except OSError as error:
+            raise self._refusal(arguments, str(error)) from error
+
+    def _refusal(self, arguments: tuple[str, ...], words: str) -> EngineError:
+        unreachable = "cannot connect to the docker daemon" in words.lower()
+        return EngineError(
+            f"{self.program} {arguments[0]}: {words}",
+            hint=f"start the engine, and see that `{self.program} info` answers" if unreachable else None,
+        )

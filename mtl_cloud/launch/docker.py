@@ -1,0 +1,199 @@
+"""The docker backend: the image, detached, in this machine's container engine.
+
+Nothing of the machine is seen in the container but the folders that the job names, at the same paths. The root is
+read-only, the user is the one who submits, and there are no capabilities.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.engine import Engine
+from mtl_cloud.errors import EngineError, ImageError, LaunchError
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
+from mtl_cloud.records import PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.supervise.settings import Settings
+
+__all__ = ["DockerLauncher", "container_name"]
+
+_START_S = 120.0
+_LOOK_S = 0.2
+_STOP_MARGIN_S = 15.0
+"""For the last log lines and the exit record, after the trainer's grace."""
+_SHARED_MEMORY = "16g"
+"""A limit, not a reservation: loader processes hand over whole batches in it."""
+_AWS_FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_OVER = {"exited", "dead", "removing", "stopped"}
+
+
+class DockerLauncher:
+    """One container a run, named after it: the engine itself refuses a second one."""
+
+    backend = "docker"
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        engine: Engine | None = None,
+        hostname: str | None = None,
+        user: str | None = None,
+        memory: str | None = None,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """``memory`` limits the container, as ``8g``; ``user`` is ``uid:gid``, by default this process's."""
+        self._environ = environ
+        self._given_engine = engine
+        self._hostname = hostname or socket.gethostname()
+        self._user = user or f"{os.getuid()}:{os.getgid()}"
+        self._memory = memory
+        self._settings = settings or Settings()
+        self._clock = clock or Clock()
+
+    # --- the request ---
+
+    def prepare(self, plan: PlanRecord) -> Submission:
+        supervisor = ["--storage", plan.storage, "--run-id", plan.run_id, *self._settings.to_flags()]
+        return Submission(
+            RunHandle.of(plan), {"image": plan.image, "run": list(self._options(plan)), "arguments": [*supervisor]}
+        )
+
+    def _options(self, plan: PlanRecord) -> Iterator[str]:
+        yield from ("--name", container_name(plan.run_id), "--label", f"mtl-cloud.run-id={plan.run_id}")
+        yield from ("--hostname", self._hostname, "--user", self._user)
+        yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108
+        yield from ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+        yield from ("--stop-timeout", f"{self._settings.grace_s + _STOP_MARGIN_S:.0f}")
+        gpus = plan.compute.get("gpu_count")
+        yield from ("--gpus", str(gpus)) if gpus else ()
+        yield from ("--memory", self._memory, "--memory-swap", self._memory) if self._memory else ()
+        yield from self._mounts(plan)
+        if any("://" in place for place in (plan.storage, *plan.inputs)):
+            yield from self._cloud()
+
+    def _mounts(self, plan: PlanRecord) -> Iterator[str]:
+        for place in plan.inputs:
+            if Path(place).is_absolute():
+                yield from _mount(place, place, read_only=True)
+        if Path(plan.storage).is_absolute():
+            yield from _mount(plan.storage, plan.storage, read_only=False)
+
+    def _cloud(self) -> Iterator[str]:
+        """AWS as the client sees it. Variables are named, not written out: a request holds no secret."""
+        names = sorted(name for name in self._environ if name.startswith("AWS_"))
+        yield from (part for name in names for part in ("--env", name))
+        for path in (self._environ[name] for name in _AWS_FILES if name in self._environ):
+            yield from _mount(path, path, read_only=True)
+        profiles = Path(self._environ.get("HOME", "~")).expanduser() / ".aws"
+        if profiles.is_dir():
+            yield from _mount(str(profiles), "/tmp/.aws", read_only=True)  # noqa: S108  # the image's home
+        if any(urlsplit(self._environ[name]).hostname in _LOOPBACK for name in names if "ENDPOINT" in name):
+            yield from ("--network", "host")  # the server is this machine's own
+
+    # --- the container ---
+
+    def submit(self, submission: Submission) -> RunHandle:
+        run = record_of(submission.handle)
+        if run.result() is None and not self._lives(run):
+            self._start(run, submission, attempt=len(run.attempts()) + 1)
+        return submission.handle
+
+    def describe(self, handle: RunHandle) -> BackendState:
+        run = record_of(handle)
+        if self._status(run.run_id) == "created":
+            return BackendState.PENDING
+        return BackendState.RUNNING if self._lives(run) else BackendState.ENDED
+
+    def stop(self, handle: RunHandle) -> None:
+        run = record_of(handle)
+        if self._status(run.run_id) not in _OVER | {None}:
+            self._engine.ask("stop", container_name(run.run_id), timeout_s=None)
+        elif self._lives(run):
+            attempt = run.attempts()[-1]
+            raise LaunchError(
+                f"{run.run_id}: runs on {attempt.host}, and this is {self._hostname}",
+                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+            )
+
+    def _lives(self, run: RunRecord) -> bool:
+        """In this engine, or on another machine that shares the storage."""
+        if self._status(run.run_id) not in _OVER | {None}:
+            return True
+        attempts = run.attempts()
+        elsewhere = bool(attempts) and attempts[-1].host != self._hostname
+        return elsewhere and is_heard_of(run, attempts[-1], self._clock.now())
+
+    def _status(self, run_id: str) -> str | None:
+        """The engine's word for the state of the run's container; None without one."""
+        found = self._engine.inspect("container", container_name(run_id))
+        return None if found is None else str(found["State"]["Status"])
+
+    def _start(self, run: RunRecord, submission: Submission, attempt: int) -> None:
+        image = self._image(submission)
+        options = cast("list[str]", submission.request["run"])
+        arguments = cast("list[str]", submission.request["arguments"])
+        try:
+            self._remove_dead(run.run_id)
+            self._engine.ask("run", "--detach", *options, image, *arguments, "--attempt", str(attempt))
+        except EngineError:
+            if self._status(run.run_id) in _OVER | {None, "created"}:
+                raise
+            return  # somebody else has started it in the meantime
+        self._await_claim(run, attempt)
+
+    def _image(self, submission: Submission) -> str:
+        image = submission.request["image"]
+        if image is None:
+            raise ImageError(f"{submission.handle.run_id}: the plan names no image", hint="set compute.image")
+        if self._engine.inspect("image", str(image)) is None:
+            raise ImageError(
+                f"the image {image} is not on this machine",
+                hint=f"mtl-cloud image build makes this version's image; {self._engine.program} pull fetches another",
+            )
+        return str(image)
+
+    def _remove_dead(self, run_id: str) -> None:
+        found = self._engine.inspect("container", container_name(run_id))
+        if found is not None and found["State"]["Status"] in _OVER:
+            self._engine.ask("rm", str(found["Id"]))  # by its id: the name may be another's by now
+
+    def _await_claim(self, run: RunRecord, attempt: int) -> None:
+        end = self._clock.monotonic() + _START_S
+        while (run.owner() or 0) < attempt:
+            is_over = self._status(run.run_id) in _OVER | {None} or self._clock.monotonic() > end
+            if is_over and (run.owner() or 0) < attempt:
+                raise self._no_start(run.run_id)
+            self._clock.sleep(_LOOK_S)
+
+    def _no_start(self, run_id: str) -> LaunchError:
+        logs = f"{self._engine.program} logs {container_name(run_id)}"
+        words = self._engine.last_words(container_name(run_id)) or "it said nothing"
+        return LaunchError(f"{run_id}: the supervisor did not start: {words}", hint=f"its log: {logs}")
+
+    @property
+    def _engine(self) -> Engine:
+        return self._given_engine or Engine.find(self._environ)
+
+
+def container_name(run_id: str) -> str:
+    """What a run's container is called."""
+    return f"mtl-cloud-{run_id}"
+
+
+def _mount(source: str, target: str, *, read_only: bool) -> tuple[str, str]:
+    """A bind mount, as the comma-separated values that engines read."""
+    fields = ["type=bind", f"source={source}", f"target={target}", *(["readonly"] if read_only else [])]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return "--mount", line.getvalue()
