@@ -97,13 +97,14 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         backend=job.compute.backend,
         storage=job.storage,
         command=list(COMMAND),
-        env={},
+        env={name: value for name, value in job.env.items() if isinstance(value, str)},
         processes=job.processes,
         rounds=job.training.rounds,
         compute=job.compute.model_dump(mode="json"),
         image=None if isinstance(job.compute, LocalCompute) else job.compute.image or facts.image,
         spec_digest=sha256(job_to_json(job)).hexdigest(),
         inputs=list(_inputs(job)),
+        secrets=_secrets(job),
         deadline_s=_deadline_s(job, facts),
         usd_per_hour=facts.usd_per_hour,
         budget_usd=job.compute.budget_usd,
@@ -123,6 +124,13 @@ def worst_case_usd(plan: PlanRecord) -> float | None:
 def _inputs(job: JobSpec) -> Iterator[str]:
     read = [dataset.uri for dataset in job.datasets] + [weights for _, weights in job.model.pretrained]
     yield from dict.fromkeys(uri for uri in read if uri is not None)
+
+
+def _secrets(job: JobSpec) -> dict[str, Json]:
+    """The references of `env`, each with the region that it is looked up in; None leaves that to boto3's usual chain."""
+    region = job.compute.region if isinstance(job.compute, Ec2Compute | SageMakerCompute) else None
+    references = {name: value for name, value in job.env.items() if not isinstance(value, str)}
+    return {name: {**value.model_dump(exclude_none=True), "region": region} for name, value in references.items()}
 
 
 def _deadline_s(job: JobSpec, facts: Facts) -> float | None:

@@ -146,6 +146,7 @@ class PlanRecord(Record):
     command: list[str]
     """The trainer's command line inside the container."""
     env: dict[str, str]
+    """What the job adds to the trainer's environment in clear."""
     processes: int
     """Trainer processes (one a GPU, one on a CPU)."""
     rounds: int
@@ -157,6 +158,8 @@ class PlanRecord(Record):
     """SHA-256 (hex) of the resolved job, as ``spec.json`` holds it."""
     inputs: list[str] = field(default_factory=list)
     """Absolute paths and URLs that the trainer reads: datasets and weights to start from."""
+    secrets: dict[str, Json] = field(default_factory=dict)
+    """Variables of the trainer's environment by reference, as ``supervise.secrets`` resolves them. Never a value."""
     deadline_s: float | None = None
     """Seconds of wall clock, over all attempts, after which the run is stopped."""
     usd_per_hour: float | None = None

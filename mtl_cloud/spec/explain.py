@@ -85,6 +85,8 @@ def _walk(raw: tuple[int | str, ...]) -> tuple[Loc, Mapping[str, type[BaseModel]
 
 def _members(annotation: Any) -> dict[Any, Any]:
     """Tag -> member of a tagged union; empty for anything else."""
+    if get_origin(annotation) is Annotated:  # inside of a mapping, with the union's discriminator around it
+        annotation = get_args(annotation)[0]
     return {
         tag.tag: get_args(member)[0]
         for member in get_args(annotation)

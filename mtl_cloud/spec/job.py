@@ -6,9 +6,9 @@ checked in ``mtl_cloud.spec.facts``. Paths stay as they are written; ``load_job`
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from mtl_cloud.tasks import Task
 
@@ -363,6 +363,32 @@ class CheckpointSpec(_Spec):
     keep: PositiveInt = Field(3, description="Newest checkpoints to keep.")
 
 
+# --- env: what the trainer finds in its environment ------------------------------------------------------------------
+
+
+class EnvReference(_Spec):
+    """A secret by its name at AWS. Its value is read where the trainer runs, and is never written anywhere."""
+
+    ssm: str | None = Field(None, description="Parameter of SSM Parameter Store, e.g. /mtl-cloud/wandb.")
+    secretsmanager: str | None = Field(None, description="Secret of Secrets Manager, e.g. mtl-cloud/wandb.")
+    key: str | None = Field(None, description="secretsmanager: the field of a secret that is a JSON object.")
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if bool(self.ssm) == bool(self.secretsmanager):
+            raise ValueError("name either `ssm` or `secretsmanager`")
+        if self.ssm and self.key is not None:
+            raise ValueError("`key` is for `secretsmanager`: a parameter is one text")
+        return self
+
+
+EnvName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvValue: TypeAlias = Annotated[
+    Annotated[str, Tag("text")] | Annotated[EnvReference, Tag("reference")],
+    Discriminator(lambda value: "reference" if isinstance(value, dict | EnvReference) else "text"),
+]
+
+
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +403,9 @@ class JobSpec(_Spec):
     model: ModelSpec = Field(ModelSpec(), description="The network.")
     training: TrainingSpec = Field(TrainingSpec(), description="The recipe.")
     checkpoint: CheckpointSpec = Field(CheckpointSpec(), description="When the state is saved.")
+    env: dict[EnvName, EnvValue] = Field(
+        {}, description="Environment of the trainer: a text, or by reference {ssm: NAME}, {secretsmanager: NAME}."
+    )
     storage: str = Field("mtl-runs", description="Folder or fsspec URL (s3://bucket/prefix) of run records.")
     tags: dict[str, str] = Field({}, description="Your own labels; on AWS they become resource tags.")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mtl_cloud.supervise.secrets import NO_SECRETS, Secrets
+
 __all__ = ["LogShipper", "append_line", "tail"]
 
 SEGMENT_BYTES = 1 << 20
@@ -15,12 +17,14 @@ class LogShipper:
     """Ships a growing file as numbered segments, each byte once and in order.
 
     The file is the buffer: a storage that is away for an hour costs neither memory nor a line. What was offered once
-    is offered again byte by byte the same, for the storage may have kept it though it did not say so.
+    is offered again byte by byte the same, for the storage may have kept it though it did not say so. Secrets are
+    hidden in what is sent; the file keeps them.
     """
 
-    def __init__(self, path: Path, send: Callable[[int, bytes], None]) -> None:
+    def __init__(self, path: Path, send: Callable[[int, bytes], None], secrets: Secrets = NO_SECRETS) -> None:
         self._path = path
         self._send = send
+        self._secrets = secrets
         self._offset = 0
         self._number = 1
         self._offered = b""
@@ -29,7 +33,7 @@ class LogShipper:
         """Send the new whole lines; the ``last`` call sends an unfinished line too. Raises what ``send`` raises."""
         while data := self._offered or self._unsent(last=last):
             self._offered = data
-            self._send(self._number, data)
+            self._send(self._number, self._secrets.hide(data))
             self._offered = b""
             self._number += 1
             self._offset += len(data)
@@ -38,8 +42,10 @@ class LogShipper:
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read(SEGMENT_BYTES)
-        is_whole = last or len(data) == SEGMENT_BYTES
-        return data[: data.rfind(b"\n") + 1] or (data if is_whole else b"")
+        lines = data[: data.rfind(b"\n") + 1]
+        if len(data) == SEGMENT_BYTES:
+            return lines or data[: len(data) - self._secrets.begun(data)]
+        return lines or (data if last else b"")
 
 
 def append_line(path: Path, text: str) -> None:

@@ -1,0 +1,122 @@
+"""Secrets of the trainer's environment: read where it runs, when an attempt starts, and hidden in all that is shipped.
+
+A reference is ``{"ssm": name, "region": …}`` (SSM Parameter Store) or ``{"secretsmanager": name, "key": …, "region": …}``
+(Secrets Manager; ``key`` picks a field of a secret that is a JSON object). boto3 is only needed where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mtl_cloud.errors import CloudError, LaunchError, MissingExtraError
+
+if TYPE_CHECKING:
+    from mtl_cloud.aws import ClientMaker
+    from mtl_cloud.supervise.contract import Failure
+
+__all__ = ["NO_SECRETS", "Secrets", "read_secrets", "why_unreadable"]
+
+_SHORTEST = 4
+"""Texts that are shorter stand in every log by chance: they are not hidden."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Values by the names of their variables. Not to be printed: ``repr`` shows the names."""
+
+    values: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join(self.values)})"
+
+    def hide(self, data: bytes) -> bytes:
+        """The data with ``***NAME***`` for each value, as it is, quoted for JSON, Python or a URL, or line by line."""
+        return self._pattern.sub(lambda match: self._forms[match[0]], data) if self._forms else data
+
+    def begun(self, data: bytes) -> int:
+        """How many of the last bytes may be the beginning of a value that goes on."""
+        longest = max(map(len, self._forms), default=0)
+        tails = (data[-size:] for size in range(min(longest - 1, len(data)), 0, -1))
+        return next((len(tail) for tail in tails if any(form.startswith(tail) for form in self._forms)), 0)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[bytes]:
+        # The longest first: a value may begin as another one does.
+        return re.compile(b"|".join(re.escape(form) for form in sorted(self._forms, key=len, reverse=True)))
+
+    @cached_property
+    def _forms(self) -> Mapping[bytes, bytes]:
+        """Each text to hide, and what stands in for it."""
+        return {
+            form.encode(errors="surrogateescape"): f"***{name}***".encode()
+            for name, value in self.values.items()
+            for text in (value, *value.splitlines())
+            for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
+            + (quote(text, safe=""),)
+            if len(form) >= _SHORTEST
+        }
+
+
+NO_SECRETS = Secrets({})
+
+
+def read_secrets(references: Mapping[str, Any], clients: Callable[[str | None], ClientMaker] | None = None) -> Secrets:
+    """The values of a plan's ``secrets``, each asked for once. ``clients`` makes a maker of clients for a region.
+
+    Raises
+    ------
+    CloudError
+        AWS refuses: no permission, no such parameter or secret, or no answer.
+    LaunchError
+        The secret holds no text, or no JSON object with that key. The message never quotes it.
+    MissingExtraError
+        boto3 is not installed.
+    """
+    if not references:
+        return NO_SECRETS
+    if clients is None:
+        from mtl_cloud.aws import AwsClients
+
+        clients = AwsClients  # type: ignore[assignment]
+    return Secrets({name: _read(f"env.{name}", reference, clients) for name, reference in references.items()})
+
+
+def _read(where: str, reference: Mapping[str, Any], clients: Callable[[str | None], ClientMaker]) -> str:
+    from mtl_cloud.aws import translated
+
+    maker = clients(reference.get("region"))
+    if "ssm" in reference:
+        with translated("ssm", where=where):
+            answer = maker("ssm").get_parameter(Name=reference["ssm"], WithDecryption=True)
+        return str(answer["Parameter"]["Value"])
+    with translated("secretsmanager", where=where):
+        answer = maker("secretsmanager").get_secret_value(SecretId=reference["secretsmanager"])
+    return _picked(where, answer.get("SecretString"), reference.get("key"))
+
+
+def _picked(where: str, text: str | None, key: str | None) -> str:
+    if text is None:
+        raise LaunchError(f"{where}: the secret holds bytes, and an environment holds text")
+    if key is None:
+        return text
+    try:
+        return str(json.loads(text)[key])
+    except (ValueError, TypeError, KeyError):
+        # Not chained: the cause would quote the secret.
+        raise LaunchError(f"{where}: the secret is no JSON object with the key {key!r}") from None
+
+
+def why_unreadable(error: LaunchError | MissingExtraError) -> Failure:
+    """The end of an attempt whose secrets cannot be read: the user's fault, unless AWS may answer otherwise soon."""
+    from mtl_cloud.aws import ErrorClass
+    from mtl_cloud.supervise.contract import Failure
+
+    may_pass = isinstance(error, CloudError) and ErrorClass(error.error_class).may_pass
+    kind: Any = "machine" if may_pass else "user"
+    return Failure(exit_code=error.exit_code, message=str(error), hint=error.hint, kind=kind)
