@@ -127,7 +127,7 @@ def _inputs(job: JobSpec) -> Iterator[str]:
 
 
 def _secrets(job: JobSpec) -> dict[str, Json]:
-    """The references of `env`, each with the region that it is looked up in; None leaves that to boto3's usual chain."""
+    """The references of `env`, each with the region to look it up in; None leaves that to boto3's usual chain."""
     region = job.compute.region if isinstance(job.compute, Ec2Compute | SageMakerCompute) else None
     references = {name: value for name, value in job.env.items() if not isinstance(value, str)}
     return {name: {**value.model_dump(exclude_none=True), "region": region} for name, value in references.items()}

@@ -6,6 +6,7 @@ fields that it rests on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mtl_cloud import catalog
@@ -364,6 +365,33 @@ def _machine_can_reach(job: JobSpec) -> Iterator[Finding]:
         yield Finding(("storage",), message, "name a bucket: s3://bucket/prefix", uses=uses)
 
 
+_SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
+_OPEN_TO_RUNS = re.compile(r"/?mtl-cloud/|arn:[^:]*:(ssm|secretsmanager):[^:]*:[^:]*:(parameter|secret:)/?mtl-cloud/")
+
+
+def _env_is_ours_to_set(job: JobSpec) -> Iterator[Finding]:
+    for name in job.env:
+        if name.startswith("MTL_CLOUD_"):
+            yield Finding(("env", name), "names that begin with MTL_CLOUD_ are the supervisor's", at_key=True)
+
+
+def _secrets_are_by_reference(job: JobSpec) -> Iterator[Finding]:
+    for name, value in job.env.items():
+        if isinstance(value, str) and _SECRET_NAME.search(name):
+            message = f"{name} looks like a secret, and will stand in the run record in clear"
+            yield Finding(("env", name), message, "write {ssm: /mtl-cloud/…}, and put it there", fatal=False)
+
+
+def _secrets_are_open_to_runs(job: JobSpec) -> Iterator[Finding]:
+    """The roles of ``bootstrap`` may read what is named after us, and nothing else."""
+    for name, value in job.env.items() if _cloud(job) else ():
+        reference = "" if isinstance(value, str) else value.ssm or value.secretsmanager or ""
+        if reference and not _OPEN_TO_RUNS.match(reference):
+            message = f"the role of `mtl-cloud bootstrap` cannot read {reference}"
+            hint = "name it /mtl-cloud/… (ssm) or mtl-cloud/… (secretsmanager), or allow it to the role"
+            yield Finding(("env", name), message, hint, uses=(("compute", "backend"),), fatal=False)
+
+
 def _uri_is_given(job: JobSpec) -> Iterator[Finding]:
     for loc, dataset in _dataset_locs(job):
         if dataset.name != "embedded" and dataset.uri is None:
@@ -402,5 +430,8 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _precision_fits,
     _weights_are_used,
     _statistics_are_one,
+    _env_is_ours_to_set,
+    _secrets_are_by_reference,
+    _secrets_are_open_to_runs,
     _machine_can_reach,
 )

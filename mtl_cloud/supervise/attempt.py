@@ -7,10 +7,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from mtl_cloud.errors import LaunchError, MissingExtraError
 from mtl_cloud.records import Heartbeat, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.attend import attend, first_stop
@@ -28,6 +29,7 @@ from mtl_cloud.supervise.health import BEAT
 from mtl_cloud.supervise.history import spent_s
 from mtl_cloud.supervise.host import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line, tail
+from mtl_cloud.supervise.secrets import NO_SECRETS, Secrets, read_secrets, why_unreadable
 from mtl_cloud.supervise.surroundings import Surroundings
 from mtl_cloud.supervise.trainer import Trainer, trainer_command
 from mtl_cloud.supervise.watch import (
@@ -60,6 +62,8 @@ class Attempt:
     plan: PlanRecord
     number: int
     around: Surroundings
+    secrets: Secrets = NO_SECRETS
+    """What ``live`` has read by the plan's references."""
 
     @property
     def scratch(self) -> Scratch:
@@ -72,12 +76,16 @@ class Attempt:
     def live(self) -> Ending:
         """From the trainer's start to its end. Then the whole log and the last progress are in the record."""
         self._make_folder()
+        return replace(self, secrets=self._read_secrets())._live()  # noqa: SLF001  # the same attempt
+
+    def _live(self) -> Ending:
         cancel, owner = CancelWatcher(self.run), OwnerWatcher(self.run, self.number)
         cancel.look()
         with self._reporting():
             exit_code, stop = self._run_trainer([cancel, owner, *self.around.inquirers])
             stop = _true_stop(stop, cancel, owner)
             ending = classify(exit_code, stop, self.scratch.failure(), tail(self.log, _TAIL_LINES))
+            ending = replace(ending, message=self.secrets.hide(ending.message.encode()).decode())
             self.say(f"attempt {self.number} ended as {ending.outcome}: {ending.message}")
         return ending
 
@@ -92,6 +100,14 @@ class Attempt:
         self.scratch.folder.mkdir(parents=True)
         self.log.touch()
 
+    def _read_secrets(self) -> Secrets:
+        """Where that fails, it is left as the trainer's failure, and the trainer is not started."""
+        try:
+            return read_secrets(self.plan.secrets)
+        except (LaunchError, MissingExtraError) as error:
+            self.scratch.write_failure(why_unreadable(error))
+            return NO_SECRETS
+
     # --- the trainer ---
 
     def _run_trainer(self, inquirers: Sequence[Inquirer]) -> tuple[int | None, Stop | None]:
@@ -100,7 +116,7 @@ class Attempt:
         if self.around.nodes.leads:  # the others' trainers have nobody to tell of their progress
             watchers.append(HangWatcher(self.scratch, self.around.settings.hang_s, self.around.clock))
         stop = first_stop(watchers)
-        if stop is not None:
+        if stop is not None or self.scratch.failure() is not None:
             return None, stop
         command = trainer_command(self.plan, sys.executable, nodes=self.around.nodes, attempt=self.number)
         self.say(f"attempt {self.number} starts {shlex.join(command)}")
@@ -130,6 +146,7 @@ class Attempt:
             **self.around.environ,
             "PYTHONUNBUFFERED": "1",  # the log is live
             **self.plan.env,
+            **self.secrets.values,
             ENV_STORAGE: self.run.storage.url,
             ENV_RUN_ID: self.run.run_id,
             ENV_ATTEMPT: str(self.number),
@@ -152,10 +169,10 @@ class Attempt:
 
     def _reports(self) -> Iterator[tuple[str, _Report]]:
         if self.around.nodes.leads:
-            yield "log", LogShipper(self.log, self._send).ship
+            yield "log", LogShipper(self.log, self._send, self.secrets).ship
             yield "heartbeat", self._beat
         if self.around.echo:
-            yield "echo", LogShipper(self.log, _print).ship
+            yield "echo", LogShipper(self.log, _print, self.secrets).ship
 
     def _repeat(self, what: str, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
         return Periodic(what, action, interval_s=interval_s, report=self.say, clock=self.around.clock)

@@ -1,7 +1,8 @@
 """Secrets of the trainer's environment: read where it runs, when an attempt starts, and hidden in all that is shipped.
 
-A reference is ``{"ssm": name, "region": …}`` (SSM Parameter Store) or ``{"secretsmanager": name, "key": …, "region": …}``
-(Secrets Manager; ``key`` picks a field of a secret that is a JSON object). boto3 is only needed where there are any.
+A reference is ``{"ssm": name, "region": …}`` (SSM Parameter Store) or ``{"secretsmanager": name, "key": …,
+"region": …}`` (Secrets Manager; ``key`` picks a field of a secret that is a JSON object). boto3 is only needed where
+there are any.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -54,20 +55,24 @@ class Secrets:
     def _forms(self) -> Mapping[bytes, bytes]:
         """Each text to hide, and what stands in for it."""
         return {
-            form.encode(errors="surrogateescape"): f"***{name}***".encode()
+            form.encode(): f"***{name}***".encode()
             for name, value in self.values.items()
             for text in (value, *value.splitlines())
-            for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
-            + (quote(text, safe=""),)
+            for form in _forms_of(text)
             if len(form) >= _SHORTEST
         }
+
+
+def _forms_of(text: str) -> tuple[str, ...]:
+    escaped = (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text))
+    return (text, quote(text, safe=""), *(quoted[1:-1] for quoted in escaped))
 
 
 NO_SECRETS = Secrets({})
 
 
 def read_secrets(references: Mapping[str, Any], clients: Callable[[str | None], ClientMaker] | None = None) -> Secrets:
-    """The values of a plan's ``secrets``, each asked for once. ``clients`` makes a maker of clients for a region.
+    """The values of a plan's ``secrets``, each asked for once. ``clients`` makes a region's maker of clients.
 
     Raises
     ------
@@ -80,17 +85,20 @@ def read_secrets(references: Mapping[str, Any], clients: Callable[[str | None], 
     """
     if not references:
         return NO_SECRETS
-    if clients is None:
-        from mtl_cloud.aws import AwsClients
+    from mtl_cloud.aws import AwsClients
 
-        clients = AwsClients  # type: ignore[assignment]
-    return Secrets({name: _read(f"env.{name}", reference, clients) for name, reference in references.items()})
+    makers = cache(clients or AwsClients)
+    return Secrets(
+        {
+            name: _read(f"env.{name}", reference, makers(reference.get("region")))
+            for name, reference in references.items()
+        }
+    )
 
 
-def _read(where: str, reference: Mapping[str, Any], clients: Callable[[str | None], ClientMaker]) -> str:
+def _read(where: str, reference: Mapping[str, Any], maker: ClientMaker) -> str:
     from mtl_cloud.aws import translated
 
-    maker = clients(reference.get("region"))
     if "ssm" in reference:
         with translated("ssm", where=where):
             answer = maker("ssm").get_parameter(Name=reference["ssm"], WithDecryption=True)

@@ -143,6 +143,14 @@ ERRORS = {
 }
 
 WARNINGS = {
+    EMBEDDED + "env: {WANDB_API_KEY: abc, MONKEY: b}": (
+        "f:2:22: env.WANDB_API_KEY: WANDB_API_KEY looks like a secret, and will stand in the run record in clear; "
+        "write {ssm: /mtl-cloud/…}, and put it there"
+    ),
+    ON_EC2 + "compute: {backend: ec2, instance_type: g5.xlarge}\nenv: {A: {ssm: /mtl-cloud/a}, B: {ssm: /other/b}}": (
+        "f:4:31: env.B: the role of `mtl-cloud bootstrap` cannot read /other/b; "
+        "name it /mtl-cloud/… (ssm) or mtl-cloud/… (secretsmanager), or allow it to the role"
+    ),
     ON_EC2 + "compute: {backend: ec2, instance_type: p4d.24xlarge}": (
         "f:3:1: compute.gpu_count: p4d.24xlarge has 8 GPUs and the job uses 1: 7 are paid and idle; "
         "use them all, or a smaller type"

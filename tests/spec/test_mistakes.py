@@ -38,7 +38,7 @@ def test_each_of_two_or_more_mistakes_points_at_a_line_that_has_its_field(path: 
     problems = refusal(path).problems
     assert len(problems) >= 2
     for problem in problems:
-        fields = re.findall(r"[a-z_]\w*|\d+(?!\])", problem.path)
+        fields = re.findall(r"[A-Za-z_]\w*|\d+(?!\])", problem.path)
         at = lines[problem.line - 1]
         assert 1 <= problem.column <= len(at) + 1
         absent = problem.line == problem.column == 1
