@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.storage import Entry, Storage
+from mtl_cloud.storage import Data, Entry, Storage
 from mtl_cloud.storage.retry import persistently
 
 __all__ = ["PatientStorage"]
@@ -49,7 +49,7 @@ class PatientStorage:
     def read_range(self, key: str, offset: int, size: int) -> bytes:
         return self._ask(partial(self._storage.read_range, key, offset, size))
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._ask(partial(self._storage.write, key, data))
 
     def create(self, key: str, data: bytes) -> None:

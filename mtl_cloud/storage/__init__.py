@@ -6,12 +6,12 @@ from functools import cache
 from pathlib import Path
 
 from mtl_cloud.errors import StorageError
-from mtl_cloud.storage.base import Entry, Storage, check_key
+from mtl_cloud.storage.base import Data, Entry, Storage, check_key
 from mtl_cloud.storage.folder import FolderStorage
 from mtl_cloud.storage.memory import MemoryStorage
 from mtl_cloud.storage.remote import FsspecStorage
 
-__all__ = ["Entry", "FolderStorage", "FsspecStorage", "MemoryStorage", "Storage", "check_key", "open_storage"]
+__all__ = ["Data", "Entry", "FolderStorage", "FsspecStorage", "MemoryStorage", "Storage", "check_key", "open_storage"]
 
 
 def open_storage(url: str | Path) -> Storage:

@@ -9,7 +9,7 @@
 * ``list`` and ``children`` show whole objects only, and every object that was there before the call.
 * All methods may be called from several threads at once.
 
-Objects are written whole (``bytes``), never streamed into: with an open file an exception in mid-write would commit a
+Objects are written whole, never streamed into: with an open file an exception in mid-write would commit a
 truncated object on S3.
 """
 
@@ -20,7 +20,10 @@ from typing import NamedTuple, Protocol
 
 from mtl_cloud.errors import StorageError
 
-__all__ = ["Entry", "Storage", "check_key", "check_prefix"]
+__all__ = ["Data", "Entry", "Storage", "check_key", "check_prefix"]
+
+Data = bytes | memoryview
+"""What is stored. A memoryview is of bytes, and must not change before the call returns."""
 
 # Names that mean the same on every file system and in every object store. Those that start with a dot are left to the
 # storages' own temporary files.
@@ -55,7 +58,7 @@ class Storage(Protocol):
         """
         ...
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         """Put or replace the object."""
         ...
 

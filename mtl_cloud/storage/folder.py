@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
-from mtl_cloud.storage.base import Entry, check_key, check_prefix
+from mtl_cloud.storage.base import Data, Entry, check_key, check_prefix
 
 __all__ = ["FolderStorage"]
 
@@ -42,7 +42,7 @@ class FolderStorage:
         with self._open(key) as file:
             return os.pread(file.fileno(), size, offset)
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._publish(key, data, os.replace)
 
     def create(self, key: str, data: bytes) -> None:
@@ -74,7 +74,7 @@ class FolderStorage:
             with file:
                 yield file
 
-    def _publish(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
+    def _publish(self, key: str, data: Data, place: Callable[[Path, Path], None]) -> None:
         with _translated(target := self._root / check_key(key)):
             staged = self._stage(data)
             try:
@@ -82,7 +82,7 @@ class FolderStorage:
             finally:
                 staged.unlink(missing_ok=True)
 
-    def _stage(self, data: bytes) -> Path:
+    def _stage(self, data: Data) -> Path:
         folder = self._root / _STAGING
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError
-from mtl_cloud.storage.base import Entry, check_key, check_prefix
+from mtl_cloud.storage.base import Data, Entry, check_key, check_prefix
 
 __all__ = ["MemoryStorage"]
 
@@ -33,7 +33,7 @@ class MemoryStorage:
     def read_range(self, key: str, offset: int, size: int) -> bytes:
         return self.read(key)[offset : offset + size]
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         with self._lock:
             self._objects[check_key(key)] = bytes(data)
 

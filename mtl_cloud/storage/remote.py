@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, MissingExtraError, NotFoundError, StorageError, StorageRefusedError
-from mtl_cloud.storage.base import Entry, check_key, check_prefix
+from mtl_cloud.storage.base import Data, Entry, check_key, check_prefix
 from mtl_cloud.storage.retry import persistently
+from mtl_cloud.storage.uploads import MINIMUM_BYTES, S3Uploads
 
 __all__ = ["FsspecStorage"]
 
@@ -64,9 +66,13 @@ class FsspecStorage:
         except _BeyondEndError:
             return b""
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         path = self._path(check_key(key))
-        self._call("write", key, lambda fs: fs.pipe_file(path, data))
+        if _is_s3(self._url) and len(data) >= MINIMUM_BYTES:
+            bucket, _, name = path.partition("/")
+            self._call("write", key, lambda _: self._uploads.put(bucket, name, memoryview(data)))
+        else:
+            self._call("write", key, lambda fs: fs.pipe_file(path, bytes(data)))
 
     def create(self, key: str, data: bytes) -> None:
         path = self._path(check_key(key))
@@ -125,15 +131,20 @@ class FsspecStorage:
     def _connect(self) -> Any:
         if self._pid != os.getpid():  # fsspec's event loop does not survive a fork
             self._fs, self._root, self._errors = _open(self._url)
+            self.__dict__.pop("_uploads", None)
             self._pid = os.getpid()
         return self._fs
+
+    @cached_property
+    def _uploads(self) -> S3Uploads:
+        return S3Uploads(_s3_options()["config_kwargs"])
 
 
 def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
     """The file system, the root's path in it, and the exceptions that its calls may raise."""
     import fsspec
 
-    s3 = url.startswith(("s3://", "s3a://"))
+    s3 = _is_s3(url)
     # Instances are not shared, because they would keep the endpoint and credentials of their first use.
     options = {"use_listings_cache": False, "skip_instance_cache": True} | (_s3_options() if s3 else {})
     try:
@@ -146,6 +157,10 @@ def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
         raise StorageError(f"{url}: {error}", hint="use a folder, or a URL such as s3://bucket/prefix") from error
     fs.retries = 1
     return fs, root.rstrip("/"), (OSError, *_s3_errors()) if s3 else (OSError,)
+
+
+def _is_s3(url: str) -> bool:
+    return url.startswith(("s3://", "s3a://"))
 
 
 def _s3_options() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Checkpoints of the training state: exact, verified on load, committed by their manifest.
 
 A save has two halves. ``take_snapshot`` copies the state into host memory that training does not touch: the loop has
-to wait for it. Everything after it (serialising, checksums, uploading, the commit, retention) reads the snapshot only,
-and is done behind the loop's back by ``mtl_cloud.train.saver``.
+to wait for it. Everything after it (checksums, uploading, the commit, retention) reads the snapshot only, and is done
+behind the loop's back by ``mtl_cloud.train.saver``.
 
 A checkpoint is a set of safetensors files, which cannot execute code on load, and a manifest with their sizes and
 CRC64NVMEs, everything of the state that is not a tensor, and its own SHA-256. The manifest comes last, once, and only
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -82,8 +82,8 @@ class Checkpointer:
     def commit(self, snapshot: Snapshot, *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - as above
         """Store ``snapshot``, and then remove what is older than the newest ``keep``.
 
-        A step is committed once an attempt: for one that is, the manifest that stands is returned. Beside the
-        snapshot, memory for ``2 * 4`` parts is used at most.
+        A step is committed once an attempt: for one that is, the manifest that stands is returned. The parts are
+        uploaded from where they lie: beside the snapshot no memory is used.
 
         Raises
         ------
@@ -126,14 +126,13 @@ class Checkpointer:
     # --- save ---
 
     def _write_parts(self, snapshot: Snapshot, prefix: str) -> list[dict[str, Any]]:
-        def write(number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-            data = safetensors.torch.save(tensors)
-            key = f"part-{number:04d}.safetensors"
-            self._run.storage.write(prefix + key, data)
-            return {"key": key, "size": len(data), "crc64nvme": f"{crc64nvme(data):016x}"}
+        def write(number: int, data: memoryview) -> dict[str, Any]:
+            part = {"key": f"part-{number:04d}.safetensors", "size": len(data), "crc64nvme": f"{crc64nvme(data):016x}"}
+            self._run.storage.write(f"{prefix}{part['key']}", data)
+            return part
 
-        with ThreadPoolExecutor(_TRANSFERS) as pool:  # a part is serialised when its turn comes: few are in memory
-            return list(pool.map(write, count(1), _packed(snapshot.tensors, self._part_bytes)))
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            return list(pool.map(write, count(1), snapshot.files))
 
     def _retain(self) -> None:
         # Asked again, because a commit may be slow: a successor that chose before it must find its choice intact.
@@ -212,15 +211,3 @@ def lineage(run: RunRecord, attempt: int) -> list[CheckpointId]:
         else:
             attempt, newest = min(attempt - 1, start.checkpoint_attempt), start.checkpoint_step
     return ancestors
-
-
-def _packed(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors together, as many as fit."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if part and sum(t.nbytes for t in part.values()) + tensor.nbytes > part_bytes:
-            yield part
-            part = {}
-        part[name] = tensor
-    if part:
-        yield part

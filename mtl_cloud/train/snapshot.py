@@ -1,21 +1,20 @@
 """The training state as a snapshot: owned host copies of its tensors, and everything else as one JSON tree.
 
 ``restore_snapshot(take_snapshot(state))`` is ``state``, bit for bit.
-
-Fresh memory costs several times what a copy into it does: the system hands it out page by page, and CUDA has to pin it.
-A run's states are alike, so ``HostBuffers`` keeps the memory of one snapshot for the next.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mtl_cloud.train.parts import DTYPES, HostBuffers, TensorSpec
 
 __all__ = ["PART_BYTES", "HostBuffers", "Snapshot", "restore_snapshot", "take_snapshot"]
 
@@ -34,29 +33,8 @@ class Snapshot:
     tree: dict[str, Any]
     tensors: dict[str, Tensor]
     """On the CPU, contiguous, at most ``part_bytes`` each, sharing no memory with the state. Named by JSON pointer."""
-
-
-class HostBuffers:
-    """The memory that one snapshot after another is copied into; each overwrites the one before.
-
-    Holds as many bytes as the tensors of the newest snapshot. What comes from a GPU lies in pinned memory.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, path: str, value: Tensor) -> Tensor:
-        """A contiguous tensor of ``value``'s type and shape for the place ``path``, with anything in it."""
-        buffer = self._buffers.get(path)
-        if buffer is None or (buffer.dtype, buffer.shape) != (value.dtype, value.shape):
-            self._buffers.pop(path, None)  # freed before its successor is made
-            self._buffers[path] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        return self._buffers[path]
-
-    def keep(self, paths: Collection[str]) -> None:
-        """Free what belongs to other places."""
-        for path in self._buffers.keys() - paths:
-            del self._buffers[path]
+    files: Sequence[memoryview] = ()
+    """The same tensors where they lie: as the bytes of safetensors files. Only of a snapshot that was just taken."""
 
 
 def take_snapshot(
@@ -68,8 +46,17 @@ def take_snapshot(
     snapshot lives in them, until the next one is taken there. Raises ``TypeError`` that names the place of anything
     else.
     """
-    taker = _Taker(buffers or HostBuffers(), part_bytes)
-    return Snapshot(taker.mapping(state, ""), taker.finish())
+    walk = _Walk(part_bytes)
+    tree = walk.mapping(state, "")
+    specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in walk.found.items()]
+    devices = {value.device for value in walk.found.values() if value.is_cuda}
+    parts = (buffers or HostBuffers()).lay_out(specs, part_bytes=part_bytes, pinned=bool(devices))
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    for name, value in walk.found.items():
+        tensors[name].copy_(value, non_blocking=True)
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return Snapshot(tree, tensors, [part.data for part in parts])
 
 
 def restore_snapshot(snapshot: Snapshot) -> Any:
@@ -77,20 +64,14 @@ def restore_snapshot(snapshot: Snapshot) -> Any:
     return _restore(snapshot.tree, dict(snapshot.tensors))
 
 
-class _Taker:
-    def __init__(self, buffers: HostBuffers, part_bytes: int) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        self._buffers = buffers
+class _Walk:
+    """Through a state: its tree, and the tensors to copy, by name."""
+
+    def __init__(self, part_bytes: int) -> None:
+        self.found: dict[str, Tensor] = {}
         self._part_bytes = part_bytes
         # The tensor itself is held too, so that its address stays its own.
         self._seen: dict[tuple[Any, ...], tuple[dict[str, Any], Tensor]] = {}
-
-    def finish(self) -> dict[str, Tensor]:
-        """The tensors, once all copies have arrived."""
-        for device in {tensor.device for _, tensor in self._seen.values() if tensor.is_cuda}:
-            torch.cuda.current_stream(device).synchronize()
-        self._buffers.keep({place["$tensor"] for place, _ in self._seen.values()})
-        return self._tensors
 
     def value(self, value: Any, path: str) -> Any:
         match value:
@@ -123,18 +104,18 @@ class _Taker:
             value.is_neg(),
         )
         if view not in self._seen:
-            self._seen[view] = self._copied(value, path), value
+            self._seen[view] = self._named(value.detach(), path), value
         return self._seen[view][0]
 
-    def _copied(self, value: Tensor, path: str) -> dict[str, Any]:
-        host = self._buffers.take(path, value)
-        host.copy_(value.detach(), non_blocking=value.is_cuda)
-        if host.nbytes <= self._part_bytes:
-            self._tensors[path] = host
+    def _named(self, value: Tensor, path: str) -> dict[str, Any]:
+        if value.dtype not in DTYPES:
+            raise TypeError(f"{path}: a tensor of {value.dtype} cannot be part of a checkpoint")
+        if value.nbytes <= self._part_bytes:
+            self.found[path] = value
             return {"$tensor": path}
-        pieces = torch.split(host.view(-1), max(1, self._part_bytes // host.element_size()))
-        self._tensors |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
-        return {"$tensor": path, "pieces": len(pieces), "shape": list(host.shape)}
+        pieces = torch.split(value.reshape(-1), max(1, self._part_bytes // value.element_size()))
+        self.found |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
+        return {"$tensor": path, "pieces": len(pieces), "shape": list(value.shape)}
 
 
 def _escaped(key: str) -> str:

@@ -14,12 +14,13 @@ from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from fault_proxy import FaultProxy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_servers import BUCKET, client
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
-from mtl_cloud.storage import Entry, FolderStorage, MemoryStorage, Storage, open_storage
+from mtl_cloud.storage import Entry, FolderStorage, MemoryStorage, Storage, open_storage, remote
 
 # --- whole objects ---
 
@@ -368,3 +369,30 @@ def test_a_part_of_a_checkpoint_is_one_put(s3_storage: Storage) -> None:
     assert head["ContentLength"] == 70_000_000
     assert "-" not in head["ETag"]  # of a multipart upload it would hold the number of parts
     assert s3_storage.read("part") == bytes(70_000_000)
+
+
+@pytest.mark.parametrize("s3_storage", ["seaweedfs"], indirect=True)
+def test_a_large_object_that_is_damaged_on_its_way_is_refused(
+    s3_storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.0)
+    assert s3_storage.list("") == []  # connected now, past the proxy
+    faults = FaultProxy(os.environ["AWS_ENDPOINT_URL"], rate=1.0, stall_s=0, kinds=("flip in PUT",))
+    with faults.serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        spoilt = open_storage(s3_storage.url)
+        with pytest.raises(StorageError, match="BadDigest"):
+            spoilt.write("part", memoryview(bytes(2_000_000)))
+        assert faults.injected == {"flip in PUT": 1}
+        assert s3_storage.list("part") == []
+        faults.rate = 0.0
+        spoilt.write("part", memoryview(bytes(2_000_000)))
+    assert s3_storage.read("part") == bytes(2_000_000)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_large_objects_come_from_any_memory_and_any_thread(s3_storage: Storage, threads: int) -> None:
+    images = [bytes([n]) * 3_000_000 for n in range(8)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda n: s3_storage.write(f"{n}", memoryview(bytearray(images[n]))), range(8)))
+    assert [s3_storage.read(f"{n}") for n in range(8)] == images
