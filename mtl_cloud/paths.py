@@ -114,6 +114,11 @@ class RunPaths:
         match = _CHECKPOINT.fullmatch(key.removeprefix(self.checkpoints).partition("/")[0])
         return (int(match[1]), int(match[2])) if match else None
 
+    @property
+    def backend(self) -> str:
+        """Prefix of what a backend insists on writing by itself. Nobody reads it."""
+        return f"{self.root}/backend/"
+
     def events(self, attempt: int) -> str:
         """Prefix of an attempt's TensorBoard event files."""
         return f"{self.root}/events/{attempt:04d}/"

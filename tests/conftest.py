@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from container_engine import base_image, built, lent_engine, small_content
 from hypothesis import settings
+from sagemaker_harness import sagemaker_double
+
+__all__ = ["sagemaker_double"]
 
 from mtl_cloud.engine import Engine
 

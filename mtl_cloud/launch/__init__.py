@@ -32,6 +32,7 @@ LAUNCHERS: Final[dict[str, str]] = {
     "docker": "mtl_cloud.launch.docker:DockerLauncher",
     "ec2": "mtl_cloud.launch.ec2:Ec2Launcher",
     "local": "mtl_cloud.launch.local:LocalLauncher",
+    "sagemaker": "mtl_cloud.launch.sagemaker:SageMakerLauncher",
 }
 
 

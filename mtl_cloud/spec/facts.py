@@ -136,9 +136,6 @@ def _sagemaker_takes_it(job: JobSpec) -> Iterator[Finding]:
     if not isinstance(compute, SageMakerCompute):
         return
     types, purchase = compute.instance_types, ("compute", "purchase")
-    if compute.role is None:
-        hint = "name the role of your SageMaker jobs: arn:aws:iam::<account>:role/<name>"
-        yield Finding(("compute", "role"), "a training job acts under a role, and none is named", hint)
     if compute.purchase == "spot" and len(types) > 1:
         message = f"managed spot takes one instance type, and here are {len(types)}"
         yield Finding(_TYPE, message, f"leave {types[0]} alone, or buy on demand", uses=(purchase,))

@@ -133,7 +133,7 @@ class SageMakerCompute(_Compute):
     purchase: Literal["on_demand", "spot"] = Field("on_demand", description="Managed spot training or not.")
     region: str = Field("us-east-1", description="AWS region.")
     role: Annotated[str, Field(pattern=_ROLE_ARN)] | None = Field(
-        None, description="ARN of the role that the training job acts under; SageMaker needs one."
+        None, description="ARN of the role that the job acts under; default the one that `mtl-cloud bootstrap` made."
     )
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(
         200, description="Training volume, GiB, of types without disks of their own."

@@ -12,6 +12,7 @@ import pytest
 from container_engine import container_run
 from ec2_harness import START, World, ec2_plan
 from run_harness import FAST, make_run, no_cloud_environ, wait_for
+from sagemaker_harness import plan_on
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
@@ -19,6 +20,7 @@ from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_l
 from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.local import LocalLauncher
 from mtl_cloud.launch.memory import MemoryLauncher
+from mtl_cloud.launch.sagemaker import SageMakerLauncher
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.storage import FolderStorage
 
@@ -45,13 +47,14 @@ def world() -> World:
     return World(clock=FastClock())
 
 
-@pytest.fixture(params=["docker", "ec2", "local", "memory"])
+@pytest.fixture(params=["docker", "ec2", "local", "memory", "sagemaker"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Launcher:
     launchers = {
         "docker": lambda: DockerLauncher(environ={}, engine=request.getfixturevalue("engine"), settings=FAST),
         "ec2": world.launcher,
         "local": lambda: _local(tmp_path),
         "memory": MemoryLauncher,
+        "sagemaker": lambda: request.getfixturevalue("sagemaker_double") and SageMakerLauncher(),
     }
     return launchers[request.param]()
 
@@ -68,7 +71,7 @@ def plan(request: pytest.FixtureRequest, tmp_path: Path, launcher: Launcher, wor
         with container_run(storage, engine, image, "work()") as run:
             yield run.plan()
         return
-    run = make_run(storage, "work()", backend=launcher.backend)
+    run = make_run(storage, "work()", **plan_on(launcher.backend))
     yield run.plan()
     if run.attempts():
         launcher.stop(RunHandle.of(run.plan()))

@@ -43,10 +43,6 @@ ERRORS = {
     ON_SAGEMAKER + "instance_type: g5.xlarge}": (
         "f:3:90: compute.instance_type: g5.xlarge is EC2's name; on SageMaker it is ml.g5.xlarge"
     ),
-    ON_EC2 + "compute: {backend: sagemaker, instance_type: ml.g5.xlarge}": (
-        "f:3:1: compute.role: a training job acts under a role, and none is named; "
-        "name the role of your SageMaker jobs: arn:aws:iam::<account>:role/<name>"
-    ),
     ON_SAGEMAKER + "instance_type: [ml.g5.xlarge, ml.g6.xlarge], purchase: spot}": (
         "f:3:75: compute.instance_type: managed spot takes one instance type, and here are 2; "
         "leave ml.g5.xlarge alone, or buy on demand"

@@ -7,15 +7,16 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ, wait_for
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
 from mtl_cloud.records import Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage
@@ -31,39 +32,6 @@ total = torch.tensor(float(dist.get_rank() + 1))
 dist.all_reduce(total)
 print("sum", int(total), "of", dist.get_world_size(), flush=True)
 """
-
-
-def opt_ml(
-    root: Path,
-    host: str = "algo-1",
-    hosts: Sequence[str] = ("algo-1",),
-    channels: Mapping[str, str] | None = None,
-    interface: str = "lo",
-) -> Path:
-    """The folder that SageMaker mounts as ``/opt/ml``, as the developer guide shows its files."""
-    resources = {
-        "current_host": host,
-        "current_instance_type": "ml.g5.xlarge",
-        "current_group_name": "homogeneousCluster",
-        "hosts": list(hosts),
-        "instance_groups": [
-            {"instance_group_name": "homogeneousCluster", "instance_type": "ml.g5.xlarge", "hosts": list(hosts)}
-        ],
-        "network_interface_name": interface,
-    }
-    brought = {
-        name: {"TrainingInputMode": "FastFile", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
-        for name in channels or {}
-    }
-    _write(root / "input/config/resourceconfig.json", resources)
-    _write(root / "input/config/inputdataconfig.json", brought)
-    _write(root / "input/config/hyperparameters.json", dict(channels or {}))
-    return root
-
-
-def _write(path: Path, document: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
 
 
 @pytest.fixture
@@ -84,32 +52,32 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def test_the_hosts_agree_on_who_leads_whatever_order_they_are_told_in(tmp_path: Path) -> None:
     hosts = ["algo-2", "algo-1", "algo-3"]
-    nodes = [SageMakerContainer(opt_ml(tmp_path, host, hosts)).nodes() for host in sorted(hosts)]
+    nodes = [SageMakerContainer(write_opt_ml(tmp_path, host=host, hosts=hosts)).nodes() for host in sorted(hosts)]
     assert nodes == [Nodes(rank, 3, "algo-1") for rank in range(3)]
 
 
 def test_a_channel_is_found_where_sagemaker_puts_it_a_single_object_as_a_file(tmp_path: Path) -> None:
-    root = opt_ml(tmp_path, channels={"input-1": "s3://b/VOCdevkit/", "input-2": "s3://b/w/vgg.pth"})
+    urls = {"input-1": "s3://b/VOCdevkit/", "input-2": "s3://b/w/vgg.pth"}
+    root = write_opt_ml(tmp_path, channels=dict.fromkeys(urls, "FastFile"), hyperparameters=urls)
     weights = root / "input/data/input-2/vgg.pth"
-    weights.parent.mkdir(parents=True)
     weights.write_bytes(b"")
     environ = SageMakerContainer(root).environ({"A": "1", "NCCL_SOCKET_IFNAME": "mine"})
     inputs = {"s3://b/VOCdevkit/": str(root / "input/data/input-1"), "s3://b/w/vgg.pth": str(weights)}
     assert json.loads(environ.pop(ENV_INPUTS)) == inputs
-    assert environ == {"A": "1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "mine"}
+    assert environ == {"A": "1", "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "mine"}
 
 
 def test_a_folder_that_sagemaker_did_not_fill_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"resourceconfig\.json: is not there"):
         SageMakerContainer(tmp_path).nodes()
-    (opt_ml(tmp_path) / "input/config/resourceconfig.json").write_text("{")
+    (write_opt_ml(tmp_path) / "input/config/resourceconfig.json").write_text("{")
     with pytest.raises(LaunchError, match="not JSON"):
         SageMakerContainer(tmp_path).nodes()
 
 
 def test_a_container_that_is_done_ends_with_0_and_has_printed_its_log(tmp_path: Path, start: Start) -> None:
     run = make_run(FolderStorage(tmp_path / "storage"), "print('metrics round=1 task=detection map=0.5')")
-    container = start(run, opt_ml(tmp_path / "ml"))
+    container = start(run, write_opt_ml(tmp_path / "ml"))
     output, _ = container.communicate(timeout=20)
     assert container.returncode == 0
     assert b"\nmetrics round=1 task=detection map=0.5\n" in output
@@ -119,7 +87,7 @@ def test_a_container_that_is_done_ends_with_0_and_has_printed_its_log(tmp_path: 
 
 def test_a_users_error_ends_with_7_and_stands_in_the_failure_file(tmp_path: Path, start: Start) -> None:
     run = make_run(FolderStorage(tmp_path / "storage"), "raise ValueError('é' * 3000)")
-    assert start(run, opt_ml(tmp_path / "ml")).wait(20) == 7
+    assert start(run, write_opt_ml(tmp_path / "ml")).wait(20) == 7
     failure = (tmp_path / "ml/output/failure").read_bytes()
     assert failure.startswith("user_error: the trainer ended with code 1: ValueError: éé".encode())
     assert len(failure) == 1024
@@ -128,19 +96,19 @@ def test_a_users_error_ends_with_7_and_stands_in_the_failure_file(tmp_path: Path
 def test_sigterm_is_obeyed_with_a_save_and_the_next_container_goes_on(tmp_path: Path, start: Start) -> None:
     """StopTrainingJob and a spot interruption both look like this; SageMaker restarts the latter's container."""
     run = make_run(FolderStorage(tmp_path / "storage"), "print('up', flush=True); work(60 if attempt == 1 else 0)")
-    first = start(run, opt_ml(tmp_path / "ml"))
+    first = start(run, write_opt_ml(tmp_path / "ml"))
     wait_for(logged(run, "up"))
     first.terminate()
     assert first.wait(20) == 75
     assert b"saved" in run.read_log(1)
-    assert start(run, opt_ml(tmp_path / "ml")).wait(20) == 0
+    assert start(run, write_opt_ml(tmp_path / "ml")).wait(20) == 0
     ends = [run.exit(attempt.number) for attempt in run.attempts()]
     assert [end.outcome for end in ends if end] == [Outcome.INTERRUPTED, Outcome.DONE]
 
 
 def _two_hosts(run: RunRecord, folder: Path, start: Start) -> list[subprocess.Popen[bytes]]:
     hosts = ("127.0.0.1", "127.0.0.2")  # all of 127.0.0.0/8 is this machine
-    return [start(run, opt_ml(folder / host, host, hosts)) for host in hosts]
+    return [start(run, write_opt_ml(folder / host, host=host, hosts=hosts, interface="lo")) for host in hosts]
 
 
 def _run_of_two(folder: Path, code: str) -> RunRecord:

@@ -6,18 +6,10 @@ The policies of ``mtl-cloud iam`` rest on the prefix and on the tag ``RUN_TAG``:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+
+from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, SPEC_TAG, STORAGE_TAG
 
 __all__ = ["EXPIRES_TAG", "OWNER_TAG", "RUN_TAG", "SPEC_TAG", "STORAGE_TAG", "aws_name", "read_tags"]
-
-RUN_TAG: Final = "mtl-cloud:run"
-OWNER_TAG: Final = "mtl-cloud:owner"
-EXPIRES_TAG: Final = "mtl-cloud:expires-at"
-"""ISO 8601 in UTC: from then on nothing of the run may be left, and ``gc`` removes what is."""
-SPEC_TAG: Final = "mtl-cloud:spec"
-"""The resolved job's SHA-256, its first 16 hex digits."""
-STORAGE_TAG: Final = "mtl-cloud:storage"
-"""Where the run's record is: with it ``gc`` needs nothing but AWS to begin with."""
 
 
 def aws_name(run_id: str) -> str:

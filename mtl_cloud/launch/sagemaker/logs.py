@@ -1,0 +1,46 @@
+"""What a training job printed, from CloudWatch: for the time before the run record has a log, and after its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mtl_cloud.aws import translated
+from mtl_cloud.errors import CloudError
+
+__all__ = ["LOG_GROUP", "log_lines"]
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+
+
+def log_lines(client: Any, job: str) -> Iterator[str]:
+    """Lines of all containers of a training job, one container after another, without line ends.
+
+    ``client`` is of CloudWatch Logs. A job that has printed nothing has no lines. Raises ``CloudError``.
+    """
+    for stream in _streams(client, job):
+        yield from _lines(client, stream)
+
+
+def _streams(client: Any, job: str) -> list[str]:
+    pages = client.get_paginator("describe_log_streams")
+    try:
+        with translated("logs", where=LOG_GROUP):
+            found = pages.paginate(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job}/")
+            return [stream["logStreamName"] for page in found for stream in page["logStreams"]]
+    except CloudError as error:
+        if error.code == "ResourceNotFoundException":  # the account's first training job makes the group
+            return []
+        raise
+
+
+def _lines(client: Any, stream: str) -> Iterator[str]:
+    """Pages may be empty where time passed without a line: the end is where a page's token comes back as it was."""
+    token: dict[str, str] = {}
+    while True:
+        with translated("logs", where=stream):
+            page = client.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **token)
+        yield from (event["message"] for event in page["events"])
+        if token.get("nextToken") == page["nextForwardToken"]:
+            return
+        token = {"nextToken": page["nextForwardToken"]}

@@ -1,0 +1,231 @@
+"""The request of a run on SageMaker: one ``CreateTrainingJob``, as a pure function of its plan.
+
+What it leaves out is left out on purpose: no secret (the container resolves references itself), no ``CheckpointConfig``
+of ours (the run record has manifests; SageMaker's copying has none), no hyperparameters but what each channel holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Self, cast
+
+from mtl_cloud import catalog
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.launch.sagemaker.metrics import metric_definitions
+from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.paths import RunPaths
+from mtl_cloud.records import Json, PlanRecord
+from mtl_cloud.spec.job import SageMakerCompute
+
+__all__ = ["SageMakerFacts", "job_name", "request", "sagemaker_compute"]
+
+GRACE_S = 105
+"""Of the 120 s between SageMaker's SIGTERM and its SIGKILL; the rest is for the last log lines and the exit record."""
+_MAX_RUNTIME = timedelta(days=28)
+_SLACK = timedelta(minutes=30)
+"""From the run's own deadline, at which it saves and ends, to SageMaker's."""
+_MOST_RETRIES = 30
+_NAME_LENGTH = 63
+_NAME = re.compile(r"[A-Za-z0-9](-*[A-Za-z0-9])*")  # TrainingJobName in the API model
+_NUMBERED = re.compile(r".*--\d+")
+_ARGUMENT_LENGTH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SageMakerFacts:
+    """What the plan found in the account: ``facts.sagemaker`` of ``plan.json``. The job's own fields stand above it."""
+
+    role: str
+    image: str
+    owner: str
+
+    @classmethod
+    def of(cls, plan: PlanRecord) -> Self:
+        """Raises ``LaunchError`` naming the first fact that neither the job nor the plan holds."""
+        facts = cast("dict[str, str]", plan.facts.get("sagemaker") or {})
+        found = {"role": plan.compute.get("role") or facts.get("role"), "image": plan.image or facts.get("image")}
+        for name, value in found.items():
+            if not value:
+                raise LaunchError(
+                    f"{plan.run_id}: compute.{name} is not given, and the plan was made without a look at the account",
+                    hint=f"set compute.{name}, or plan with credentials where `mtl-cloud bootstrap` has run",
+                )
+        return cls(role=str(found["role"]), image=str(found["image"]), owner=facts.get("owner") or "unknown")
+
+
+def sagemaker_compute(plan: PlanRecord) -> SageMakerCompute:
+    """The plan's compute section as its type."""
+    return SageMakerCompute.model_validate(plan.compute)
+
+
+def job_name(run_id: str, number: int = 1) -> str:
+    """Of the run's first, second, ... training job: SageMaker never runs a job twice, and never forgets a name.
+
+    A run id that SageMaker would not take, or that looks like another's second job, is made a name by its digest.
+    """
+    suffix = "" if number == 1 else f"--{number}"
+    name = f"mtl-cloud-{run_id}"
+    if _NAME.fullmatch(name) and not _NUMBERED.fullmatch(name) and len(name) + 5 <= _NAME_LENGTH:
+        return name + suffix
+    digest = sha256(run_id.encode()).hexdigest()[:8]
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", name)[: _NAME_LENGTH - len(digest) - 6].strip("-")
+    return f"{plain}-{digest}{suffix}"
+
+
+def request(plan: PlanRecord) -> dict[str, Json]:
+    """Parameters of ``CreateTrainingJob`` for the run's first job.
+
+    Raises ``LaunchError`` where the plan lacks what SageMaker needs.
+    """
+    compute, facts = sagemaker_compute(plan), SageMakerFacts.of(plan)
+    channels = _channels(plan, compute)
+    return {
+        "TrainingJobName": job_name(plan.run_id),
+        "RoleArn": facts.role,
+        "AlgorithmSpecification": {
+            "TrainingImage": facts.image,
+            "TrainingInputMode": "File" if compute.input_mode == "file" else "FastFile",
+            "ContainerEntrypoint": ["python", "-m", "mtl_cloud.supervise"],
+            "ContainerArguments": _arguments(plan),
+            "MetricDefinitions": metric_definitions(),
+        },
+        "ResourceConfig": _resources(compute),
+        "StoppingCondition": _stopping(plan, compute),
+        "OutputDataConfig": _output(plan, compute),
+        "EnableManagedSpotTraining": compute.purchase == "spot",
+        "EnableInterContainerTrafficEncryption": False,  # it may halve the bandwidth; a VPC keeps others out
+        "Environment": dict(plan.env),
+        "Tags": _tags(plan, compute, facts),
+        **({"HyperParameters": cast("Json", channels)} if channels else {}),
+        **({"InputDataConfig": [_channel(name, url, compute) for name, url in channels.items()]} if channels else {}),
+        **_vpc(compute),
+        **_retries(compute),
+        **_declared_checkpoints(plan, compute),
+    }
+
+
+# --- the container ---------------------------------------------------------------------------------------------------
+
+
+def _arguments(plan: PlanRecord) -> list[Json]:
+    arguments = ["--storage", plan.storage, "--run-id", plan.run_id, "--sagemaker", "/opt/ml"]
+    arguments += ["--scratch", "/tmp/mtl-cloud", "--echo", "--grace-s", str(GRACE_S)]  # noqa: S108  # one job, one box
+    for argument in arguments:
+        if len(argument) > _ARGUMENT_LENGTH:
+            message = f"{plan.run_id}: SageMaker takes arguments of {_ARGUMENT_LENGTH} characters: {argument[:80]}…"
+            raise LaunchError(message, hint="use a shorter storage URL")
+    return list(arguments)
+
+
+def _channels(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, str]:
+    """Channel -> URL of the inputs that SageMaker brings. A folder's ends in a slash: a prefix matches more."""
+    if compute.input_mode == "s3":
+        return {}
+    urls = [url for url in plan.inputs if url.startswith("s3://")]
+    return {f"input-{number}": url for number, url in enumerate(urls, 1)}
+
+
+def _channel(name: str, url: str, compute: SageMakerCompute) -> Json:
+    is_file = "." in url.rpartition("/")[2]
+    return {
+        "ChannelName": name,
+        "InputMode": "File" if compute.input_mode == "file" else "FastFile",
+        "DataSource": {
+            "S3DataSource": {
+                "S3DataType": "S3Prefix",
+                "S3Uri": url if is_file else f"{url.rstrip('/')}/",
+                "S3DataDistributionType": "FullyReplicated",
+            }
+        },
+    }
+
+
+# --- the machines ----------------------------------------------------------------------------------------------------
+
+
+def _resources(compute: SageMakerCompute) -> dict[str, Json]:
+    types = compute.instance_types
+    preferences: list[Json] = [{"InstanceType": name} for name in types]
+    chosen: dict[str, Json] = {"InstanceType": types[0]} if len(types) == 1 else {"InstancePreferences": preferences}
+    warm: dict[str, Json] = {"KeepAlivePeriodInSeconds": 60 * compute.keep_alive_minutes}
+    return {
+        **chosen,
+        "InstanceCount": compute.instance_count,
+        "VolumeSizeInGB": min([compute.disk_gib, *_own_disks_gb(types)]),
+        **({"VolumeKmsKeyId": compute.kms_key} if compute.kms_key and not any(_own_disks_gb(types)) else {}),
+        **(warm if compute.keep_alive_minutes else {}),
+    }
+
+
+def _own_disks_gb(types: tuple[str, ...]) -> list[int]:
+    """Size of the local NVMe disks of each type that has some.
+
+    They encrypt by themselves, and SageMaker refuses a key for them (API model, ``VolumeKmsKeyId``), and more room.
+    """
+    machines = map(catalog.instance_type, types)
+    return [machine.nvme_count * machine.nvme_gb for machine in machines if machine.nvme_count]
+
+
+def _stopping(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
+    runtime = _runtime(plan)
+    wait = runtime + timedelta(hours=compute.max_wait_hours)
+    accelerated = any(catalog.instance_type(name).gpu_count for name in compute.instance_types)
+    spot: dict[str, Json] = {"MaxWaitTimeInSeconds": round(wait.total_seconds())}
+    pending: dict[str, Json] = {"MaxPendingTimeInSeconds": round(3600 * compute.max_pending_hours)}
+    return {
+        "MaxRuntimeInSeconds": round(runtime.total_seconds()),
+        **(spot if compute.purchase == "spot" else {}),
+        **(pending if accelerated else {}),  # it acts on accelerated types only
+    }
+
+
+def _runtime(plan: PlanRecord) -> timedelta:
+    if plan.deadline_s is None:
+        raise LaunchError(f"{plan.run_id}: the plan has no deadline", hint="set compute.max_hours")
+    return min(timedelta(seconds=plan.deadline_s) + _SLACK, _MAX_RUNTIME)
+
+
+def _retries(compute: SageMakerCompute) -> dict[str, Json]:
+    """For SageMaker's own failures; those of the run are the supervisor's."""
+    attempts = min(compute.max_restarts, _MOST_RETRIES)
+    return {"RetryStrategy": {"MaximumRetryAttempts": attempts}} if attempts else {}
+
+
+def _vpc(compute: SageMakerCompute) -> dict[str, Json]:
+    if not compute.subnets:
+        return {}
+    return {"VpcConfig": {"Subnets": list(compute.subnets), "SecurityGroupIds": list(compute.security_groups)}}
+
+
+# --- places and tags -------------------------------------------------------------------------------------------------
+
+
+def _output(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
+    key: dict[str, Json] = {"KmsKeyId": compute.kms_key} if compute.kms_key else {}
+    return {"S3OutputPath": _backend_url(plan), "CompressionType": "NONE", **key}
+
+
+def _declared_checkpoints(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
+    """An empty folder: jobs that declare no checkpoints are not given more than an hour to wait for spot capacity
+    ("Managed Spot Training", SageMaker developer guide)."""
+    return {"CheckpointConfig": {"S3Uri": f"{_backend_url(plan)}checkpoints/"}} if compute.purchase == "spot" else {}
+
+
+def _backend_url(plan: PlanRecord) -> str:
+    return f"{plan.storage.rstrip('/')}/{RunPaths(plan.run_id).backend}"
+
+
+def _tags(plan: PlanRecord, compute: SageMakerCompute, facts: SageMakerFacts) -> list[Json]:
+    waiting = timedelta(hours=compute.max_wait_hours if compute.purchase == "spot" else compute.max_pending_hours)
+    expires_at = datetime.fromisoformat(plan.created_at) + _runtime(plan) + waiting
+    tags = run_tags(plan, owner=facts.owner, expires_at=expires_at)
+    return list(_pairs(tags))
+
+
+def _pairs(tags: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for key, value in tags.items():
+        yield {"Key": key, "Value": value}
