@@ -6,10 +6,12 @@ It works the same for every backend and from any machine, while the run lasts an
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeAlias
+from itertools import chain
+from typing import Protocol, TypeAlias
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.patience import PatientStorage
@@ -22,6 +24,8 @@ __all__ = [
     "Finished",
     "LogLines",
     "Lost",
+    "MachineNews",
+    "MachineWatch",
     "Position",
     "Progress",
     "RoundDone",
@@ -84,7 +88,29 @@ class Lost:
     message: str
 
 
-RunEvent: TypeAlias = AttemptStarted | LogLines | Progress | RoundDone | AttemptEnded | Finished | Lost
+@dataclass(frozen=True)
+class MachineNews:
+    """What happened to the run's machine, as its backend or its boot tells it; the supervisor is not there yet."""
+
+    at: str
+    """ISO 8601 in UTC."""
+    phase: str
+    """requesting | refused | launched | booting | pulling | running | ended | failed | gone"""
+    message: str
+
+
+RunEvent: TypeAlias = AttemptStarted | LogLines | Progress | RoundDone | AttemptEnded | Finished | Lost | MachineNews
+
+
+class MachineWatch(Protocol):
+    """Looks after the machine of one run, at a backend that brings machines by itself."""
+
+    def look(self) -> list[MachineNews]:
+        """What is new since the last look, oldest first. May be called as often as one likes.
+
+        Raises ``LaunchError`` when no machine will come any more, and the run is not over.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,12 @@ class Position:
 
 
 def follow(
-    run: RunRecord, *, clock: Clock, after: Position = Position(), lost_after_s: float = LOST_AFTER_S
+    run: RunRecord,
+    *,
+    clock: Clock,
+    after: Position = Position(),
+    lost_after_s: float = LOST_AFTER_S,
+    machine: MachineWatch | None = None,
 ) -> Iterator[RunEvent]:
     """Every event of a run, each once, those of one attempt in their order.
 
@@ -107,13 +138,15 @@ def follow(
        brings the next attempt). A run that no attempt has begun is waited for.
     3. Sleeps between looks: half a second while something happens, up to five while nothing does.
     4. Raises ``StorageError`` when the storage has failed for two minutes.
+    5. With ``machine``, the watch of a backend that brings machines by itself, its news come between the others. Such
+       a run is never ``Lost``: the watch's ``LaunchError`` is raised when no machine will come any more.
     """
     storage = PatientStorage(run.storage, patience_s=_PATIENCE_S, clock=clock)
-    follower = _Follower(RunRecord(storage, run.run_id), clock, after, lost_after_s)
+    follower = _Follower(RunRecord(storage, run.run_id), clock, after, lost_after_s if machine is None else math.inf)
     pause_s = _FIRST_PAUSE_S
     while True:
         is_quiet = True
-        for event in follower.look():
+        for event in chain(machine.look() if machine else (), follower.look()):
             yield event
             is_quiet = False
             if isinstance(event, Finished | Lost):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, LaunchError
 from mtl_cloud.launch.base import BackendState, Launcher, RunHandle
 from mtl_cloud.records import CancelRecord, PlanRecord
@@ -15,7 +16,11 @@ from mtl_cloud.storage import Storage
 from mtl_cloud.supervise.supervisor import supervise
 from mtl_cloud.supervise.surroundings import Surroundings
 
-__all__ = ["cancel_run", "submit_run", "with_requests"]
+__all__ = ["cancel_run", "release_run", "submit_run", "with_requests"]
+
+_CANCEL_GRACE_S = 300.0
+"""The supervisor hears a wish within seconds, and gives the trainer two minutes to save."""
+_LOOK_S = 5.0
 
 
 def with_requests(plan: PlanRecord, launcher: Launcher) -> PlanRecord:
@@ -58,3 +63,17 @@ def cancel_run(run: RunRecord, wish: CancelRecord, *, launcher: Launcher) -> Non
         # A supervisor that finds the wish ends the run and starts no trainer. Taken: somebody hears the wish after all.
         with TemporaryDirectory() as scratch, suppress(AlreadyExistsError):
             supervise(run, None, Surroundings(scratch=Path(scratch), environ={}))
+
+
+def release_run(run: RunRecord, wish: CancelRecord, *, launcher: Launcher, clock: Clock) -> None:
+    """Cancel a run on a rented machine, and return when its backend confirms that nothing of it is left.
+
+    A machine that runs gets the time to save and to end the run itself; one that is only being waited for is not waited
+    for any longer. Raises ``LaunchError`` when something cannot be removed; repeating it goes on from there.
+    """
+    run.request_cancel(wish)
+    handle, end = RunHandle.of(run.plan()), clock.monotonic() + _CANCEL_GRACE_S
+    while run.result() is None and launcher.describe(handle) is BackendState.RUNNING and clock.monotonic() < end:
+        clock.sleep(_LOOK_S)
+    launcher.stop(handle)
+    cancel_run(run, wish, launcher=launcher)

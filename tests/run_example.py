@@ -22,7 +22,7 @@ PLAN = PlanRecord(
     run_id="quickstart-20261123-1455-k3f9",
     name="quickstart",
     created_at="2026-11-23T14:55:00+00:00",
-    backend="ec2",
+    backend="local",
     storage="s3://example-bucket/runs",
     command=["python", "-m", "mtl_cloud.train"],
     env={},
@@ -133,10 +133,10 @@ def scene(seed: int) -> dict[str, Any]:
 def example_report(rounds: int = 4) -> Report:
     """The whole run."""
     first = AttemptRecord(
-        number=1, started_at="2026-11-23T15:00:00+00:00", host="ip-10-0-1-7", pid=1, backend="ec2", device="8 x A100"
+        number=1, started_at="2026-11-23T15:00:00+00:00", host="ip-10-0-1-7", pid=1, backend="local", device="8 x A100"
     )
     second = AttemptRecord(
-        number=2, started_at="2026-11-23T15:31:00+00:00", host="ip-10-0-2-9", pid=1, backend="ec2", device="8 x A100"
+        number=2, started_at="2026-11-23T15:31:00+00:00", host="ip-10-0-2-9", pid=1, backend="local", device="8 x A100"
     )
     cut = ExitRecord(
         ended_at="2026-11-23T15:24:00+00:00",

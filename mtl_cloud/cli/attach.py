@@ -13,36 +13,55 @@ from mtl_cloud.records import Outcome
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
+    from mtl_cloud.launch import Launcher, Watchable
     from mtl_cloud.records import ResultRecord
     from mtl_cloud.run_record import RunRecord
 
-__all__ = ["attach", "require_done", "watch"]
+__all__ = ["attach", "renting_launcher", "require_done", "watch"]
 
 
-def watch(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
-    """Show every event until the run is over.
+def renting_launcher(run: RunRecord) -> Watchable | None:
+    """The launcher of a run that is not over, where its backend brings the machine, and has to take it away."""
+    from mtl_cloud.launch import LAUNCHERS, Watchable, get_launcher
+
+    backend = run.plan().backend
+    launcher = get_launcher(backend) if backend in LAUNCHERS and run.result() is None else None
+    return launcher if isinstance(launcher, Watchable) else None
+
+
+def watch(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = None) -> ResultRecord:
+    """Show every event until the run is over, and then have the rented machine's remains removed.
+
+    ``launcher`` is the one that has just submitted it, if one has.
 
     Raises
     ------
     RunFailedError
         Nobody works on the run any more, and it is not over.
+    LaunchError
+        No machine will come any more.
     """
     from mtl_cloud.follow import Finished, Lost, follow
+    from mtl_cloud.launch import RunHandle, Watchable
 
+    renting = launcher if isinstance(launcher, Watchable) else renting_launcher(run)
+    handle = RunHandle.of(run.plan())
     with view:
-        for event in follow(run, clock=clock):
+        for event in follow(run, clock=clock, machine=renting.watch(handle) if renting else None):
             view.show(event)
             if isinstance(event, Finished):
+                if renting:
+                    renting.stop(handle)
                 return event.result
             if isinstance(event, Lost):
                 raise RunFailedError(f"{run.run_id}: {event.message}", hint=f"mtl-cloud logs {run.run_id}")
     raise AssertionError("follow() ends with Finished or Lost")
 
 
-def attach(run: RunRecord, view: View, clock: Clock) -> ResultRecord:
+def attach(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = None) -> ResultRecord:
     """``watch``, but Ctrl-C ends with the way back printed: the run goes on, and so does ``KeyboardInterrupt``."""
     try:
-        return watch(run, view, clock)
+        return watch(run, view, clock, launcher)
     except KeyboardInterrupt:
         click.echo(f"\ndetached; the run goes on. Come back with: mtl-cloud status --follow {run.run_id}", err=True)
         click.echo(f"Stop it with: mtl-cloud cancel {run.run_id}", err=True)

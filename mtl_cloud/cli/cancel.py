@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import getpass
+from typing import TYPE_CHECKING
 
 import click
 
 from mtl_cloud.cli.common import open_run, output_options, print_json, run_examples, run_options
+
+if TYPE_CHECKING:
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.records import ResultRecord
+    from mtl_cloud.run_record import RunRecord
 
 
 @click.command(
@@ -19,23 +25,17 @@ from mtl_cloud.cli.common import open_run, output_options, print_json, run_examp
 def command(*, run: str, storage: str | None, wait: bool, reason: str, as_json: bool) -> None:
     """Ask a run to save and stop. Its machine is given back; the record and its checkpoints stay.
 
-    Cancelling twice, or a run that is over, changes nothing and is no error.
+    Cancelling twice, or a run that is over, changes nothing and is no error. For a run on a rented machine the command
+    returns when nothing of it is left there.
 
     JSON: {run_id, outcome}; the outcome is null while the run is not over.
     """
     from mtl_cloud.clock import Clock
-    from mtl_cloud.records import CancelRecord
 
     record = open_run(run, storage)
-    clock = Clock()
     result = record.result()
     if result is None:
-        record.request_cancel(CancelRecord(at=clock.now().isoformat(), by=getpass.getuser(), reason=reason))
-        if wait:
-            from mtl_cloud.cli.attach import watch
-            from mtl_cloud.cli.views import SilentView
-
-            result = watch(record, SilentView(), clock)
+        result = _cancel(record, reason, Clock(), wait=wait)
     if as_json:
         print_json({"run_id": record.run_id, "outcome": result.outcome if result else None})
     elif result is None:
@@ -44,3 +44,18 @@ def command(*, run: str, storage: str | None, wait: bool, reason: str, as_json: 
         from mtl_cloud.cli.words import result_words
 
         click.echo(f"{record.run_id}: {result_words(result)}")
+
+
+def _cancel(record: RunRecord, reason: str, clock: Clock, *, wait: bool) -> ResultRecord | None:
+    from mtl_cloud.cli.attach import renting_launcher, watch
+    from mtl_cloud.cli.views import SilentView
+    from mtl_cloud.records import CancelRecord
+    from mtl_cloud.submit import release_run
+
+    wish = CancelRecord(at=clock.now().isoformat(), by=getpass.getuser(), reason=reason)
+    launcher = renting_launcher(record)
+    if launcher:
+        release_run(record, wish, launcher=launcher, clock=clock)
+        return record.result()
+    record.request_cancel(wish)
+    return watch(record, SilentView(), clock) if wait else None

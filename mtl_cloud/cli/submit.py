@@ -10,6 +10,7 @@ from mtl_cloud.cli.common import examples, output_options, overrides_option, pri
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
+    from mtl_cloud.launch import Launcher
     from mtl_cloud.records import PlanRecord
     from mtl_cloud.run_record import RunRecord
 
@@ -37,16 +38,18 @@ def command(*, file: str, overrides: tuple[str, ...], run_id: str | None, detach
     from mtl_cloud.clock import Clock
 
     clock = Clock()
-    run = _start(file, overrides, run_id, clock, quiet=as_json)
+    run, launcher = _start(file, overrides, run_id, clock, quiet=as_json)
     if not detach:
-        _stay(run, clock, quiet=as_json)
+        _stay(run, launcher, clock, quiet=as_json)
     elif as_json:
         _print_result(run)
     else:
         click.echo(f"follow it with: mtl-cloud status --follow {run.run_id}")
 
 
-def _start(file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clock, *, quiet: bool) -> RunRecord:
+def _start(
+    file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clock, *, quiet: bool
+) -> tuple[RunRecord, Launcher]:
     from mtl_cloud.launch import get_launcher
     from mtl_cloud.plan import gather_facts, plan_run
     from mtl_cloud.run_record import RunRecord
@@ -63,7 +66,7 @@ def _start(file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clo
         _announce(plan)
     submit_run(plan, spec_yaml=loaded.source, spec_json=job_to_json(job), storage=storage, launcher=launcher)
     remember_storage(storage.url)
-    return RunRecord(storage, plan.run_id)
+    return RunRecord(storage, plan.run_id), launcher
 
 
 def _announce(plan: PlanRecord) -> None:
@@ -76,11 +79,11 @@ def _announce(plan: PlanRecord) -> None:
     click.echo(f"run {click.style(plan.run_id, bold=True)} on {plan.backend}{cost}, record in {plan.storage}")
 
 
-def _stay(run: RunRecord, clock: Clock, *, quiet: bool) -> None:
+def _stay(run: RunRecord, launcher: Launcher, clock: Clock, *, quiet: bool) -> None:
     from mtl_cloud.cli.attach import attach, require_done
     from mtl_cloud.cli.views import SilentView, open_view
 
-    result = attach(run, SilentView() if quiet else open_view(run.plan()), clock)
+    result = attach(run, SilentView() if quiet else open_view(run.plan()), clock, launcher)
     if quiet:
         _print_result(run)
     require_done(run.run_id, result)

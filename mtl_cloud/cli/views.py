@@ -10,7 +10,7 @@ import click
 
 from mtl_cloud.cli.common import console
 from mtl_cloud.cli.words import loss_words, position_words, result_words, round_words, speed_words, state_words
-from mtl_cloud.follow import AttemptEnded, AttemptStarted, Finished, Lost, Progress, RoundDone, RunEvent
+from mtl_cloud.follow import AttemptEnded, AttemptStarted, Finished, Lost, MachineNews, Progress, RoundDone, RunEvent
 from mtl_cloud.records import Outcome
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def milestone_words(event: RunEvent, rounds: int) -> str:
     match event:
         case AttemptStarted(attempt):
             words = f"attempt {attempt.number} on {attempt.host}" + (f" ({attempt.device})" if attempt.device else "")
+        case MachineNews(_, phase, message):
+            words = f"{phase}: {message}"
         case RoundDone(record):
             words = round_words(record, rounds)
         case AttemptEnded(number, None):

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.follow import LOST_AFTER_S
+from mtl_cloud.follow import LOST_AFTER_S, MachineNews, MachineWatch
 from mtl_cloud.records import AttemptRecord, Json, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
@@ -100,31 +100,11 @@ class Launcher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MachineNews:
-    """What happened to the machine of a run, as its backend tells it: the record knows nothing of it yet."""
-
-    at: str
-    """ISO 8601 in UTC."""
-    phase: str
-    """requesting | refused | booting | pulling | gone | failed | ..."""
-    message: str
-
-
-class MachineWatch(Protocol):
-    """Looks after the machine of one run."""
-
-    def look(self) -> list[MachineNews]:
-        """What is new since the last look, oldest first. May be called as often as one likes.
-
-        Raises ``LaunchError`` when no machine will come any more, and the run is not over: the cause is in it, and
-        nothing is left behind at the backend.
-        """
-        ...
-
-
 @runtime_checkable
-class Watchable(Protocol):
-    """A launcher whose backend brings the machine, and the next one after an interruption, by itself."""
+class Watchable(Launcher, Protocol):
+    """A launcher whose backend rents the machine, brings the next one after an interruption, and tells of both.
+
+    Its ``stop`` removes all that the run has at the backend, and returns when the backend confirms it.
+    """
 
     def watch(self, handle: RunHandle) -> MachineWatch: ...

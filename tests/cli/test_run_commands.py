@@ -39,7 +39,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def living(tmp_path: Path, storage: str) -> RunRecord:
     """A second, newer run that goes on: its heart has just beaten."""
     now = datetime.now(UTC).isoformat()
-    attempt = AttemptRecord(number=1, started_at=now, host="elsewhere", pid=1, backend="ec2")
+    attempt = AttemptRecord(number=1, started_at=now, host="elsewhere", pid=1, backend="local")
     report = Report(
         plan=replace(example_report().plan, run_id="living-1", name="living", created_at=now),
         spec_yaml="",

@@ -28,10 +28,12 @@ SURFACE = {
     "image push": sorted([*IMAGE, "--region", "--repository"]),
     "submit": ["--debug", "--detach", "--json", "--run-id", "--set", "FILE"],
     "cancel": sorted([*RUN, "--reason", "--wait"]),
+    "gc": ["--debug", "--dry-run", "--json", "--region", "--yes"],
     "runs": ["--debug", "--json", "--storage"],
     "status": sorted([*RUN, "--follow"]),
     "logs": sorted([*RUN, "--attempt", "--follow"]),
     "metrics": RUN,
+    "cost": RUN,
     "report": sorted([*RUN, "--output"]),
     "compare": sorted(["--at", "--debug", "--force", "--json", "--markdown", "--output", "--storage", "RUN..."]),
 }

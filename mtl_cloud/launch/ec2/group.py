@@ -14,10 +14,11 @@ from typing import Any, Self, cast
 from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError, LaunchError
-from mtl_cloud.launch.ec2.names import RUN_TAG, aws_name
+from mtl_cloud.launch.ec2.names import aws_name
+from mtl_cloud.launch.tags import RUN_TAG
 from mtl_cloud.records import Json
 
-__all__ = ["Group", "GroupState"]
+__all__ = ["ALIVE", "Group", "GroupState"]
 
 _TAKEN = {"AlreadyExists", "AlreadyExistsFault", "InvalidLaunchTemplateName.AlreadyExistsException"}
 _ABSENT = {"InvalidLaunchTemplateName.NotFoundException", "InvalidLaunchTemplateId.NotFound"}
@@ -26,7 +27,8 @@ _REMOVAL_S = 900.0
 _LOOK_S = 5.0
 _SETTLED_S = 15.0
 """AWS's looks may be some seconds old."""
-_ALIVE = ["pending", "running", "shutting-down", "stopping", "stopped"]
+ALIVE = ["pending", "running", "shutting-down", "stopping", "stopped"]
+"""States of an instance that is not terminated."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,23 @@ class Group:
                 getattr(self._clients("autoscaling"), operation)(**cast("dict[str, Any]", requests[operation]))
 
     def remove(self) -> None:
-        """Delete group, instances and template; return when AWS confirms that nothing of them is left.
+        """``delete``, and ``finish``."""
+        self.delete()
+        self.finish()
+
+    def delete(self) -> None:
+        """Have AWS delete the group together with its instances, which get the time to shut down."""
+        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
+            self._clients("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=self.name, ForceDelete=True)
+
+    def finish(self) -> None:
+        """Return when AWS confirms that no group and no instance is left; the template goes last.
+
+        Nothing may be seen for a while: one look alone may be from before the last machine was. An instance that is
+        alive without a group is terminated.
 
         Raises ``LaunchError`` when something is there after fifteen minutes still.
         """
-        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
-            self._clients("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=self.name, ForceDelete=True)
-        self._wait_until_gone()
-        with translated("ec2", where=self._run_id), _passing_over(absent=True):
-            self._clients("ec2").delete_launch_template(LaunchTemplateName=self.name)
-
-    def _wait_until_gone(self) -> None:
-        """Nothing may be seen for a while: one look alone may be from before the last machine was."""
         start = clear_since = self._clock.monotonic()
         while (now := self._clock.monotonic()) - clear_since < _SETTLED_S:
             self._clock.sleep(_LOOK_S)
@@ -107,11 +114,13 @@ class Group:
                     f"{self._run_id}: AWS has not removed {', '.join(left)} within {_REMOVAL_S / 60:.0f} minutes",
                     hint=f"mtl-cloud cancel {self._run_id} tries again; gc removes it past its expiry",
                 )
+        with translated("ec2", where=self._run_id), _passing_over(absent=True):
+            self._clients("ec2").delete_launch_template(LaunchTemplateName=self.name)
 
     def _left(self) -> list[str]:
-        """Names of what is there; one that AWS is too busy to look for counts as being there."""
+        """Names of what is there; what AWS is too busy to look for counts as being there."""
         try:
-            return [*self._groups(), *self.instances()]
+            return self._groups() or self._stray_instances()
         except CloudError as error:
             if ErrorClass(error.error_class).may_pass:
                 return [self.name]
@@ -122,15 +131,19 @@ class Group:
             answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
         return [group["AutoScalingGroupName"] for group in answer["AutoScalingGroups"]]
 
-    def instances(self) -> list[str]:
-        """Ids of the run's instances that are not terminated, in the group or not."""
+    def _stray_instances(self) -> list[str]:
+        """Ids of the run's instances that are not terminated yet; each of them is told to."""
         filters = [
             {"Name": f"tag:{RUN_TAG}", "Values": [self._run_id]},
-            {"Name": "instance-state-name", "Values": _ALIVE},
+            {"Name": "instance-state-name", "Values": ALIVE},
         ]
         with translated("ec2", where=self._run_id):
             answer = self._clients("ec2").describe_instances(Filters=filters)
-        return [instance["InstanceId"] for held in answer["Reservations"] for instance in held["Instances"]]
+            found = [instance for held in answer["Reservations"] for instance in held["Instances"]]
+            running = [one["InstanceId"] for one in found if one["State"]["Name"] != "shutting-down"]
+            if running:
+                self._clients("ec2").terminate_instances(InstanceIds=running)
+        return [instance["InstanceId"] for instance in found]
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any, Self, cast
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.ec2.names import EXPIRES_TAG, OWNER_TAG, RUN_TAG, SPEC_TAG, STORAGE_TAG, aws_name
+from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
+from mtl_cloud.launch.tags import run_tags
 from mtl_cloud.records import Json, PlanRecord
 
 __all__ = ["CLOSED", "OPEN", "Ec2Facts", "capacity_timeout", "expires_at", "requests"]
@@ -99,7 +100,7 @@ def requests(plan: PlanRecord) -> dict[str, Json]:
     if not plan.storage.startswith("s3://"):
         raise LaunchError(f"{plan.run_id}: storage: an instance needs a bucket, not {plan.storage}", hint="s3://bucket")
     facts, name = Ec2Facts.of(plan), aws_name(plan.run_id)
-    tags = _tags(plan, facts)
+    tags = {"Name": name, **run_tags(plan, owner=facts.owner, expires_at=expires_at(plan))}
     return {
         "create_launch_template": {
             "LaunchTemplateName": name,
@@ -124,19 +125,6 @@ def requests(plan: PlanRecord) -> dict[str, Json]:
             **CLOSED,
         },
         "update_auto_scaling_group": {"AutoScalingGroupName": name, **OPEN},
-    }
-
-
-def _tags(plan: PlanRecord, facts: Ec2Facts) -> dict[str, str]:
-    """The user's own never hide ours."""
-    return {
-        **plan.tags,
-        "Name": aws_name(plan.run_id),
-        RUN_TAG: plan.run_id,
-        OWNER_TAG: facts.owner,
-        EXPIRES_TAG: expires_at(plan).isoformat(),
-        SPEC_TAG: plan.spec_digest[:16],
-        STORAGE_TAG: plan.storage,
     }
 
 

@@ -147,7 +147,8 @@ log_in() {
 run() {
   local options=()
   ((GPUS == 0)) || options+=(--gpus "$GPUS")
-  docker run --name mtl-cloud --hostname "$INSTANCE" --stop-timeout 110 \
+  docker run --name "$GROUP" --hostname "$INSTANCE" --stop-timeout 115 \
+    --read-only --cap-drop ALL --security-opt no-new-privileges \
     --shm-size "$(awk '/^MemTotal/ {print int($2 / 2)}' /proc/meminfo)k" \
     --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=1048576:1048576 \
     --volume "$DISK/tmp:/tmp" --env AWS_REGION="$REGION" --env AWS_DEFAULT_REGION="$REGION" \

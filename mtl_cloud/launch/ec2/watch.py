@@ -91,7 +91,7 @@ class Ec2Watch:
         boots = self._run.boots()
         fresh = [news for news in self._all(activities, boots) if (news.phase, news.message) not in self._told]
         self._told.update((news.phase, news.message) for news in fresh)
-        if not fresh and self._run.result() is None:
+        if not fresh:
             self._judge(activities, boots)
         return fresh
 
@@ -101,10 +101,12 @@ class Ec2Watch:
 
     def _judge(self, activities: list[Activity], boots: list[BootRecord]) -> None:
         """Raise if no machine will come any more. Asked after a look that told nothing new: the news come first."""
+        group = self._group.find()
+        if self._run.result() is not None:  # asked for after the group: a run that is over closes its group
+            return
         refused = [activity for activity in activities if activity.refused]
         if refused and refused[-1] is activities[-1]:
             self._judge_refusal(refused, had_one=bool(boots))
-        group = self._group.find()
         if group is None or not (group.wanted or group.instances):
             raise self._closed(boots)
 

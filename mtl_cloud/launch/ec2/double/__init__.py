@@ -181,8 +181,21 @@ class _Client:
         self._double = double
         self._service = service
 
+    def get_paginator(self, method: str) -> _Pages:
+        return _Pages(getattr(self, method))
+
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return lambda **parameters: self._double.ask(self._service, method, deepcopy(parameters))
+
+
+class _Pages:
+    """A paginator; every answer of the double fits one page."""
+
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        self._ask = ask
+
+    def paginate(self, **parameters: Any) -> list[Any]:
+        return [self._ask(**parameters)]
 
 
 @cache

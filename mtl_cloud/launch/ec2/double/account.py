@@ -216,7 +216,8 @@ class Account:
         instance["State"] = {"Name": "shutting-down"}
         instance["StateReason"] = {"Code": code, "Message": code}
         instance["next"] = at + timedelta(seconds=_TERMINATION_S)
-        self.state.groups[instance["group"]].next_try = at
+        if instance["group"] in self.state.groups:
+            self.state.groups[instance["group"]].next_try = at
         zone = instance["Placement"]["AvailabilityZone"]
         self._write(
             instance["group"], at, f"Terminating EC2 instance: {name}", zone=zone, status="Successful", words=cause

@@ -1,0 +1,63 @@
+"""``mtl-cloud cost``: what a run has cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from mtl_cloud.cli.common import open_run, output_options, print_json, print_table, run_examples, run_options
+
+if TYPE_CHECKING:
+    from mtl_cloud.cost import Bill, Charge
+
+
+@click.command("cost", epilog=run_examples("cost", "cost 4f2a --json"))
+@run_options
+@output_options
+def command(*, run: str, storage: str | None, as_json: bool) -> None:
+    """Show what each attempt of a run has cost, at the prices that the plan locked, and what spot has saved.
+
+    JSON: {run_id, usd, saved_usd, charges: [{attempt, instance, machine, zone, market, seconds, usd_per_hour,
+    on_demand_usd_per_hour, usd, saved_usd}, ...]}. What the plan does not know is null.
+    """
+    from mtl_cloud.cost import bill_of
+
+    record = open_run(run, storage)
+    bill = bill_of(record)
+    if as_json:
+        charges = [{**asdict(charge), "usd": charge.usd, "saved_usd": charge.saved_usd} for charge in bill.charges]
+        print_json({"run_id": record.run_id, "usd": bill.usd, "saved_usd": bill.saved_usd, "charges": charges})
+    elif not bill.charges:
+        click.echo(f"{record.run_id}: no machine has worked for it yet")
+    else:
+        _print(bill)
+
+
+def _print(bill: Bill) -> None:
+    titles = ("attempt", "machine", "zone", "bought", "time", "an hour", "cost", "saved")
+    rows = [_row(charge) for charge in bill.charges]
+    total = ("all", "", "", "", "", "", _usd(bill.usd), _usd(bill.saved_usd))
+    print_table(titles, [*rows, total] if len(rows) > 1 else rows, right=range(4, 8))
+
+
+def _row(charge: Charge) -> tuple[str, ...]:
+    from mtl_cloud.report.formatting import duration
+
+    return (
+        str(charge.attempt or "failed"),
+        charge.machine or charge.instance,
+        charge.zone or "",
+        (charge.market or "").replace("_", " "),
+        duration(charge.seconds),
+        _usd(charge.usd_per_hour),
+        _usd(charge.usd),
+        _usd(charge.saved_usd),
+    )
+
+
+def _usd(value: float | None) -> str:
+    from mtl_cloud.report.formatting import dollars
+
+    return "unknown" if value is None else dollars(value)

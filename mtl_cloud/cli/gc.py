@@ -1,0 +1,65 @@
+"""``mtl-cloud gc``: remove what runs have left at AWS."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from mtl_cloud.cli.common import examples, output_options, print_json, print_table
+
+if TYPE_CHECKING:
+    from mtl_cloud.launch.ec2.sweep import Leftover
+
+log = logging.getLogger(__name__)
+
+
+@click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes"))
+@click.option("--region", default="us-east-1", show_default=True, metavar="REGION", help="Where to look.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output_options
+def command(*, region: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Remove what runs have left at AWS: groups, launch templates and instances whose run has expired or is over.
+
+    They are found by their tags, in the whole account and with no state of this computer. Records and checkpoints are
+    never touched. A run that may go on is left alone.
+
+    JSON: [{run_id, owner, reason, names, removed}, ...].
+    """
+    from mtl_cloud.aws import AwsClients
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.launch.ec2.sweep import find_leftovers, remove_leftovers
+
+    clients, clock = AwsClients(region), Clock()
+    found = find_leftovers(clients, now=clock.now(), is_over=_is_over)
+    if not as_json:
+        _print(found, region)
+    removes = bool(found) and not dry_run and (yes or click.confirm("Remove them?", err=True))
+    for leftover in remove_leftovers(found if removes else [], clients, clock):
+        if not as_json:
+            click.echo(f"{leftover.run_id}: removed")
+    if as_json:
+        print_json([{**asdict(leftover), "removed": removes} for leftover in found])
+
+
+def _is_over(run_id: str, storage: str) -> bool:
+    """A record that cannot be read says nothing: then the expiry alone decides."""
+    from mtl_cloud.errors import MissingExtraError, StorageError
+    from mtl_cloud.run_record import RunRecord
+    from mtl_cloud.storage import open_storage
+
+    try:
+        return RunRecord(open_storage(storage), run_id).result() is not None
+    except (MissingExtraError, StorageError) as error:
+        log.warning("%s: its record is not readable from here: %s", run_id, error)
+        return False
+
+
+def _print(found: list[Leftover], region: str) -> None:
+    if not found:
+        click.echo(f"nothing is left in {region}")
+        return
+    print_table(("run", "owner", "why", "what"), [(x.run_id, x.owner, x.reason, ", ".join(x.names)) for x in found])

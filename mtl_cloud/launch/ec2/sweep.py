@@ -1,0 +1,121 @@
+"""What runs have left at AWS, found by tags alone: no state of this machine is asked, so any machine may sweep.
+
+A run's things stay while it may go on. They are removed when its expiry has passed, when its record says that it is
+over, and when nothing has asked for a machine for an hour (a submit that was killed, a machine that failed to boot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from mtl_cloud.aws import ClientMaker, translated
+from mtl_cloud.clock import Clock
+from mtl_cloud.launch.ec2.group import ALIVE, Group
+from mtl_cloud.launch.ec2.names import read_tags
+from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
+
+__all__ = ["Leftover", "find_leftovers", "remove_leftovers"]
+
+_IDLE = timedelta(hours=1)
+"""A submit in progress is younger."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """All that one run has at AWS, and why it should have nothing."""
+
+    run_id: str
+    owner: str
+    reason: str
+    names: tuple[str, ...]
+    """Each as ``kind name``."""
+
+
+@dataclass
+class _Found:
+    """What carries one run's tag."""
+
+    tags: dict[str, str]
+    names: list[str] = field(default_factory=list)
+    instances: int = 0
+    has_group: bool = False
+    wanted: int = 0
+    newest: datetime | None = None
+
+    def add(self, name: str, made_at: datetime) -> None:
+        self.names.append(name)
+        self.newest = max(made_at, self.newest or made_at)
+
+
+def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[str, str], bool]) -> list[Leftover]:
+    """Runs of the region that should have nothing there, by their ids.
+
+    ``is_over`` tells from a run id and its storage's URL whether the run has a result.
+    """
+    leftovers = []
+    for run_id, found in sorted(_look(clients).items()):
+        reason = _reason(run_id, found, now, is_over)
+        if reason:
+            leftovers.append(Leftover(run_id, found.tags.get(OWNER_TAG, ""), reason, tuple(found.names)))
+    return leftovers
+
+
+def remove_leftovers(leftovers: list[Leftover], clients: ClientMaker, clock: Clock) -> Iterator[Leftover]:
+    """Have all of them deleted at once, then yield each when AWS confirms that it is gone."""
+    groups = [Group(leftover.run_id, clients, clock) for leftover in leftovers]
+    for group in groups:
+        group.delete()
+    for group, leftover in zip(groups, leftovers, strict=True):
+        group.finish()
+        yield leftover
+
+
+def _reason(run_id: str, found: _Found, now: datetime, is_over: Callable[[str, str], bool]) -> str:
+    """Empty for what may stay."""
+    expiry = found.tags.get(EXPIRES_TAG)
+    if expiry is None:
+        return "has no expiry"
+    if datetime.fromisoformat(expiry) <= now:
+        return f"expired at {expiry}"
+    if is_over(run_id, found.tags.get(STORAGE_TAG, "")):
+        return "the run is over"
+    is_new = found.newest is not None and now - found.newest < _IDLE
+    if is_new or (found.has_group and (found.wanted or found.instances)):
+        return ""
+    return "its group is gone" if found.instances else "no machine is asked for"
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def _look(clients: ClientMaker) -> dict[str, _Found]:
+    runs: dict[str, _Found] = {}
+    for group in _pages(clients, "autoscaling", "describe_auto_scaling_groups", "AutoScalingGroups"):
+        found = _of_run(runs, group["Tags"])
+        found.add(f"group {group['AutoScalingGroupName']}", group["CreatedTime"])
+        found.has_group, found.wanted = True, group["DesiredCapacity"]
+    for template in _pages(clients, "ec2", "describe_launch_templates", "LaunchTemplates"):
+        _of_run(runs, template["Tags"]).add(f"template {template['LaunchTemplateName']}", template["CreateTime"])
+    for held in _pages(clients, "ec2", "describe_instances", "Reservations"):
+        for instance in held["Instances"]:
+            if instance["State"]["Name"] in ALIVE:
+                found = _of_run(runs, instance["Tags"])
+                found.add(f"instance {instance['InstanceId']}", instance["LaunchTime"])
+                found.instances += 1
+    return runs
+
+
+def _pages(clients: ClientMaker, service: str, operation: str, what: str) -> Iterator[dict[str, Any]]:
+    """Everything that carries a run's tag."""
+    with translated(service):
+        pages = clients(service).get_paginator(operation).paginate(Filters=[{"Name": "tag-key", "Values": [RUN_TAG]}])
+        for page in pages:
+            yield from page[what]
+
+
+def _of_run(runs: dict[str, _Found], tags: list[dict[str, str]]) -> _Found:
+    read = read_tags(tags)
+    return runs.setdefault(read[RUN_TAG], _Found(read))

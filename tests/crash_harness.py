@@ -1,0 +1,73 @@
+"""Killing a command at every request that it makes, and starting it again.
+
+The seam is the maker of clients: whatever a command asks of AWS goes through one, so a command written later can be
+killed here as well. A kill before a request means that AWS never heard of it, one after it that we never heard back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of it may catch this."""
+
+
+class Mortal:
+    """Makers of clients that kill at the ``at``-th request (1, 2, ...), ``before`` AWS acts on it or after."""
+
+    def __init__(self, clients: Callable[[str], Any], at: int, *, before: bool) -> None:
+        self._clients = clients
+        self._left = at
+        self._before = before
+
+    def __call__(self, region: str) -> Any:
+        maker = self._clients(region)
+        return lambda service, **options: _MortalClient(self, maker(service, **options))
+
+    def ask(self, request: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+        self._left -= 1
+        if self._left == 0 and self._before:
+            raise Killed
+        answer = request(**parameters)
+        if self._left == 0:
+            raise Killed
+        return answer
+
+
+class _MortalClient:
+    def __init__(self, mortal: Mortal, client: Any) -> None:
+        self._mortal = mortal
+        self._client = client
+
+    def get_paginator(self, method: str) -> Any:
+        return _MortalPages(self._mortal, self._client.get_paginator(method))
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return lambda **parameters: self._mortal.ask(getattr(self._client, method), parameters)
+
+
+class _MortalPages:
+    def __init__(self, mortal: Mortal, pages: Any) -> None:
+        self._mortal = mortal
+        self._pages = pages
+
+    def paginate(self, **parameters: Any) -> Any:
+        return self._mortal.ask(self._pages.paginate, parameters)
+
+
+def kills(make_world: Callable[[], Any], command: Callable[[Any, Any], None]) -> Iterator[Any]:
+    """Worlds in each of which ``command(world, clients)`` was killed once: before its first request, after it, before
+    its second, ... until it comes through unharmed. ``world.cloud.clients`` are the immortal ones."""
+    at = 0
+    while True:
+        at += 1
+        for before in (True, False):
+            world = make_world()
+            try:
+                command(world, Mortal(world.cloud.clients, at, before=before))
+            except Killed:
+                yield world
+            else:
+                return
