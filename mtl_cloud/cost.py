@@ -7,7 +7,7 @@ never came so far has a line of its own. Of an attempt that vanished, the last s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -70,7 +70,9 @@ def bill_of(run: RunRecord) -> Bill:
         boot = boots.get(attempt.host)
         start = attempt.started_at if boot is None or boot.instance in seen else boot.started_at
         seen.add(attempt.host)
-        charges.append(_charge(plan, boot, attempt.number, attempt.host, _seconds(start, _end(run, attempt))))
+        # A run that was moved has lived on other backends, under other plans.
+        under = plan if attempt.backend == plan.backend else replace(plan, usd_per_hour=attempt.usd_per_hour)
+        charges.append(_charge(under, boot, attempt.number, attempt.host, _seconds(start, _end(run, attempt))))
     failed = [boot for name, boot in boots.items() if name not in seen]
     charges += [_charge(plan, boot, None, boot.instance, _seconds(boot.started_at, boot.at)) for boot in failed]
     return Bill(tuple(charges))

@@ -36,6 +36,14 @@ class RunPaths:
     def plan(self) -> str:
         return f"{self.root}/plan.json"
 
+    def moved_spec_json(self, move: int) -> str:
+        """The resolved job as it is since a move to another backend."""
+        return f"{self.root}/moves/{move:04d}/spec.json"
+
+    def moved_plan(self, move: int) -> str:
+        """Written last: without it the move has not happened."""
+        return f"{self.root}/moves/{move:04d}/plan.json"
+
     @property
     def cancel(self) -> str:
         return f"{self.root}/cancel.json"

@@ -182,6 +182,8 @@ class AttemptRecord(Record):
     pid: int
     backend: str
     device: str | None = None
+    usd_per_hour: float | None = None
+    """What this life costs by its plan; None where nothing is rented, or the price is not known."""
     nonce: str = ""
     """Random: lets a process recognise a claim as its own when only the reply to it was lost."""
 

@@ -74,14 +74,34 @@ class RunRecord:
         return self._exists(self.paths.plan)
 
     def plan(self) -> PlanRecord:
-        return self._read(PlanRecord, self.paths.plan)
+        """The one that holds now: of the newest move, or the first."""
+        move = self.moves()
+        return self._read(PlanRecord, self.paths.moved_plan(move) if move else self.paths.plan)
+
+    def move(self, plan: PlanRecord, *, spec_json: bytes) -> None:
+        """Let the run go on under another plan, for the same training elsewhere; ``plan.json`` comes last, and once.
+
+        Raises ``AlreadyExistsError`` when somebody else moves it at the same time.
+        """
+        move = self.moves() + 1
+        self._create(self.paths.moved_spec_json(move), spec_json)
+        self._create(self.paths.moved_plan(move), plan.encode())
+
+    def moves(self) -> int:
+        """How often the run was moved."""
+        return max(takewhile(lambda move: self._exists(self.paths.moved_plan(move)), count(1)), default=0)
 
     def spec_yaml(self) -> bytes:
         """The bytes that were submitted."""
         return self.storage.read(self.paths.spec_yaml)
 
     def spec_json(self) -> bytes:
-        """The resolved job, every default filled in."""
+        """The resolved job, every default filled in, as it is since the newest move."""
+        move = self.moves()
+        return self.storage.read(self.paths.moved_spec_json(move) if move else self.paths.spec_json)
+
+    def first_spec_json(self) -> bytes:
+        """The resolved job as it was submitted."""
         return self.storage.read(self.paths.spec_json)
 
     def request_cancel(self, record: CancelRecord) -> None:

@@ -180,15 +180,14 @@ class RunSummary:
     seconds: float
     """Of work, over all attempts, so far."""
     usd: float | None
-    """Of these seconds, at the plan's price; None when it has none."""
+    """Of these seconds, each attempt's at its own price; None when none of them has one."""
 
 
 def summarize(run: RunRecord, now: datetime, *, lost_after_s: float = LOST_AFTER_S) -> RunSummary:
     """How ``run`` stands at ``now``. It is lost when its attempt has neither ended nor given a sign of life lately."""
     plan, result, lives = run.plan(), run.result(), [_Life.of(run, attempt) for attempt in run.attempts()]
     rounds = run.rounds()
-    seconds = result.seconds if result else _seconds(lives, now, lost_after_s)
-    price = plan.usd_per_hour
+    seconds = result.seconds if result else sum(_seconds(lives, now, lost_after_s))
     return RunSummary(
         run_id=run.run_id,
         name=plan.name,
@@ -202,7 +201,7 @@ def summarize(run: RunRecord, now: datetime, *, lost_after_s: float = LOST_AFTER
         metrics=_headlines(rounds[-1]) if rounds else {},
         started_at=lives[0].attempt.started_at if lives else None,
         seconds=seconds,
-        usd=result.usd if result else None if price is None else price * seconds / 3600,
+        usd=result.usd if result else _usd(lives, now, lost_after_s),
     )
 
 
@@ -231,10 +230,18 @@ class _Life:
         return max(0.0, (until - datetime.fromisoformat(self.attempt.started_at)).total_seconds())
 
 
-def _seconds(lives: list[_Life], now: datetime, lost_after_s: float) -> float:
-    """Of a run without a result. An attempt that was lost or replaced ended with its last sign of life."""
+def _seconds(lives: list[_Life], now: datetime, lost_after_s: float) -> list[float]:
+    """Of each attempt of a run without a result. One that was lost or replaced ended with its last sign of life."""
     alive = [life is lives[-1] and not life.is_lost(now, lost_after_s) for life in lives]
-    return sum(life.seconds(now if is_alive else life.last_sign) for life, is_alive in zip(lives, alive, strict=True))
+    return [life.seconds(now if is_alive else life.last_sign) for life, is_alive in zip(lives, alive, strict=True)]
+
+
+def _usd(lives: list[_Life], now: datetime, lost_after_s: float) -> float | None:
+    """Of these seconds, each attempt's at its own price; None when none of them has one."""
+    prices = [life.attempt.usd_per_hour for life in lives]
+    seconds = _seconds(lives, now, lost_after_s)
+    costs = [price * s / 3600 for price, s in zip(prices, seconds, strict=True) if price is not None]
+    return sum(costs) if costs else None
 
 
 def _state(run: RunRecord, lives: list[_Life], now: datetime, lost_after_s: float) -> str:

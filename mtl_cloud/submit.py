@@ -44,7 +44,7 @@ def submit_run(
     try:
         run.create(with_requests(plan, launcher), spec_yaml=spec_yaml, spec_json=spec_json)
     except AlreadyExistsError as error:
-        if not run.exists() or run.spec_json() != spec_json:
+        if not run.exists() or run.first_spec_json() != spec_json:
             raise LaunchError(
                 f"{plan.run_id}: exists in {storage.url}, with another job file",
                 hint="submit under a new run id",

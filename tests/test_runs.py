@@ -50,7 +50,11 @@ def submit(storage: Storage, run_id: str, *, at: datetime = NOON, price: float |
 
 
 def begin(run: RunRecord, number: int, at: datetime) -> None:
-    run.claim(AttemptRecord(number=number, started_at=at.isoformat(), host="h", pid=1, backend="local"))
+    price = run.plan().usd_per_hour
+    claim = AttemptRecord(
+        number=number, started_at=at.isoformat(), host="h", pid=1, backend="local", usd_per_hour=price
+    )
+    run.claim(claim)
 
 
 def beat(run: RunRecord, number: int, at: datetime, phase: str = "training") -> None:

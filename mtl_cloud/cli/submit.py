@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, overrides_option, print_json, print_warnings
+from mtl_cloud.cli.common import examples, open_run, output_options, overrides_option, print_json, print_warnings
+from mtl_cloud.errors import UsageError
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
@@ -18,16 +19,35 @@ if TYPE_CHECKING:
 @click.command(
     "submit",
     epilog=examples(
-        "submit job.yaml", "submit job.yaml --detach", "submit job.yaml --set training.rounds=2 --run-id trial-1"
+        "submit job.yaml",
+        "submit job.yaml --detach",
+        "submit job.yaml --set training.rounds=2 --run-id trial-1",
+        "submit --resume 3fa1 --backend sagemaker --set compute.instance_type=ml.p4d.24xlarge",
     ),
 )
-@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(dir_okay=False))
 @overrides_option
 @click.option("--run-id", metavar="ID", help="Name the run; submitting the same job twice starts it once.")
+@click.option("--resume", metavar="RUN", help="Go on with this run from its last checkpoint, instead of a job file.")
+@click.option("--backend", metavar="NAME", help="With --resume: go on there; --set names the new machine.")
+@click.option("--storage", metavar="URL", help="With --resume: where to look for the run.")
 @click.option("--detach", is_flag=True, help="Return as soon as the run has started.")
 @output_options
-def command(*, file: str, overrides: tuple[str, ...], run_id: str | None, detach: bool, as_json: bool) -> None:
+def command(
+    *,
+    file: str | None,
+    overrides: tuple[str, ...],
+    run_id: str | None,
+    resume: str | None,
+    backend: str | None,
+    storage: str | None,
+    detach: bool,
+    as_json: bool,
+) -> None:
     """Start a run and follow it to its end: round, step, losses, images/s, time left.
+
+    With --resume a run that was interrupted goes on. It may go on elsewhere: what runs of it is stopped first, after a
+    save; its record, rounds and checkpoints stay where they are, and the training is the same.
 
     Ctrl-C detaches: the run goes on, the way back is printed, and the exit code is 130, so that a shell's "&&" goes
     no further. Exit code 7 when the run ends otherwise than done.
@@ -38,7 +58,14 @@ def command(*, file: str, overrides: tuple[str, ...], run_id: str | None, detach
     from mtl_cloud.clock import Clock
 
     clock = Clock()
-    run, launcher = _start(file, overrides, run_id, clock, quiet=as_json)
+    if resume is not None and file is None and run_id is None:
+        run, launcher = _resume(resume, backend, storage, overrides, clock, quiet=as_json)
+    elif file is not None and resume is None and backend is None and storage is None:
+        run, launcher = _start(file, overrides, run_id, clock, quiet=as_json)
+    else:
+        raise UsageError(
+            "submit takes a FILE, or --resume RUN with --backend and --storage", hint="mtl-cloud submit --help"
+        )
     if not detach:
         _stay(run, launcher, clock, quiet=as_json)
     elif as_json:
@@ -67,6 +94,21 @@ def _start(
     submit_run(plan, spec_yaml=loaded.source, spec_json=job_to_json(job), storage=storage, launcher=launcher)
     remember_storage(storage.url)
     return RunRecord(storage, plan.run_id), launcher
+
+
+def _resume(
+    name: str, backend: str | None, storage: str | None, overrides: tuple[str, ...], clock: Clock, *, quiet: bool
+) -> tuple[RunRecord, Launcher]:
+    from mtl_cloud.launch import get_launcher
+    from mtl_cloud.resume import moved_job, replan, resume_run
+
+    run = open_run(name, storage)
+    job = moved_job(run, backend=backend, overrides=overrides)
+    plan = replan(run, job, now=clock.now())
+    if not quiet:
+        _announce(plan)
+    resume_run(run, job, plan, get_launcher=get_launcher, clock=clock)
+    return run, get_launcher(plan.backend)
 
 
 def _announce(plan: PlanRecord) -> None:

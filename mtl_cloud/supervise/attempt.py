@@ -26,7 +26,7 @@ from mtl_cloud.supervise.contract import (
     StopReason,
 )
 from mtl_cloud.supervise.health import BEAT
-from mtl_cloud.supervise.history import spent_s
+from mtl_cloud.supervise.history import spent_s, spent_usd
 from mtl_cloud.supervise.host import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line, tail
 from mtl_cloud.supervise.secrets import NO_SECRETS, Secrets, read_secrets, why_unreadable
@@ -135,7 +135,7 @@ class Attempt:
             yield DeadlineWatcher(StopReason.DEADLINE, plan.deadline_s - spent, message, clock)
         if plan.budget_usd is not None and plan.usd_per_hour:
             message = f"the budget of ${plan.budget_usd:.2f} is used up"
-            left_s = plan.budget_usd / plan.usd_per_hour * 3600 - spent
+            left_s = (plan.budget_usd - (spent_usd(self.run) or 0.0)) / plan.usd_per_hour * 3600
             yield DeadlineWatcher(StopReason.BUDGET, left_s, message, clock)
 
     def _trainer_environ(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from mtl_cloud.records import AttemptRecord, Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.classify import Life
 
-__all__ = ["lives", "spent_s"]
+__all__ = ["lives", "spent_s", "spent_usd"]
 
 
 def lives(run: RunRecord) -> list[Life]:
@@ -38,6 +38,13 @@ def _life(run: RunRecord, attempt: int, committed_step: int) -> Life | None:
 def spent_s(run: RunRecord) -> float:
     """Seconds that all attempts took together; one that vanished counts up to its last heartbeat."""
     return sum(_seconds(run, attempt) for attempt in run.attempts())
+
+
+def spent_usd(run: RunRecord) -> float | None:
+    """Dollars of these seconds, each attempt's at its own price; None when none of them has one."""
+    prices = [(attempt, attempt.usd_per_hour) for attempt in run.attempts()]
+    costs = [_seconds(run, attempt) / 3600 * price for attempt, price in prices if price is not None]
+    return round(sum(costs), 4) if costs else None
 
 
 def _seconds(run: RunRecord, attempt: AttemptRecord) -> float:

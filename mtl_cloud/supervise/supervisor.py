@@ -15,7 +15,7 @@ from mtl_cloud.records import AttemptRecord, ExitRecord, Outcome, PlanRecord, Re
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.attempt import Attempt
 from mtl_cloud.supervise.classify import Verdict, judge
-from mtl_cloud.supervise.history import lives, spent_s
+from mtl_cloud.supervise.history import lives, spent_s, spent_usd
 from mtl_cloud.supervise.host import device_name
 from mtl_cloud.supervise.surroundings import Surroundings
 
@@ -43,7 +43,7 @@ def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verd
         _live(run, plan, number, around)
         verdict = judge([life for life in lives(run) if life.attempt <= number], _max_restarts(run))
         if verdict.action == "finish":
-            _finish(run, plan, number, verdict, around)
+            _finish(run, number, verdict, around)
         if verdict.action != "restart":
             return verdict
         number += 1
@@ -57,6 +57,7 @@ def _claim(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) 
         pid=os.getpid(),
         backend=plan.backend,
         device=device_name(),
+        usd_per_hour=plan.usd_per_hour,
         nonce=uuid.uuid4().hex,
     )
     try:
@@ -86,7 +87,7 @@ def _max_restarts(run: RunRecord) -> int:
     return int(json.loads(run.spec_json())["compute"]["max_restarts"])
 
 
-def _finish(run: RunRecord, plan: PlanRecord, number: int, verdict: Verdict, around: Surroundings) -> None:
+def _finish(run: RunRecord, number: int, verdict: Verdict, around: Surroundings) -> None:
     seconds = spent_s(run)
     record = ResultRecord(
         ended_at=around.now(),
@@ -95,6 +96,6 @@ def _finish(run: RunRecord, plan: PlanRecord, number: int, verdict: Verdict, aro
         attempts=number,
         rounds=len(run.rounds()),
         seconds=round(seconds, 3),
-        usd=None if plan.usd_per_hour is None else round(seconds / 3600 * plan.usd_per_hour, 4),
+        usd=spent_usd(run),
     )
     run.write_result(record, attempt=number)

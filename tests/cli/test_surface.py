@@ -26,7 +26,9 @@ SURFACE = {
     "image build": sorted([*IMAGE, "--ca-bundle", "--network", "--pip-config", "--wheel"]),
     "image inspect": IMAGE,
     "image push": sorted([*IMAGE, "--region", "--repository"]),
-    "submit": ["--debug", "--detach", "--json", "--run-id", "--set", "FILE"],
+    "submit": sorted(
+        ["--backend", "--debug", "--detach", "--json", "--resume", "--run-id", "--set", "--storage", "[FILE]"]
+    ),
     "cancel": sorted([*RUN, "--reason", "--wait"]),
     "gc": ["--debug", "--dry-run", "--json", "--region", "--yes"],
     "runs": ["--debug", "--json", "--storage"],

@@ -54,9 +54,10 @@ class SageMakerLauncher:
 
     def stop(self, handle: RunHandle) -> None:
         """Ask SageMaker to end the job. It gives the trainer two minutes to save."""
-        newest = self.jobs(handle)[-1]
-        if newest.state is not BackendState.ENDED:
-            self._jobs(_record_of(handle).plan()).stop(newest.name)
+        jobs = self._jobs(_record_of(handle).plan())
+        for job in jobs.of_run(handle.run_id)[-1:]:
+            if job.state is not BackendState.ENDED:
+                jobs.stop(job.name)
 
     # --- what SageMaker knows beside ---
 
