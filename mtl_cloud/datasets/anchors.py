@@ -68,7 +68,7 @@ def box_sizes(dataset: Dataset, image_size: int) -> Sizes:
     for sample in labelled:
         if sample.detection is not None:
             xyxy = sample.detection.xyxy[~sample.detection.difficult].astype(np.float64)
-            found.append((xyxy[:, 2:] - xyxy[:, :2]) * image_size / max(sample.image.shape[:2]))
+            found.append((xyxy[:, 2:] - xyxy[:, :2]) * image_size / max(sample.shape))
     return np.concatenate(found)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Sample"]
+__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Sample", "Shrink", "whole"]
 
 IGNORE = 255
 """Mask value of pixels that count neither in the loss nor in the metrics (VOC's border)."""
@@ -55,15 +55,31 @@ class Sample:
     key: str
     """Names the sample for people: the file, or the archive and member."""
     image: npt.NDArray[np.uint8]
-    """[height, width, 3] RGB."""
+    """[height, width, 3] RGB; perhaps shrunk."""
     classification: int | npt.NDArray[np.float32] | None = None
     """Class index; or, for multi-label sets, [classes] with 1 present, 0 absent, -1 unknown (VOC's difficult only)."""
     detection: Boxes | None = None
     segmentation: npt.NDArray[np.uint8] | None = None
     """[height, width] class index, ``IGNORE`` where unknown."""
+    shrunk_from: tuple[int, int] | None = None
+    """Height and width of an image that was shrunk while it was decoded. Boxes and mask are as they were."""
     replaces: str | None = None
     """Key of the bad sample in whose place this one stands, under ``on_bad_sample: skip``. It then carries no labels:
     it counts neither in a loss nor in a metric."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image as it is stored."""
+        return self.shrunk_from or self.image.shape[:2]
+
+
+Shrink: TypeAlias = Callable[[int, int], int]
+"""(height, width) of a stored image -> 1, 2, 4 or 8: the divisor of its sides at which enough is left of it."""
+
+
+def whole(height: int, width: int) -> int:  # noqa: ARG001  # a `Shrink`
+    """Nothing is shrunk."""
+    return 1
 
 
 class Dataset(Protocol):
@@ -76,6 +92,10 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: int) -> Sample:
         """Decode one sample. Raises ``DatasetError`` naming the file when it is damaged or wrongly labelled."""
+        ...
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        """The same, but its image may be shrunk while it is decoded, as far as ``shrink`` allows."""
         ...
 
     def key(self, index: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink
 from mtl_cloud.errors import DatasetError, MissingExtraError
 from mtl_cloud.tasks import Task
 
@@ -106,6 +106,9 @@ class EmbeddedDataset:
             detection=_boxes(tiles, classes),
             segmentation=mask,
         )
+
+    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+        return self[index]
 
     def key(self, index: int) -> str:
         return f"embedded/{self.split}/{index:05d}"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mtl_cloud.datasets.base import Shrink, whole
 from mtl_cloud.errors import DatasetError
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RandomReader",
     "decode_mask",
     "decode_rgb",
+    "decode_shrunk",
     "image_size",
     "local_path",
     "read_bytes",
@@ -29,6 +31,8 @@ __all__ = [
     "text_lines",
 ]
 
+_JPEG_COLORS = ("Gray", "YCbCr", "RGB")
+"""Those of which Pillow and libjpeg-turbo make the same RGB."""
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow's decoders raise on damaged bytes."""
 
@@ -76,7 +80,27 @@ def text_lines(data: bytes, source: str) -> list[str]:
 
 def decode_rgb(data: bytes, source: str) -> npt.NDArray[np.uint8]:
     """An encoded image of any colour space as [height, width, 3] RGB. Raises ``DatasetError`` naming ``source``."""
-    return np.array(_load(data, source).convert("RGB"))
+    return decode_shrunk(data, source, whole)[0]
+
+
+def decode_shrunk(data: bytes, source: str, shrink: Shrink) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """The same, and the stored height and width: a JPEG's sides may come divided, rounded up, by what ``shrink`` says.
+
+    libjpeg-turbo drops the high frequencies before the inverse transform, which is both fast and free of aliases. A
+    whole JPEG has the same pixels as Pillow gives it. What libjpeg-turbo complains of is Pillow's to judge.
+    """
+    import simplejpeg
+
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if colors in _JPEG_COLORS:
+            divisor = shrink(height, width)
+            least = -(-height // divisor), -(-width // divisor)
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1]), (height, width)
+    except ValueError:
+        pass
+    image = np.array(_load(data, source).convert("RGB"))
+    return image, image.shape[:2]
 
 
 def decode_mask(data: bytes, source: str) -> npt.NDArray[np.uint8]:

@@ -14,8 +14,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample
-from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_rgb, local_path, read_bytes
+from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_shrunk, local_path, read_bytes
 from mtl_cloud.datasets.ilsvrc_devkit import GroundTruth, class_names
 from mtl_cloud.datasets.tar_index import TarIndex, default_cache, index_tar, inner_tars
 from mtl_cloud.errors import DatasetError
@@ -120,8 +120,11 @@ class ImageNetDataset:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        image = decode_rgb(self.read(index), self.where(index))
-        return Sample(key=self.key(index), image=image, classification=int(self.targets[index]))
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        image, shape = decode_shrunk(self.read(index), self.where(index), shrink)
+        return Sample(self.key(index), image, classification=int(self.targets[index]), shrunk_from=shape)
 
     def read(self, index: int) -> bytes:
         """The encoded image, as it is stored. Raises ``DatasetError``."""

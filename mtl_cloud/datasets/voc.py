@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, Sample
+from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, Sample, Shrink, whole
 from mtl_cloud.datasets.file_trees import FileTree, FolderTree
-from mtl_cloud.datasets.files import decode_mask, decode_rgb, local_path, text_lines
+from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path, text_lines
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
@@ -70,9 +70,11 @@ class VocDataset:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
         labels = self.labels(index)
-        image = decode_rgb(self.read("image", index), self.where("image", index))
-        height, width = image.shape[:2]
+        image, (height, width) = decode_shrunk(self.read("image", index), self.where("image", index), shrink)
         objects = self.objects(index, width, height) if labels & _OF_OBJECTS else []
         return Sample(
             key=self.key(index),
@@ -80,6 +82,7 @@ class VocDataset:
             classification=class_set(objects) if "classification" in labels else None,
             detection=boxes(objects) if "detection" in labels else None,
             segmentation=self._mask(index, (height, width)) if "segmentation" in labels else None,
+            shrunk_from=(height, width),
         )
 
     def key(self, index: int) -> str:

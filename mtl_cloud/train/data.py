@@ -24,6 +24,7 @@ from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
 from mtl_cloud.train.transforms import (
     Canvas,
+    Placement,
     center_crop,
     draw_color,
     draw_crop,
@@ -31,6 +32,7 @@ from mtl_cloud.train.transforms import (
     letterbox,
     place,
     sample_rng,
+    shrinkable,
 )
 
 __all__ = ["Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
@@ -49,11 +51,15 @@ class TrainingView(TorchDataset[Item]):
     fit: Fit = "letterbox"
 
     def __getitem__(self, draw: Draw) -> Item:
-        sample = self.dataset[draw.sample]
+        sample = self.dataset.load(draw.sample, lambda *shape: shrinkable(shape, self._placement(draw, shape)[0]))
+        placement, rng = self._placement(draw, sample.shape)
+        return sample, place(sample, placement, self.size), draw_color(self.augment, rng)
+
+    def _placement(self, draw: Draw, shape: tuple[int, int]) -> tuple[Placement, np.random.Generator]:
+        """Where an image of ``shape`` goes in this draw, and the generator that drew it."""
         rng = sample_rng(self.seed, draw.epoch, draw.sample)
         draw_place = draw_crop if self.fit == "crop" else draw_placement
-        placement = draw_place(sample.image.shape, self.size, self.augment, rng)
-        return sample, place(sample, placement, self.size), draw_color(self.augment, rng)
+        return draw_place(shape, self.size, self.augment, rng), rng
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,9 @@ class ValidationView(TorchDataset[Item]):
     fit: Fit = "letterbox"
 
     def __getitem__(self, index: int) -> Item:
-        sample = self.dataset[index]
         fit = center_crop if self.fit == "crop" else letterbox
-        return sample, place(sample, fit(sample.image.shape, self.size), self.size), None
+        sample = self.dataset.load(index, lambda *shape: shrinkable(shape, fit(shape, self.size)))
+        return sample, place(sample, fit(sample.shape, self.size), self.size), None
 
 
 @dataclass(frozen=True)

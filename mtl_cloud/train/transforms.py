@@ -34,6 +34,7 @@ __all__ = [
     "letterbox",
     "place",
     "sample_rng",
+    "shrinkable",
 ]
 
 GREY = 128
@@ -122,14 +123,19 @@ def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np
     return rng.uniform(1 - augment.color, 1 + augment.color, 3).astype(np.float32)
 
 
+def shrinkable(shape: Sequence[int], placement: Placement) -> int:
+    """How far an image may be shrunk while it is decoded and still be no smaller than on the canvas (a ``Shrink``)."""
+    spare = min(shape[0] / placement.height, shape[1] / placement.width)
+    return next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
+
+
 def place(sample: Sample, placement: Placement, size: int) -> Canvas:
     """Put image, boxes and mask on a square of ``size`` pixels."""
-    height, width = sample.image.shape[:2]
     image = torch.from_numpy(sample.image).permute(2, 0, 1)
     mask = None if sample.segmentation is None else torch.from_numpy(sample.segmentation)[None]
     return Canvas(
         _paste(image, placement, size, InterpolationMode.BILINEAR, GREY),
-        None if sample.detection is None else _move_boxes(sample.detection, placement, (height, width), size),
+        None if sample.detection is None else _move_boxes(sample.detection, placement, sample.shape, size),
         None if mask is None else _paste(mask, placement, size, InterpolationMode.NEAREST, IGNORE)[0],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, read_bytes, read_lines
+from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, decode_shrunk, read_bytes, read_lines
 from mtl_cloud.errors import DatasetError
 
 RED = (200, 30, 40)
@@ -93,3 +94,35 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DatasetError, match=r"list.txt: not a text file"):
         read_lines(tmp_path / "list.txt")
+
+
+@pytest.mark.real_data
+def test_whole_jpegs_have_the_pixels_that_pillow_gives_them(real_data: Callable[[str], Path]) -> None:
+    files = sorted(real_data("voc2012_subset").rglob("*.jpg"))[:40]
+    files += sorted(real_data("imagenet_sample").rglob("*.JPEG"))[:60]
+    for file in files:
+        assert np.array_equal(decode_rgb(file.read_bytes(), "x"), np.asarray(Image.open(file).convert("RGB")))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(real_data: Callable[[str], Path], divisor: int) -> None:
+    """Within one level of 255, on average, of Pillow's box filter over the decoded whole."""
+    differences = []
+    for file in sorted(real_data("voc2012_subset").rglob("*.jpg"))[:20]:
+        full = Image.open(file).convert("RGB")
+        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda *_: divisor)
+        assert (shape, shrunk.shape[:2]) == ((full.height, full.width), _ceil(full.height, full.width, divisor))
+        inside = np.s_[: full.height // divisor, : full.width // divisor]
+        difference = np.abs(shrunk.astype(int)[inside] - np.asarray(full.reduce(divisor)).astype(int)[inside])
+        differences.append(difference.mean())
+    assert np.mean(differences) < 1
+
+
+def _ceil(height: int, width: int, divisor: int) -> tuple[int, int]:
+    return -(-height // divisor), -(-width // divisor)
+
+
+def test_a_jpeg_cut_short_is_refused_whatever_decodes_it() -> None:
+    with pytest.raises(DatasetError, match=r"cut\.jpg: damaged, or not an image"):
+        decode_shrunk(jpeg(200, 100)[:-400], "cut.jpg", lambda *_: 2)

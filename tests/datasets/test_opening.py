@@ -22,7 +22,7 @@ from mtl_cloud.datasets import (
     open_dataset,
     open_splits,
 )
-from mtl_cloud.datasets.base import Dataset
+from mtl_cloud.datasets.base import Dataset, Shrink
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.spec.job import DatasetSpec
 from mtl_cloud.tasks import TASKS, Task
@@ -49,6 +49,9 @@ class Listed:
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(key=self.keys[index], image=np.full((1, 1, 3), index, dtype=np.uint8), classification=index)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        return self[index]
 
     def key(self, index: int) -> str:
         return self.keys[index]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
 from mtl_cloud.datasets.views import SkippingDataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.storage import MemoryStorage
@@ -172,9 +172,12 @@ class Damaged:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
         if index == self.bad:
             raise DatasetError(f"{self.key(index)} is damaged")
-        return self.dataset[index]
+        return self.dataset.load(index, shrink)
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import Boxes, Dataset, DatasetInfo, Sample
-from mtl_cloud.datasets.files import decode_mask, decode_rgb, local_path
+from mtl_cloud.datasets.base import Boxes, Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
 from mtl_cloud.datasets.shards.tables import Table, open_table
@@ -88,10 +88,13 @@ class ShardDataset:
         return self.samples
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
         try:
-            return self.decode(index, self._fetch(index))
+            return self.decode(index, self._fetch(index), shrink)
         except _ChecksumError:  # damaged on its way here, and not where it lies?
-            return self.decode(index, self._fetch(index))
+            return self.decode(index, self._fetch(index), shrink)
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.rows["key"][index])
@@ -119,16 +122,17 @@ class ShardDataset:
         """The encoded image, as it is stored. Raises ``DatasetError`` and ``StorageError``."""
         return self._image_bytes(index, self.narrowed(frozenset())._fetch(index))  # noqa: SLF001  # a copy of itself
 
-    def decode(self, index: int, data: bytes | memoryview) -> Sample:
+    def decode(self, index: int, data: bytes | memoryview, shrink: Shrink = whole) -> Sample:
         """The sample that ``data``, the bytes of its extent, hold. Raises ``DatasetError``, also for damaged ones."""
         labels = self.labels(index)
-        image = decode_rgb(self._image_bytes(index, data), self.where(index))
+        image, shape = decode_shrunk(self._image_bytes(index, data), self.where(index), shrink)
         return Sample(
             key=self.key(index),
             image=image,
             classification=self._classification(index) if "classification" in labels else None,
             detection=self._boxes(index) if "detection" in labels else None,
             segmentation=self._mask(index, data) if "segmentation" in labels else None,
+            shrunk_from=shape,
         )
 
     def where(self, index: int) -> str:
