@@ -217,6 +217,8 @@ class StartRecord(Record):
 
     checkpoint_step: int | None
     checkpoint_attempt: int | None
+    datasets: list[dict[str, Json]] = field(default_factory=list)
+    """What the attempt trains on, in the job's order. Each: ``name``, and ``digest`` of a prepared dataset or null."""
 
 
 @dataclass(frozen=True, kw_only=True)

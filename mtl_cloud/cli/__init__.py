@@ -30,6 +30,9 @@ COMMANDS = {
         "plan": "Show what a job would do and cost; start nothing.",
         "anchors": "Cluster a job's boxes into YOLOv3's nine anchors.",
     },
+    "Prepare data": {
+        "data": "Prepare datasets as shards; inspect and verify them.",
+    },
     "Look at the cloud": {
         "explain": "Explain an error code of AWS.",
     },

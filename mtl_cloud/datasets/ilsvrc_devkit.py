@@ -19,11 +19,12 @@ from typing import Self
 from mtl_cloud.datasets.files import read_lines
 from mtl_cloud.errors import DatasetError
 
-__all__ = ["GroundTruth", "class_names"]
+__all__ = ["DEVKIT_FILES", "GroundTruth", "class_names"]
 
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _MAP = "map_clsloc.txt"
 _WORDS = "synset_words.txt"
+DEVKIT_FILES = (_TRUTH, _MAP, _WORDS)
 _FOLDERS = (".", "meta", "../meta", "data", "ILSVRC2012_devkit_t12/data")
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 

@@ -6,7 +6,7 @@ Both forms give the same samples in the same order under the same keys.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -17,13 +17,14 @@ import numpy.typing as npt
 from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink, whole
 from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_shrunk, local_path, read_bytes
 from mtl_cloud.datasets.ilsvrc_devkit import GroundTruth, class_names
+from mtl_cloud.datasets.stored_file import StoredFile
 from mtl_cloud.datasets.tar_index import TarIndex, default_cache, index_tar, inner_tars
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import Task
 
-__all__ = ["ImageNetDataset", "open_imagenet"]
+__all__ = ["TARS", "ImageNetDataset", "open_imagenet", "open_stored_imagenet"]
 
-_TARS = {
+TARS = {
     "train": ("ILSVRC2012_img_train.tar", "ILSVRC2012_train.tar"),
     "val": ("ILSVRC2012_img_val.tar", "ILSVRC2012_val.tar"),
 }
@@ -157,25 +158,39 @@ def open_imagenet(uri: str | None, split: str) -> ImageNetDataset:
     DatasetError
         Neither form is there, a tar is not whole, a class has no images, or an image has no class.
     """
-    if split not in _TARS:
+    if split not in TARS:
         raise DatasetError(f"imagenet has no split {split!r}", hint="it has train and val")
     root = _find_root(local_path(uri or "ILSVRC2012"))
-    store = _open_store(root, split)
-    keys = np.array(_keys(store.names.tolist(), root))
+    return _label(split, _open_store(root, split), _train_wnids(root), root)
+
+
+def open_stored_imagenet(tars: Mapping[str, StoredFile], split: str, devkit: Path) -> ImageNetDataset:
+    """A split of the original tars (split -> tar) in a storage, with the devkit's files in a local folder.
+
+    Raises ``DatasetError`` as ``open_imagenet``.
+    """
+    cache = default_cache(os.environ)
+    store = TarStore(tars[split], index_tar(tars[split], cache))
+    return _label(split, store, inner_tars(tars["train"]) if "train" in tars else [], devkit)
+
+
+def _label(split: str, store: ImageStore, train_wnids: Sequence[str], devkit: Path) -> ImageNetDataset:
+    """The images of ``store`` in the order of their keys. Classes without training images are those of the images."""
+    keys = np.array(_keys(store.names.tolist(), devkit))
     order = np.argsort(keys, kind="stable")
     wnids = [os.fsdecode(key.partition(b"/")[0]) for key in keys[order].tolist()]
-    classes = _train_wnids(root) or sorted(set(wnids))
-    info = DatasetInfo("imagenet", split, {"classification": class_names(classes, root)})
-    return ImageNetDataset(info, keys[order], _targets(wnids, classes, root / split), order, store)
+    classes = train_wnids or sorted(set(wnids))
+    info = DatasetInfo("imagenet", split, {"classification": class_names(classes, devkit)})
+    return ImageNetDataset(info, keys[order], _targets(wnids, classes, devkit / split), order, store)
 
 
 def _find_root(path: Path) -> Path:
     folder = path.parent if path.is_file() else path
     for root in (folder, folder / "ILSVRC2012"):
-        if any((root / name).exists() for split, tars in _TARS.items() for name in (split, *tars)):
+        if any((root / name).exists() for split, tars in TARS.items() for name in (split, *tars)):
             return root
     raise DatasetError(
-        f"{folder}: neither the folders train/ and val/ nor the tars {_TARS['train'][0]} and {_TARS['val'][0]} in it",
+        f"{folder}: neither the folders train/ and val/ nor the tars {TARS['train'][0]} and {TARS['val'][0]} in it",
         hint="`uri:` names the folder that holds them",
     )
 
@@ -186,12 +201,12 @@ def _open_store(root: Path, split: str) -> ImageStore:
     if tar := _tar(root, split):
         return TarStore(RandomReader(tar), index_tar(tar, default_cache(os.environ)))
     raise DatasetError(
-        f"{root}: neither the folder {split}/ nor the tar {_TARS[split][0]} in it", hint="get that split too"
+        f"{root}: neither the folder {split}/ nor the tar {TARS[split][0]} in it", hint="get that split too"
     )
 
 
 def _tar(root: Path, split: str) -> Path | None:
-    return next((root / name for name in _TARS[split] if (root / name).is_file()), None)
+    return next((root / name for name in TARS[split] if (root / name).is_file()), None)
 
 
 def _image_files(folder: Path) -> list[bytes]:

@@ -102,7 +102,7 @@ def build_trainer(
         attempt=attempt,
         group=group,
         channel=Channel(scratch, leads=group.leads),
-        checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep),
+        checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep, datasets=[source.info for source in sources]),
         events=EventLog(run, attempt, scratch.folder / "events"),
         network=network,
         model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group, step_tasks),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,8 +28,9 @@ import safetensors.torch
 from awscrt.checksums import crc64nvme
 from torch import Tensor
 
-from mtl_cloud.errors import NotFoundError, RecordError
-from mtl_cloud.records import CheckpointManifest, StartRecord
+from mtl_cloud.datasets.base import DatasetInfo
+from mtl_cloud.errors import DatasetError, NotFoundError, RecordError
+from mtl_cloud.records import CheckpointManifest, Json, StartRecord
 from mtl_cloud.run_record import CheckpointId, RunRecord
 from mtl_cloud.train.snapshot import PART_BYTES, HostBuffers, Snapshot, restore_snapshot, take_snapshot
 
@@ -63,12 +64,14 @@ class Checkpointer:
         keep: int,
         part_bytes: int = PART_BYTES,
         now: Callable[[], datetime] = _utc_now,
+        datasets: Sequence[DatasetInfo] = (),
     ) -> None:
         self._run = run
         self._attempt = attempt
         self._keep = keep
         self._part_bytes = part_bytes
         self._now = now
+        self._datasets: list[dict[str, Json]] = [{"name": info.name, "digest": info.digest} for info in datasets]
         self._damaged: set[CheckpointId] = set()
 
     def save(self, state: Mapping[str, Any], *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - the field's name in the manifest
@@ -114,14 +117,28 @@ class Checkpointer:
         """The newest checkpoint all of whose bytes are as they were written; None when there is none.
 
         One that is damaged is passed over, with a warning that names it. All processes of an attempt get the same.
+
+        Raises ``DatasetError`` where the run was begun on other data: a position in one says nothing of another.
         """
+        self._require_same_data()
         restored = self._newest_intact()
         if restored and restored.manifest.attempt == self._attempt:
             return restored  # a restart within the attempt
-        choice = _start_from(restored)
+        choice = _start_from(restored, self._datasets)
         if self._run.write_start(self._attempt, choice) == choice:
             return restored
         return self._newest_intact()  # another process of this attempt looked earlier, and its choice stands
+
+    def _require_same_data(self) -> None:
+        starts = (self._run.start(attempt) for attempt in range(self._attempt, 0, -1))
+        before = next((start.datasets for start in starts if start and start.datasets), self._datasets)
+        for one, other in zip(before, self._datasets, strict=False):
+            if one != other:
+                raise DatasetError(
+                    f"{other['name']} is not the data that the run began with (its digest is {other['digest']}, "
+                    f"and was {one['digest']})",
+                    hint="put back what lay under the dataset's `uri:`, or submit a new run",
+                )
 
     # --- save ---
 
@@ -186,10 +203,9 @@ class Checkpointer:
         return safetensors.torch.load(data)
 
 
-def _start_from(restored: Restored | None) -> StartRecord:
-    if restored is None:
-        return StartRecord(checkpoint_step=None, checkpoint_attempt=None)
-    return StartRecord(checkpoint_step=restored.manifest.step, checkpoint_attempt=restored.manifest.attempt)
+def _start_from(restored: Restored | None, datasets: list[dict[str, Json]]) -> StartRecord:
+    step, attempt = (restored.manifest.step, restored.manifest.attempt) if restored else (None, None)
+    return StartRecord(checkpoint_step=step, checkpoint_attempt=attempt, datasets=datasets)
 
 
 def lineage(run: RunRecord, attempt: int) -> list[CheckpointId]:

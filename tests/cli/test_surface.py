@@ -21,6 +21,12 @@ SURFACE = {
     "schema": ["--debug", "--json"],
     "plan": ["--debug", "--json", "--set", "FILE"],
     "anchors": ["--debug", "--json", "--seed", "--set", "FILE"],
+    "data": [],
+    "data prepare": sorted(
+        ["--debug", "--json", "--on-bad", "--shard-mib", "--split", "--workers", "DST", "SRC", "imagenet|voc|cifar10"]
+    ),
+    "data inspect": ["--debug", "--json", "--sheet", "--split", "PATH"],
+    "data verify": ["--debug", "--json", "PATH"],
     "explain": ["--debug", "--json", "--list", "[CODE]"],
     "image": [],
     "image build": sorted([*IMAGE, "--ca-bundle", "--network", "--pip-config", "--wheel"]),

@@ -26,7 +26,7 @@ from mtl_cloud.datasets.shards.work import make_shard
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.storage import Storage
 
-__all__ = ["Options", "Progress", "prepare"]
+__all__ = ["Options", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,6 @@ class Options:
     on_bad: OnBad = "fatal"
 
 
-class Progress:
-    """Told how far a preparation is; does nothing with it."""
-
-    def begin(self, samples: int) -> None:
-        """So many are to be done, in all splits."""
-
-    def advance(self, samples: int) -> None:
-        """So many more are done, or were when the preparation was started again."""
-
-
 def prepare(
     name: str,
     sources: Mapping[str, Source],
@@ -56,9 +46,11 @@ def prepare(
     options: Options,
     *,
     aliases: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] = lambda _samples: None,
 ) -> DatasetManifest:
     """Write the splits ``sources`` into the empty, or in part prepared, ``target``.
+
+    ``advance`` is told how many samples more are done, or were when the preparation was started again.
 
     Raises
     ------
@@ -73,7 +65,7 @@ def prepare(
     if manifest is None:
         _forget_others(target, stamp)
         jobs = [job for split, source in sources.items() for job in plan_shards(split, source, options.shard_bytes)]
-        _write_shards(jobs, target, options, stamp, progress or Progress())
+        _write_shards(jobs, target, options, stamp, advance)
         manifest = assemble(name, sources, jobs, target, aliases=aliases or {}, stamp=stamp)
         target.write(MANIFEST, manifest.encode())
     _forget_others(target, "")
@@ -99,13 +91,14 @@ def _forget_others(target: Storage, stamp: str) -> None:
             target.delete(entry.key)
 
 
-def _write_shards(jobs: Sequence[ShardJob], target: Storage, options: Options, stamp: str, progress: Progress) -> None:
-    progress.begin(sum(len(job.positions) for job in jobs))
+def _write_shards(
+    jobs: Sequence[ShardJob], target: Storage, options: Options, stamp: str, advance: Callable[[int], None]
+) -> None:
     done = {entry.key for entry in target.list(f"{PARTS}{stamp}/")}
     missing = [job for job in jobs if part_key(stamp, job.name) not in done]
-    progress.advance(sum(len(job.positions) for job in jobs) - sum(len(job.positions) for job in missing))
+    advance(sum(len(job.positions) for job in jobs) - sum(len(job.positions) for job in missing))
     for samples in _run(partial(make_shard, target=target, on_bad=options.on_bad, stamp=stamp), missing, options):
-        progress.advance(samples)
+        advance(samples)
 
 
 def _run(make: Callable[[ShardJob], int], jobs: Sequence[ShardJob], options: Options) -> Iterator[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import Boxes, Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink, whole
 from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
@@ -20,7 +20,7 @@ from mtl_cloud.errors import DatasetError, NotFoundError
 from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["Extent", "RangeReader", "ShardDataset", "is_prepared", "open_shards", "read_manifest"]
+__all__ = ["Extent", "RangeReader", "ShardDataset", "is_prepared", "is_remote", "open_shards", "read_manifest"]
 
 
 class Extent(NamedTuple):
@@ -186,10 +186,11 @@ class _ChecksumError(DatasetError):
 
 def is_prepared(uri: str) -> bool:
     """Does ``uri`` name a prepared dataset? What does not lie on this machine is taken for one."""
-    return _is_remote(uri) or (local_path(uri) / MANIFEST).is_file()
+    return is_remote(uri) or (local_path(uri) / MANIFEST).is_file()
 
 
-def _is_remote(uri: str) -> bool:
+def is_remote(uri: str) -> bool:
+    """Does ``uri`` name a storage other than a folder of this machine?"""
     return "://" in uri and not uri.startswith("file:")
 
 
@@ -206,7 +207,7 @@ def read_manifest(storage: Storage) -> DatasetManifest:
     return DatasetManifest.decode(data, source=f"{storage.url}/{MANIFEST}")
 
 
-def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | None = None) -> Dataset:
+def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | None = None) -> ShardDataset:
     """A split of the prepared dataset at a folder or URL, which must be of the kind ``name``.
 
     The index of one that does not lie on this machine is kept in the folder ``cache`` (default: the user's).
@@ -218,7 +219,7 @@ def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | 
     StorageError
         The storage does not answer.
     """
-    storage = open_storage(uri if _is_remote(uri) else local_path(uri))
+    storage = open_storage(uri if is_remote(uri) else local_path(uri))
     manifest = read_manifest(storage)
     if name not in {None, manifest.name}:
         raise DatasetError(

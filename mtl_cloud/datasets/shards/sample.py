@@ -139,7 +139,7 @@ def _assert_mask(sample: EncodedSample, data: bytes, shape: tuple[int, int], cla
             sample, f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels, and the image {shape[1]}x{shape[0]}"
         )
     if (wrong := (mask >= classes) & (mask != IGNORE)).any():
-        raise _wrong(sample, f"its mask holds class {mask[wrong][0]}, and there are {classes}")
+        raise _wrong(sample, f"its mask holds class {mask[wrong][0]}, and there are {classes} classes")
 
 
 def _wrong(sample: EncodedSample, what: str) -> DatasetError:

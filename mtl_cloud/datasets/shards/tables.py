@@ -18,7 +18,7 @@ from mtl_cloud.datasets.shards.format import FileEntry, Rows
 from mtl_cloud.errors import DatasetError, NotFoundError
 from mtl_cloud.storage import FolderStorage, Storage
 
-__all__ = ["Table", "encode_table", "open_table"]
+__all__ = ["Table", "decode_table", "encode_table", "open_table"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ def encode_table(rows: Rows) -> bytes:
     file = io.BytesIO()
     np.save(file, rows, allow_pickle=False)
     return file.getvalue()
+
+
+def decode_table(data: bytes, source: str) -> Rows:
+    """What ``encode_table`` was given. Raises ``DatasetError`` naming ``source``."""
+    try:
+        rows: Rows = np.load(io.BytesIO(data), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{source}: not an index, or damaged ({error})", hint=_AGAIN) from error
+    return rows
 
 
 def open_table(storage: Storage, entry: FileEntry, cache: Path | None = None) -> Table:
