@@ -191,9 +191,7 @@ class DatasetSpec(_Spec):
     """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
 
     name: Literal["embedded", "cifar10", "voc", "imagenet"] = Field(..., description="Which dataset.")
-    uri: str | None = Field(
-        None, description="Folder or archive that holds it, or what `mtl-cloud data prepare` made, e.g. in S3."
-    )
+    uri: str | None = Field(None, description="Its folder or archive, or what `mtl-cloud data prepare` made of it.")
     splits: SplitsSpec = Field(SplitsSpec(), description="Names of the splits.")
     tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default all that it has.")
     on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What a damaged or mislabelled sample does.")
