@@ -418,27 +418,31 @@ def test_cifar10_without_loss(real_data: Callable[[str], Path], tmp_path: Path) 
 @pytest.mark.slow
 def test_processes_killed_at_random_moments_leave_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL to the command, whose workers then end by themselves."""
-    many = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(400, 300, seed=i) for wnid in WNIDS for i in range(300)}
+    many = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(400, 300, seed=i) for wnid in WNIDS for i in range(600)}
     root = tar_of_tars(tmp_path / "tars", many)
     write_devkit(root)
     command = [sys.executable, "-m", "mtl_cloud", "data", "prepare", "imagenet", str(root)]
     options = ["--split", "train", "--workers", "2", "--shard-mib", "1"]
     subprocess.run([*command, str(tmp_path / "whole"), *options], check=True, capture_output=True)
-    marker, draw, kills = f"MARKER={tmp_path}", random.Random(7), 0
-    environ = os.environ | {"MARKER": str(tmp_path)}
-    for _ in range(40):
+    draw, environ = random.Random(7), os.environ | {"MARKER": str(tmp_path)}
+    for _ in range(5):
         process = subprocess.Popen([*command, str(tmp_path / "killed"), *options], env=environ)
-        try:
-            process.wait(draw.uniform(1.0, 6.0))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert process.returncode == 0
-    assert kills > 0
+        _wait_for_parts(tmp_path / "killed", draw.randint(1, 3), process)
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "killed/manifest.json").exists()
+    subprocess.run([*command, str(tmp_path / "killed"), *options], check=True, capture_output=True)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert _processes_left(marker) == 0
+    assert _processes_left(f"MARKER={tmp_path}") == 0
+
+
+def _wait_for_parts(target: Path, more: int, process: subprocess.Popen[bytes]) -> None:
+    """Until so many more shards are finished than now."""
+    wanted = len(list(target.glob("parts/*/*.npz"))) + more
+    while len(list(target.glob("parts/*/*.npz"))) < wanted:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def _processes_left(marker: str) -> int:
