@@ -229,7 +229,7 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in {"numpy", "PIL", "awscrt"}:
+        if error.name not in {"numpy", "PIL", "simplejpeg", "awscrt"}:
             raise
         raise MissingExtraError("data", "mtl-cloud data") from error
 
