@@ -60,10 +60,15 @@ def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan:
     return run
 
 
+def supervisor_flags(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> list[str]:
+    """A supervisor's arguments, with short intervals."""
+    argv = ["--storage", run.storage.url, "--run-id", run.run_id, "--attempt", str(attempt)]
+    return [*argv, "--scratch", str(scratch), *FAST.to_flags(), *flags]
+
+
 def supervisor_argv(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> list[str]:
     """The command of a supervisor with short intervals."""
-    argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
-    return [*argv, "--attempt", str(attempt), "--scratch", str(scratch), *FAST.to_flags(), *flags]
+    return [sys.executable, "-m", "mtl_cloud.supervise", *supervisor_flags(run, scratch, *flags, attempt=attempt)]
 
 
 def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> subprocess.Popen[str]:

@@ -20,12 +20,12 @@ from mtl_cloud.records import Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise.classify import Verdict
+from mtl_cloud.supervise.ec2 import InstanceMetadata
 from mtl_cloud.supervise.follower import accompany
 from mtl_cloud.supervise.init import become_init
 from mtl_cloud.supervise.nodes import ALONE
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
 from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.spot import SpotWatcher
 from mtl_cloud.supervise.supervisor import supervise
 from mtl_cloud.supervise.surroundings import Surroundings, default_scratch
 from mtl_cloud.supervise.watch import SignalWatcher
@@ -59,7 +59,7 @@ def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerCont
         scratch=args.scratch or default_scratch(args.run_id, os.environ),
         environ=container.environ(os.environ) if container else os.environ,
         watchers=[signals],
-        inquirers=[SpotWatcher(os.environ, Clock())] if args.spot_notices else [],
+        metadata=InstanceMetadata(os.environ) if args.spot_notices else None,
         nodes=container.nodes() if container else ALONE,
         echo=args.echo,
         settings=settings,
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-id", required=True, metavar="ID", help="the run")
     parser.add_argument("--attempt", type=int, metavar="N", help="attempt to claim (default: the next free one)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="local folder of the run (default: user state)")
-    parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for spot notices")
+    parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for its notices")
     parser.add_argument("--sagemaker", type=Path, metavar="DIR", help="keep SageMaker's contract in DIR (/opt/ml)")
     parser.add_argument("--echo", action="store_true", help="copy the trainer's log to standard output")
     Settings.add_flags(parser)

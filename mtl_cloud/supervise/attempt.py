@@ -25,6 +25,7 @@ from mtl_cloud.supervise.contract import (
     Scratch,
     StopReason,
 )
+from mtl_cloud.supervise.ec2 import Ec2Watcher
 from mtl_cloud.supervise.health import BEAT
 from mtl_cloud.supervise.history import spent_s, spent_usd
 from mtl_cloud.supervise.host import host_readings
@@ -82,7 +83,7 @@ class Attempt:
         cancel, owner = CancelWatcher(self.run), OwnerWatcher(self.run, self.number)
         cancel.look()
         with self._reporting():
-            exit_code, stop = self._run_trainer([cancel, owner, *self.around.inquirers])
+            exit_code, stop = self._run_trainer([cancel, owner, *self._notices()])
             stop = _true_stop(stop, cancel, owner)
             ending = classify(exit_code, stop, self.scratch.failure(), tail(self.log, _TAIL_LINES))
             ending = replace(ending, message=self.secrets.hide(ending.message.encode()).decode())
@@ -125,6 +126,14 @@ class Attempt:
                 stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
             trainer = stack.enter_context(Trainer(command, self._trainer_environ(), self.log))
             return attend(trainer, watchers, self.scratch, self.around.settings)
+
+    def _notices(self) -> Iterator[Inquirer]:
+        if self.around.metadata is not None:
+            yield Ec2Watcher(self.around.metadata, self.around.clock, save_early=self._save_early)
+
+    def _save_early(self, because: str) -> None:
+        self.say(f"{because}: the trainer is asked to save, and goes on")
+        self.scratch.request_save()
 
     def _limits(self) -> Iterator[Watcher]:
         """The run's deadline and budget, less what earlier attempts have used."""

@@ -20,6 +20,7 @@ _STOPPED_FOR = {
     StopReason.BUDGET: Outcome.OUT_OF_BUDGET,
     StopReason.SIGTERM: Outcome.INTERRUPTED,
     StopReason.SPOT: Outcome.INTERRUPTED,
+    StopReason.MAINTENANCE: Outcome.INTERRUPTED,
     StopReason.HANG: Outcome.MACHINE_ERROR,
     None: Outcome.INTERRUPTED,
 }

@@ -1,10 +1,11 @@
-"""What supervisor and trainer say to each other: environment, exit codes and three small files.
+"""What supervisor and trainer say to each other: environment, exit codes and four small files.
 
 The files lie in the attempt's *scratch*, a local folder that both can write. Each is one JSON object, put in place by
 an atomic rename, so a reader sees the old one, the new one or none:
 
 ``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat; its age tells a hang
 ``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; looked at before each step
+``save.json``       supervisor → trainer: save now, and go on; taken away by the trainer that does
 ``failure.json``    trainer → supervisor: why it is about to exit (torchrun hides exit codes)
 """
 
@@ -58,6 +59,7 @@ class StopReason(StrEnum):
     BUDGET = "budget"
     SIGTERM = "sigterm"
     SPOT = "spot"
+    MAINTENANCE = "maintenance"
     HANG = "hang"
     """Nothing to ask for any more: the trainer is killed."""
 
@@ -110,6 +112,18 @@ class Scratch:
         """Why to stop, or None. One ``stat`` while there is nothing to read."""
         document = _read(self.folder / "stop.json")
         return StopReason(str(document["reason"])) if document else None
+
+    def request_save(self) -> None:
+        """Wish for a save ahead of its time: the machine may not last."""
+        _write(self.folder / "save.json", {})
+
+    def take_save_request(self) -> bool:
+        """Is there such a wish? It counts once. One ``unlink`` while there is none."""
+        try:
+            (self.folder / "save.json").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def write_failure(self, failure: Failure) -> None:
         _write(self.folder / "failure.json", asdict(failure))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl_cloud.clock import Clock
+from mtl_cloud.supervise.ec2 import InstanceMetadata
 from mtl_cloud.supervise.nodes import ALONE, Nodes
 from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.watch import Inquirer, Watcher
+from mtl_cloud.supervise.watch import Watcher
 
 __all__ = ["Surroundings", "default_scratch"]
 
@@ -24,8 +25,8 @@ class Surroundings:
     """What the trainer inherits; the plan's ``env`` goes above it."""
     watchers: Sequence[Watcher] = ()
     """Reasons to stop beside cancel, deadline, budget and a newer owner: signals."""
-    inquirers: Sequence[Inquirer] = ()
-    """Further reasons that must be asked for: the cloud's notices."""
+    metadata: InstanceMetadata | None = None
+    """Where EC2 gives notice of what it does to this machine; None elsewhere."""
     nodes: Nodes = ALONE
     """The machines that train together, and which of them this is."""
     echo: bool = False

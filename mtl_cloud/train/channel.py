@@ -44,6 +44,10 @@ class Channel:
         """Has the supervisor, or a SIGTERM, asked this process to save and stop?"""
         return self._signalled or self._scratch.stop_reason() is not None
 
+    def take_save_wish(self) -> bool:
+        """Has the supervisor asked the leading process to save now? Each wish is heard once."""
+        return self._leads and self._scratch.take_save_request()
+
     def report_is_due(self) -> bool:
         """About once a second: a report costs a wait for the device."""
         return self._clock() - self._reported_at >= REPORT_EVERY_S

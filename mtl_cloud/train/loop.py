@@ -343,7 +343,8 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         minutes = self.job.checkpoint.every_minutes
-        due = minutes is not None and self.clock() - self._saved_at >= 60 * minutes and not self.saver.is_busy
+        timed = minutes is not None and self.clock() - self._saved_at >= 60 * minutes
+        due = not self.saver.is_busy and (self.channel.take_save_wish() or timed)
         # The clocks of several processes differ; the leader's decides. One process needs no agreement.
         return due if self.group.world == 1 else self.group.any(due and self.group.leads)
 
