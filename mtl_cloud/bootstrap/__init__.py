@@ -12,14 +12,10 @@ from typing import Any
 
 from mtl_cloud.errors import LaunchError
 
-__all__ = ["GROUP_PREFIX", "STACK", "TAG_RUN", "Bootstrap", "find_stack", "stack_outputs"]
+__all__ = ["STACK", "Bootstrap", "find_stack", "stack_outputs"]
 
 STACK = "mtl-cloud"
 """Name of the stack: one a region of an account."""
-GROUP_PREFIX = "mtl-cloud-"
-"""Auto Scaling groups are named ``mtl-cloud-<run id>``: the roles reach no others."""
-TAG_RUN = "mtl-cloud:run"
-"""Tag of everything that a run has at AWS, with its id: the roles reach nothing without it."""
 
 _READY = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"}
 """States of a stack whose outputs hold (a rolled back update left the old ones)."""

@@ -34,6 +34,8 @@ COMMANDS = {
         "data": "Prepare datasets as shards; inspect and verify them.",
     },
     "Look at the cloud": {
+        "bootstrap": "Make what AWS needs: network, bucket, roles.",
+        "iam": "Print the policies, with each statement's reason.",
         "explain": "Explain an error code of AWS.",
     },
     "Run it": {

@@ -1,4 +1,4 @@
-"""Tags of what a run has at AWS. The policies of ``mtl-cloud iam`` rest on ``RUN_TAG``: it may not change by itself."""
+"""Tags of what a run has at AWS. The policies of ``mtl-cloud iam`` rest on ``RUN_TAG`` and ``PURCHASE_TAG``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 
 from mtl_cloud.records import PlanRecord
 
-__all__ = ["EXPIRES_TAG", "OWNER_TAG", "RUN_TAG", "SPEC_TAG", "STORAGE_TAG", "run_tags"]
+__all__ = ["EXPIRES_TAG", "OWNER_TAG", "PURCHASE_TAG", "RUN_TAG", "SPEC_TAG", "STORAGE_TAG", "run_tags"]
 
 RUN_TAG = "mtl-cloud:run"
 OWNER_TAG = "mtl-cloud:owner"
@@ -14,12 +14,15 @@ EXPIRES_TAG = "mtl-cloud:expires-at"
 """ISO 8601 in UTC: from then on nothing of the run may be left, and ``gc`` removes what is."""
 SPEC_TAG = "mtl-cloud:spec"
 """The resolved job's SHA-256, its first 16 hex digits."""
+PURCHASE_TAG = "mtl-cloud:purchase"
+"""Of groups whose instances may change what the group buys: with that value alone their role allows it."""
 STORAGE_TAG = "mtl-cloud:storage"
 """Where the run's record is: with it ``gc`` needs nothing but AWS to begin with."""
 
 
 def run_tags(plan: PlanRecord, *, owner: str, expires_at: datetime) -> dict[str, str]:
     """The job's own tags, and ours, which they never hide."""
+    changes = plan.compute.get("purchase") == "spot_then_on_demand"
     return {
         **plan.tags,
         RUN_TAG: plan.run_id,
@@ -27,4 +30,5 @@ def run_tags(plan: PlanRecord, *, owner: str, expires_at: datetime) -> dict[str,
         EXPIRES_TAG: expires_at.isoformat(),
         SPEC_TAG: plan.spec_digest[:16],
         STORAGE_TAG: plan.storage,
+        **({PURCHASE_TAG: "spot_then_on_demand"} if changes else {}),
     }

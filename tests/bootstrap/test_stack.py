@@ -91,7 +91,7 @@ def test_the_bucket_is_private_encrypted_and_tidies_up() -> None:
     assert client("s3").get_bucket_encryption(Bucket=stack.bucket)["ServerSideEncryptionConfiguration"]["Rules"]
     bucket = properties("Bucket")  # moto's CloudFormation passes over these
     assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
-    assert {rule["Id"] for rule in bucket["LifecycleConfiguration"]["Rules"]} == {"unfinished-uploads", "boot-logs"}
+    assert {rule["Id"] for rule in bucket["LifecycleConfiguration"]["Rules"]} == {"unfinished-uploads", "old-records"}
 
 
 def test_the_outputs_name_what_was_made() -> None:

@@ -27,6 +27,8 @@ SURFACE = {
     ),
     "data inspect": ["--debug", "--json", "--sheet", "--split", "PATH"],
     "data verify": ["--debug", "--json", "PATH"],
+    "bootstrap": ["--debug", "--destroy", "--json", "--region", "--vpc", "--yes"],
+    "iam": ["--account", "--debug", "--json", "--prefix", "--region", "[WHO]"],
     "explain": ["--debug", "--json", "--list", "[CODE]"],
     "image": [],
     "image build": sorted([*IMAGE, "--ca-bundle", "--network", "--pip-config", "--wheel"]),

@@ -1,0 +1,86 @@
+"""IAM's decision over identity policies, as AWS documents it: an explicit deny, else an allow, else no by default.
+
+What is known of a request is its *context*: condition keys (without regard to case) with one value each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+__all__ = ["Context", "Decision", "decide"]
+
+Decision = Literal["allowed", "denied", "explicitly denied"]
+Context = Mapping[str, str]
+
+_WILDCARDS = {"*": ".*", "?": "."}
+
+
+def _like(pattern: str, text: str) -> bool:
+    parts = (_WILDCARDS.get(part) or re.escape(part) for part in re.split(r"([*?])", pattern))
+    return re.fullmatch("".join(parts), text, re.DOTALL) is not None
+
+
+_OPERATORS: dict[str, Callable[[str, str], bool]] = {
+    "ArnLike": _like,
+    "Bool": lambda wanted, found: wanted.lower() == found.lower(),
+    "NumericEquals": lambda wanted, found: float(found) == float(wanted),
+    "NumericLessThan": lambda wanted, found: float(found) < float(wanted),
+    "NumericLessThanEquals": lambda wanted, found: float(found) <= float(wanted),
+    "StringEquals": lambda wanted, found: wanted == found,
+    "StringLike": _like,
+}
+
+
+def decide(
+    documents: Iterable[Mapping[str, Any]], action: str, resource: str, context: Context | None = None
+) -> Decision:
+    """Of one action (``s3:GetObject``) on one resource (an ARN, or ``*`` where the action knows none)."""
+    known = {key.lower(): value for key, value in (context or {}).items()}
+    effects = {
+        statement["Effect"]
+        for document in documents
+        for statement in _list(document["Statement"])
+        if _applies(statement, action, resource, known)
+    }
+    if "Deny" in effects:
+        return "explicitly denied"
+    return "allowed" if "Allow" in effects else "denied"
+
+
+def _applies(statement: Mapping[str, Any], action: str, resource: str, context: Context) -> bool:
+    conditions = statement.get("Condition", {}).items()
+    return (
+        _names(statement, "Action", lambda pattern: _like(pattern.lower(), action.lower()))
+        and _names(statement, "Resource", lambda pattern: _like(_filled(pattern, context), resource))
+        and all(_holds(operator, key, wanted, context) for operator, keys in conditions for key, wanted in keys.items())
+    )
+
+
+def _names(statement: Mapping[str, Any], element: str, fits: Callable[[str], bool]) -> bool:
+    if element in statement:
+        return any(map(fits, _list(statement[element])))
+    return not any(map(fits, _list(statement[f"Not{element}"])))
+
+
+def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
+    """Keys and operators are and-ed, the values of one key or-ed; a negated operator asks that none fits."""
+    found = context.get(key.lower())
+    if operator == "Null":
+        return (found is None) == (str(wanted).lower() == "true")
+    name, if_exists, _ = operator.partition("IfExists")
+    negated = "Not" in name
+    if found is None:
+        return bool(if_exists) or negated
+    test = _OPERATORS[name.replace("Not", "")]
+    return any(test(_filled(str(value), context), found) for value in _list(wanted)) != negated
+
+
+def _filled(text: str, context: Context) -> str:
+    """With policy variables; an unknown one stays, and so fits nothing."""
+    return re.sub(r"\$\{([^}]+)\}", lambda match: context.get(match[1].lower(), match[0]), text)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
