@@ -6,7 +6,7 @@ never came so far has a line of its own. Of an attempt that vanished, the last s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
@@ -62,11 +62,17 @@ class Bill:
         return _sum(charge.saved_usd for charge in self.charges)
 
 
-def bill_of(run: RunRecord) -> Bill:
-    """The run's bill up to its last sign of life."""
+def bill_of(run: RunRecord, billed: Mapping[str, Sequence[Charge]] | None = None) -> Bill:
+    """The run's bill up to its last sign of life.
+
+    ``billed`` maps a backend to the charges that it told itself, which stand for those of its attempts.
+    """
+    told = {backend: charges for backend, charges in (billed or {}).items() if charges}
     plan, boots = run.plan(), {boot.instance: boot for boot in run.boots()}
-    charges, seen = [], set()
+    charges, seen = [charge for own in told.values() for charge in own], set()
     for attempt in run.attempts():
+        if attempt.backend in told:
+            continue
         boot = boots.get(attempt.host)
         start = attempt.started_at if boot is None or boot.instance in seen else boot.started_at
         seen.add(attempt.host)

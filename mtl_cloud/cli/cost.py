@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import open_run, output_options, print_json, print_table, run_examples, run_options
+from mtl_cloud.cli.common import (
+    open_run,
+    output_options,
+    print_json,
+    print_table,
+    print_warnings,
+    run_examples,
+    run_options,
+)
+from mtl_cloud.errors import LaunchError, MissingExtraError
 
 if TYPE_CHECKING:
     from mtl_cloud.cost import Bill, Charge
+    from mtl_cloud.run_record import RunRecord
 
 
 @click.command("cost", epilog=run_examples("cost", "cost 4f2a --json"))
@@ -22,10 +32,8 @@ def command(*, run: str, storage: str | None, as_json: bool) -> None:
     JSON: {run_id, usd, saved_usd, charges: [{attempt, instance, machine, zone, market, seconds, usd_per_hour,
     on_demand_usd_per_hour, usd, saved_usd}, ...]}. What the plan does not know is null.
     """
-    from mtl_cloud.cost import bill_of
-
     record = open_run(run, storage)
-    bill = bill_of(record)
+    bill = _bill(record)
     if as_json:
         charges = [{**asdict(charge), "usd": charge.usd, "saved_usd": charge.saved_usd} for charge in bill.charges]
         print_json({"run_id": record.run_id, "usd": bill.usd, "saved_usd": bill.saved_usd, "charges": charges})
@@ -33,6 +41,22 @@ def command(*, run: str, storage: str | None, as_json: bool) -> None:
         click.echo(f"{record.run_id}: no machine has worked for it yet")
     else:
         _print(bill)
+
+
+def _bill(record: RunRecord) -> Bill:
+    """From the record, and where the backend says what it bills, from there."""
+    from mtl_cloud.cost import bill_of
+    from mtl_cloud.launch import RunHandle, get_launcher
+    from mtl_cloud.launch.base import Biller
+
+    handle = RunHandle.of(record.plan())
+    try:
+        launcher = get_launcher(handle.backend)
+        billed = {handle.backend: launcher.charges(handle)} if isinstance(launcher, Biller) else {}
+    except (LaunchError, MissingExtraError) as error:
+        print_warnings([f"{handle.backend} does not say what it bills, so the record's seconds stand: {error}"])
+        billed = {}
+    return bill_of(record, billed)
 
 
 def _print(bill: Bill) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only this attempt's log.")
 @output_options
 def command(*, run: str, storage: str | None, follow: bool, attempt: int | None, as_json: bool) -> None:
-    """Print a run's log: all attempts, one after another.
+    """Print a run's log: all attempts, one after another. Before the first has logged, what the backend kept.
 
     JSON: {run_id, attempts: [{attempt, log}]}; with --follow one line of {attempt, text} for each piece.
     """
@@ -29,6 +29,8 @@ def command(*, run: str, storage: str | None, follow: bool, attempt: int | None,
         _follow(record, attempt, as_json=as_json)
         return
     logs = {number: _text(record, number) for number in _attempts(record, attempt)}
+    if not any(logs.values()) and attempt is None:
+        logs = _backend_log(record)
     if as_json:
         print_json({"run_id": record.run_id, "attempts": [{"attempt": n, "log": text} for n, text in logs.items()]})
         return
@@ -49,6 +51,18 @@ def _attempts(record: RunRecord, attempt: int | None) -> list[int]:
 
 def _text(record: RunRecord, attempt: int) -> str:
     return record.read_log(attempt).decode("utf-8", "replace")
+
+
+def _backend_log(record: RunRecord) -> dict[int, str]:
+    """What the backend kept of a run that has logged nothing, as if of its first attempt; empty if it keeps nothing."""
+    from mtl_cloud.launch import LAUNCHERS, RunHandle, get_launcher
+    from mtl_cloud.launch.base import LogSource
+
+    handle = RunHandle.of(record.plan())
+    launcher = get_launcher(handle.backend) if handle.backend in LAUNCHERS else None
+    if not isinstance(launcher, LogSource):
+        return {}
+    return {1: "".join(f"{line}\n" for line in launcher.log_lines(handle))}
 
 
 def _follow(record: RunRecord, attempt: int | None, *, as_json: bool) -> None:

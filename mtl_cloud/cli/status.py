@@ -17,7 +17,7 @@ from mtl_cloud.cli.common import (
     run_options,
 )
 from mtl_cloud.cli.words import state_words
-from mtl_cloud.errors import UsageError
+from mtl_cloud.errors import LaunchError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
@@ -69,6 +69,7 @@ def _print_summary(record: RunRecord, summary: RunSummary) -> None:
             ("state", state_words(summary.state)),
             ("reason", result.message if result else ""),
             ("now", _now(record, summary)),
+            ("machine", _machine(record, summary)),
             ("rounds", f"{summary.round} of {summary.rounds}"),
             *((task, value) for task, value in _metrics(summary)),
             ("attempt", str(summary.attempt or "none yet")),
@@ -92,6 +93,21 @@ def _now(record: RunRecord, summary: RunSummary) -> str:
     progress = beat.progress
     parts = (beat.phase, position_words(progress), loss_words(progress), speed_words(progress))
     return " · ".join(part for part in parts if part)
+
+
+def _machine(record: RunRecord, summary: RunSummary) -> str:
+    """The backend's newest word on a run that nobody works on; empty where it has none."""
+    from mtl_cloud.cli.attach import renting_launcher
+    from mtl_cloud.launch import RunHandle
+
+    launcher = renting_launcher(record) if summary.state in {"queued", "lost"} else None
+    if launcher is None:
+        return ""
+    try:
+        news = launcher.watch(RunHandle.of(record.plan())).look()
+    except (LaunchError, MissingExtraError) as error:
+        return f"{summary.backend} does not answer: {error}"
+    return f"{news[-1].phase}: {news[-1].message}" if news else ""
 
 
 def _metrics(summary: RunSummary) -> list[tuple[str, str]]:

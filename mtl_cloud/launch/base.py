@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
+from mtl_cloud.cost import Charge
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.follow import LOST_AFTER_S, MachineNews, MachineWatch
 from mtl_cloud.records import AttemptRecord, Json, PlanRecord
@@ -108,3 +110,21 @@ class Watchable(Launcher, Protocol):
     """
 
     def watch(self, handle: RunHandle) -> MachineWatch: ...
+
+
+@runtime_checkable
+class LogSource(Protocol):
+    """A launcher whose backend keeps what its containers print, apart from the run record."""
+
+    def log_lines(self, handle: RunHandle) -> Iterator[str]:
+        """All lines, oldest container first, without line ends. Raises ``LaunchError``."""
+        ...
+
+
+@runtime_checkable
+class Biller(Protocol):
+    """A launcher whose backend itself says which seconds it bills."""
+
+    def charges(self, handle: RunHandle) -> list[Charge]:
+        """Of what has ended; the rest is not known yet. Raises ``LaunchError``."""
+        ...

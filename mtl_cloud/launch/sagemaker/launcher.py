@@ -12,16 +12,21 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from mtl_cloud.aws import AwsClients, ClientMaker
+from mtl_cloud.clock import Clock
+from mtl_cloud.cost import Charge
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.base import BackendState, RunHandle, Submission
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.sagemaker.jobs import Job, TrainingJobs
 from mtl_cloud.launch.sagemaker.logs import log_lines
 from mtl_cloud.launch.sagemaker.request import job_name, request, sagemaker_compute
+from mtl_cloud.launch.sagemaker.watch import SageMakerWatch
 from mtl_cloud.records import PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.storage import open_storage
 
 __all__ = ["SageMakerLauncher"]
+
+_OWN_END_S = 60.0
+_STOP_S = 600.0
+_LOOK_S = 1.0
 
 
 class SageMakerLauncher:
@@ -32,14 +37,15 @@ class SageMakerLauncher:
 
     backend = "sagemaker"
 
-    def __init__(self, *, clients: Callable[[str], ClientMaker] = AwsClients) -> None:
+    def __init__(self, *, clients: Callable[[str], ClientMaker] = AwsClients, clock: Clock | None = None) -> None:
         self._clients = clients
+        self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
         return Submission(RunHandle.of(plan), {"create_training_job": request(plan)})
 
     def submit(self, submission: Submission) -> RunHandle:
-        run = _record_of(submission.handle)
+        run = record_of(submission.handle)
         if run.result() is not None:
             return submission.handle
         jobs = self._jobs(run.plan())
@@ -53,11 +59,33 @@ class SageMakerLauncher:
         return self.jobs(handle)[-1].state
 
     def stop(self, handle: RunHandle) -> None:
-        """Ask SageMaker to end the job. It gives the trainer two minutes to save."""
-        jobs = self._jobs(_record_of(handle).plan())
+        """Ask SageMaker to end the job, and return when it has: the trainer gets two minutes to save.
+
+        The job of a run that is over ends by itself, within seconds.
+        """
+        run = record_of(handle)
+        jobs = self._jobs(run.plan())
+        if run.result() is not None and self._has_ended(jobs, handle, _OWN_END_S):
+            return
         for job in jobs.of_run(handle.run_id)[-1:]:
             if job.state is not BackendState.ENDED:
                 jobs.stop(job.name)
+        if not self._has_ended(jobs, handle, _STOP_S):
+            raise LaunchError(
+                f"{handle.run_id}: SageMaker was asked to stop its job, and has not within {_STOP_S / 60:g} minutes",
+                hint="repeat it, or look at the job in SageMaker's console",
+            )
+
+    def watch(self, handle: RunHandle) -> SageMakerWatch:
+        return SageMakerWatch(record_of(handle), lambda: self.jobs(handle), self._clock)
+
+    def _has_ended(self, jobs: TrainingJobs, handle: RunHandle, within_s: float) -> bool:
+        end = self._clock.monotonic() + within_s
+        while any(job.state is not BackendState.ENDED for job in jobs.of_run(handle.run_id)[-1:]):
+            if self._clock.monotonic() > end:
+                return False
+            self._clock.sleep(_LOOK_S)
+        return True
 
     # --- what SageMaker knows beside ---
 
@@ -66,14 +94,20 @@ class SageMakerLauncher:
 
         Raises ``LaunchError`` for a run that SageMaker was never given.
         """
-        found = self._jobs(_record_of(handle).plan()).of_run(handle.run_id)
+        found = self._jobs(record_of(handle).plan()).of_run(handle.run_id)
         if not found:
             raise LaunchError(f"{handle.run_id}: was never submitted to SageMaker", hint="mtl-cloud submit --help")
         return found
 
+    def charges(self, handle: RunHandle) -> list[Charge]:
+        """What SageMaker bills for each job that has ended: managed spot does not charge all of its seconds."""
+        plan = record_of(handle).plan()
+        bills = ((number, job) for number, job in enumerate(self.jobs(handle), 1) if job.training_s)
+        return [_charge(plan, number, job) for number, job in bills]
+
     def log_lines(self, handle: RunHandle) -> Iterator[str]:
         """What all containers of all jobs printed, as CloudWatch keeps it."""
-        logs = self._region(_record_of(handle).plan())("logs")
+        logs = self._region(record_of(handle).plan())("logs")
         for job in self.jobs(handle):
             yield from log_lines(logs, job.name)
 
@@ -84,8 +118,15 @@ class SageMakerLauncher:
         return self._clients(sagemaker_compute(plan).region)
 
 
-def _record_of(handle: RunHandle) -> RunRecord:
-    run = RunRecord(open_storage(handle.storage), handle.run_id)
-    if not run.exists():
-        raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
-    return run
+def _charge(plan: PlanRecord, number: int, job: Job) -> Charge:
+    price = plan.usd_per_hour  # of all its instances
+    return Charge(
+        attempt=number,
+        instance=job.name,
+        machine=job.instance_type,
+        zone=None,
+        market=sagemaker_compute(plan).purchase,
+        seconds=float(job.training_s or 0),
+        usd_per_hour=None if price is None else price * (1 - (job.spot_saving or 0.0)),
+        on_demand_usd_per_hour=price,
+    )

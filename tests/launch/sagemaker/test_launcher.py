@@ -7,23 +7,27 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import logged, make_run, wait_for
+from run_harness import FakeClock, logged, make_run, wait_for
 from s3_servers import CREDENTIALS, moto
 from sagemaker_harness import plan_on
 
 from mtl_cloud.aws import ErrorClass
+from mtl_cloud.clock import Clock
+from mtl_cloud.cost import bill_of
 from mtl_cloud.errors import CapacityError, CloudError
+from mtl_cloud.follow import Finished, MachineNews, follow
 from mtl_cloud.launch import BackendState, RunHandle
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
 from mtl_cloud.launch.sagemaker.double import SageMakerDouble
 from mtl_cloud.launch.sagemaker.jobs import Job
-from mtl_cloud.records import Outcome
+from mtl_cloud.records import AttemptRecord, Outcome
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage
 
@@ -240,6 +244,51 @@ def test_without_the_sdk_a_job_is_planned_and_not_submitted(tmp_path: Path) -> N
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.stdout == f"{NAME} False\n"
     assert "MissingExtraError: submitting to SageMaker needs the extra 'sagemaker'" in ended.stderr
+
+
+def test_a_run_is_followed_through_sagemakers_states_with_its_rounds_between(
+    tmp_path: Path, launcher: SageMakerLauncher
+) -> None:
+    run = _run(tmp_path)
+    events = list(follow(run, clock=Clock(), machine=launcher.watch(_submit(launcher, run))))
+    assert isinstance(events[-1], Finished)
+    assert any(isinstance(event, MachineNews) and event.phase == "requesting" for event in events)
+    launcher.stop(RunHandle.of(run.plan()))
+    assert launcher.jobs(RunHandle.of(run.plan()))[-1].status == "Completed"  # it was given its own end
+
+
+def test_the_wait_for_a_machine_that_will_not_come_ends_with_the_reason_after_the_news(
+    tmp_path: Path, launcher: SageMakerLauncher, sagemaker_double: SageMakerDouble
+) -> None:
+    sagemaker_double.pending_s = 0.0
+    sagemaker_double.refuse("ml.c5.9xlarge")
+    run, clock = _run(tmp_path), FakeClock()
+    handle = _submit(launcher, run)
+    _ended(launcher, handle)
+    watch = SageMakerLauncher(clock=clock).watch(handle)
+    assert [news.phase for news in watch.look()] == ["requesting", "requesting", "failed"]
+    assert watch.look() == []  # too early
+    clock.sleep(10)
+    with pytest.raises(CapacityError, match="Unable to provision"):
+        watch.look()
+
+
+def test_the_bill_is_sagemakers_own_with_what_spot_saved_and_what_other_backends_cost(
+    tmp_path: Path, launcher: SageMakerLauncher
+) -> None:
+    run = _run(tmp_path, "work(2 if attempt == 1 else 0)", purchase="spot")
+    other = AttemptRecord(number=2, started_at="x", host="h", pid=1, backend="local")
+    handle = _submit(launcher, run)
+    _ended(launcher, handle)
+    (charge,) = launcher.charges(handle)
+    assert (charge.instance, charge.machine, charge.market) == (NAME, "ml.c5.9xlarge", "spot")
+    (job,) = launcher.jobs(handle)
+    assert charge.seconds == job.training_s
+    priced = replace(charge, usd_per_hour=2.0 * (1 - (job.spot_saving or 0)), on_demand_usd_per_hour=2.0)
+    assert priced.usd == pytest.approx(2.0 * (job.billable_s or 0) / 3600)
+    assert bill_of(run, {"sagemaker": [priced]}).charges == (priced,)
+    run.claim(replace(other, started_at="2026-01-01T00:00:00+00:00"))
+    assert [c.instance for c in bill_of(run, {"sagemaker": [priced]}).charges] == [NAME, "h"]
 
 
 # --- an independent service ---
