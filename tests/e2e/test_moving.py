@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from run_harness import no_cloud_environ, wait_for
-from s3_servers import BUCKET, moto
+from s3_servers import BUCKET, CREDENTIALS, moto
 from sagemaker_harness import COMPUTE
 from trainer_harness import facts_of, small_job
 
@@ -74,22 +73,25 @@ def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
     assert [facts_of(record) for record in moved.rounds()] == [facts_of(record) for record in straight.rounds()]
 
 
-def test_the_command_moves_a_run_in_a_bucket(tmp_path: Path, sagemaker_double: SageMakerDouble) -> None:
+def test_the_command_moves_a_run_in_a_bucket(tmp_path: Path) -> None:
     with moto() as url:
-        cli = _cli(tmp_path, AWS_ENDPOINT_URL_S3=url)
+        environ = {**no_cloud_environ(), **CREDENTIALS, "AWS_ENDPOINT_URL_S3": url}
+        double = SageMakerDouble(tmp_path / "sagemaker", environ=environ)
+        cli = _cli(tmp_path, {**environ, "AWS_ENDPOINT_URL_SAGEMAKER": double.url})
         run_id = "small-1"
         job = small_job(rounds=3, epochs_per_round=8).model_dump(mode="json", exclude={"compute", "storage"})
         (tmp_path / "job.yaml").write_text(json.dumps({**job, "storage": f"s3://{BUCKET}/moving"}))
         cli("submit", "job.yaml", "--run-id", run_id, "--detach")
         options = [f"--set=compute.{name}={value}" for name, value in COMPUTE.items() if name != "backend"]
-        cli("submit", "--resume", run_id, "--backend", "sagemaker", *options)
+        with double:
+            cli("submit", "--resume", run_id, "--backend", "sagemaker", *options)
         told = cli("logs", run_id)
         assert "resumed at step" in told or "--- attempt 2" in told
         assert '"state": "done"' in cli("status", run_id, "--json")
         assert cli("submit", "--resume", run_id, expect=5) == ""
 
 
-def _cli(folder: Path, **environ: str) -> Callable[..., str]:
+def _cli(folder: Path, environ: dict[str, str]) -> Callable[..., str]:
     def run(*arguments: str, expect: int = 0) -> str:
         ended = subprocess.run(
             [sys.executable, "-m", "mtl_cloud", *arguments],
@@ -97,7 +99,7 @@ def _cli(folder: Path, **environ: str) -> Callable[..., str]:
             text=True,
             check=False,
             cwd=folder,
-            env={**os.environ, "XDG_STATE_HOME": str(folder / "state"), **environ},
+            env={**environ, "XDG_STATE_HOME": str(folder / "state")},
         )
         assert ended.returncode == expect, ended.stderr
         return ended.stdout
