@@ -281,6 +281,11 @@ class RoundRecord(Record):
     """Learned sharing coefficients, e.g. gates per stage and task pair."""
     usd: float | None = None
     """Dollars of this round at the plan's locked price."""
+    rewinds: list[dict[str, Any]] = field(default_factory=list)
+    """Each divergence in this round that training went back from: ``round``, ``step`` at which it was, ``reason`` and
+    ``to_step``, from where it went on with a lower learning rate."""
+    best_round: int | None = None
+    """The round whose checkpoint is the best of those up to this one; None without ``checkpoint.keep_best``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +311,7 @@ class CheckpointManifest(Record):
     round: int
     created_at: str
     reason: str
-    """round | time | stop"""
+    """start | round | time | stop"""
     parts: list[dict[str, Any]]
     """Each: ``key`` (below the checkpoint's prefix), ``size`` (bytes), ``crc64nvme`` (16 hex digits)."""
     meta: dict[str, Any]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-__all__ = ["HEADLINE", "NETWORK_TASKS", "TASKS", "Task"]
+__all__ = ["HEADLINE", "METRICS", "NETWORK_TASKS", "TASKS", "Task"]
 
 Task: TypeAlias = Literal["classification", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = ("classification", "detection", "segmentation")
 
 HEADLINE: dict[Task, str] = {"classification": "top1", "detection": "map50_voc", "segmentation": "miou"}
 """Task -> the metric that stands for it where there is room for one."""
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("top1", "top5", "map", "recall_macro", "precision_macro"),
+    "detection": ("map50_voc", "map50_voc07", "map50_coco", "map75", "map", "recall50"),
+    "segmentation": ("miou", "pixel_accuracy", "mean_class_accuracy", "recall_macro"),
+}
+"""Task -> the metrics that one may judge it by."""
 
 NETWORK_TASKS: dict[str, tuple[Task, ...]] = {
     "mtl_net": TASKS,

@@ -21,7 +21,7 @@ from mtl_cloud.spec.job import (
     MixingSpec,
     SageMakerCompute,
 )
-from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
+from mtl_cloud.tasks import METRICS, NETWORK_TASKS, TASKS, Task
 
 __all__ = ["DATASET_TASKS", "check_facts", "trained_tasks"]
 
@@ -343,6 +343,24 @@ def _statistics_are_one(job: JobSpec) -> Iterator[Finding]:
         yield Finding(("training", "norm"), message, "write `norm: sync`", uses=uses)
 
 
+def _divergence_is_used(job: JobSpec) -> Iterator[Finding]:
+    divergence, loc = job.training.divergence, ("training", "divergence")
+    for field in sorted({"lr_factor", "max_rewinds"} & divergence.model_fields_set):
+        if job.training.on_divergence != "rewind":
+            message = "nothing is rewound with `on_divergence: fail`"
+            yield Finding(
+                (*loc, field), message, "write `on_divergence: rewind`", uses=(("training", "on_divergence"),)
+            )
+
+
+def _best_is_measured(job: JobSpec) -> Iterator[Finding]:
+    best, loc = job.checkpoint.keep_best, ("checkpoint", "keep_best", "metric")
+    names = [f"{task}/{name}" for task in trained_tasks(job) for name in (*METRICS[task], "loss")]
+    if best and best.metric is not None and best.metric not in names:
+        hint = did_you_mean(best.metric, names) or f"measured: {', '.join(names)}"
+        yield Finding(loc, f"{best.metric!r} is not measured here", hint, uses=(_NETWORK, ("model", "tasks")))
+
+
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
@@ -427,6 +445,8 @@ _RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     _precision_fits,
     _weights_are_used,
     _statistics_are_one,
+    _divergence_is_used,
+    _best_is_measured,
     _env_is_ours_to_set,
     _secrets_are_by_reference,
     _secrets_are_open_to_runs,

@@ -14,9 +14,11 @@ from mtl_cloud.tasks import Task
 
 __all__ = [
     "GRADIENT_METHODS",
+    "BestSpec",
     "CheckpointSpec",
     "ComputeSpec",
     "DatasetSpec",
+    "DivergenceSpec",
     "DockerCompute",
     "Ec2Compute",
     "Fit",
@@ -319,6 +321,19 @@ class AugmentSpec(_Spec):
     )
 
 
+class DivergenceSpec(_Spec):
+    """When a task's loss counts as diverged, and what a rewind changes. A loss that is not a number always does."""
+
+    loss_ratio: Annotated[float, Field(gt=1)] = Field(
+        10.0, description="Over so many times its running median (100 steps), and over its first value, ..."
+    )
+    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="... for so many steps in a row.")
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="rewind: multiplies the learning rate from there on."
+    )
+    max_rewinds: PositiveInt = Field(3, description="rewind: over the whole job; then the run fails.")
+
+
 class TrainingSpec(_Spec):
     """The recipe. The published experiment: batch 16, random sampling, 50 rounds of 20 epochs."""
 
@@ -346,6 +361,15 @@ class TrainingSpec(_Spec):
     optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")
     schedule: ScheduleSpec = Field(ScheduleSpec(), description="The learning rate's course.")
     loss_weighting: LossWeightingSpec = Field(LossWeightingSpec(), description="How the tasks' losses become one.")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of a moving average of the weights (0.9999 for long jobs), which is validated and exported; "
+        "null for none.",
+    )
+    on_divergence: Literal["fail", "rewind"] = Field(
+        "fail", description="What a diverging loss does: end the run, or go back to the last round's end more slowly."
+    )
+    divergence: DivergenceSpec = Field(DivergenceSpec(), description="When a loss counts as diverged.")
     augment: AugmentSpec = Field(AugmentSpec(), description="Random changes of training images.")
     norm: Literal["auto", "local", "sync", "frozen"] = Field(
         "auto",
@@ -356,11 +380,24 @@ class TrainingSpec(_Spec):
     eval_batch_size: PositiveInt | None = Field(None, description="Validation batch; default twice the training batch.")
 
 
+class BestSpec(_Spec):
+    """By what one round's checkpoint is the best: a metric of the validation split."""
+
+    metric: str | None = Field(
+        None,
+        description="As in TensorBoard's events, detection/map50_voc or segmentation/loss; "
+        "default the mean of the tasks' headline metrics (top1, map50_voc, miou).",
+    )
+    mode: Literal["max", "min"] | None = Field(None, description="Is more better, or less? Default: less of a loss.")
+
+
 class CheckpointSpec(_Spec):
-    """When the state is saved. After each round and on a stop it always is."""
+    """When the state is saved, and what is kept. After each round and on a stop it always is saved."""
 
     every_minutes: PositiveFloat | None = Field(15.0, description="Also in mid-round, by time; null for never.")
     keep: PositiveInt = Field(3, description="Newest checkpoints to keep.")
+    keep_rounds: bool = Field(False, description="Keep those of all rounds' ends too.")
+    keep_best: BestSpec | None = Field(None, description="Keep the best round's too; {} is by the headline metrics.")
 
 
 # --- env: what the trainer finds in its environment ------------------------------------------------------------------

@@ -27,8 +27,10 @@ from mtl_cloud.train.channel import Channel
 from mtl_cloud.train.checkpoint import Checkpointer
 from mtl_cloud.train.data import Collate, ValidationView, training_batches, validation_batches
 from mtl_cloud.train.distributed import ProcessGroup, set_norm
+from mtl_cloud.train.ema import MovingAverage
 from mtl_cloud.train.events import EventLog
 from mtl_cloud.train.gradient_weighting import build_gradient_weighting
+from mtl_cloud.train.learner import Learner
 from mtl_cloud.train.loop import Trainer
 from mtl_cloud.train.nets import build_network
 from mtl_cloud.train.optim import build_optimizer
@@ -104,18 +106,24 @@ def build_trainer(
         channel=Channel(scratch, leads=group.leads),
         checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep, datasets=[source.info for source in sources]),
         events=EventLog(run, attempt, scratch.folder / "events"),
-        network=network,
-        model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group, step_tasks),
-        heads=heads,
-        weighting=weighting,
-        backward=backward,
-        optimizer=build_optimizer(network, weighting.parameters(), job.training.optimizer),
-        scaler=scaler,
-        autocast=_autocast(job.training, group.device),
+        learner=Learner(
+            training=job.training,
+            group=group,
+            network=network,
+            model=network if isinstance(backward, TaskwiseBackward) else _data_parallel(network, group, step_tasks),
+            heads=heads,
+            weighting=weighting,
+            backward=backward,
+            optimizer=build_optimizer(network, weighting.parameters(), job.training.optimizer),
+            scaler=scaler,
+            autocast=_autocast(job.training, group.device),
+            average=None if job.training.ema is None else MovingAverage(network, job.training.ema),
+        ),
         training_batches=_training_batches(data, job.training, collate, order, group),
         step_tasks=step_tasks,
         validation_batches=_validation_batches(data, job.training, collate, group),
         sample_batch=partial(_sample_batch, data.val, job.training.image_size, collate),
+        classes=data.classes,
         steps_per_epoch=order.steps_per_epoch,
         usd_per_hour=plan.usd_per_hour,
     )

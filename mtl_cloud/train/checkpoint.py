@@ -34,7 +34,7 @@ from mtl_cloud.records import CheckpointManifest, Json, StartRecord
 from mtl_cloud.run_record import CheckpointId, RunRecord
 from mtl_cloud.train.snapshot import PART_BYTES, HostBuffers, Snapshot, restore_snapshot, take_snapshot
 
-__all__ = ["Checkpointer", "Restored", "lineage"]
+__all__ = ["Checkpointer", "Restored", "lineage", "read_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,10 @@ def _utc_now() -> datetime:
 
 
 class Checkpointer:
-    """Saves and restores the state of one attempt of a run, keeping the newest ``keep`` checkpoints."""
+    """Saves and restores the state of one attempt of a run, keeping the newest ``keep`` checkpoints, and some more."""
+
+    pinned: frozenset[int] = frozenset()
+    """Steps whose checkpoints stay however old they get; may be replaced at any time."""
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class Checkpointer:
         return take_snapshot(state, buffers=buffers, part_bytes=self._part_bytes)
 
     def commit(self, snapshot: Snapshot, *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - as above
-        """Store ``snapshot``, and then remove what is older than the newest ``keep``.
+        """Store ``snapshot``, and then remove what is older than the newest ``keep`` and not pinned.
 
         A step is committed once an attempt: for one that is, the manifest that stands is returned. The parts are
         uploaded from where they lie: beside the snapshot no memory is used.
@@ -110,8 +113,19 @@ class Checkpointer:
             meta=snapshot.tree,
         ).sealed()
         self._run.commit_checkpoint(manifest)
-        self._retain()
+        self.retire()
         return manifest
+
+    def retire(self) -> None:
+        """Remove what is neither among the newest nor pinned. Raises ``RunTakenOverError`` as ``commit`` does."""
+        # Asked again, because a commit may be slow: a successor that chose before it must find its choice intact.
+        self._run.require_owner(self._attempt)
+        ancestors = lineage(self._run, self._attempt)
+        kept = {*ancestors[: self._keep], *(found for found in ancestors if found.step in self.pinned)}
+        for checkpoint in self._run.started_checkpoints():
+            # What a later attempt has begun is not ours to judge.
+            if checkpoint not in kept and checkpoint.attempt <= self._attempt:
+                self._run.delete_checkpoint(checkpoint)
 
     def load_latest(self) -> Restored | None:
         """The newest checkpoint all of whose bytes are as they were written; None when there is none.
@@ -128,6 +142,21 @@ class Checkpointer:
         if self._run.write_start(self._attempt, choice) == choice:
             return restored
         return self._newest_intact()  # another process of this attempt looked earlier, and its choice stands
+
+    def abandon(self, *, after: int) -> None:
+        """Remove what this attempt and those before have committed beyond step ``after``: training goes another way.
+
+        Nothing may be on its way. Raises ``RunTakenOverError`` when a later attempt owns the run.
+        """
+        self._run.require_owner(self._attempt)
+        for checkpoint in self._run.started_checkpoints():
+            if checkpoint.step > after and checkpoint.attempt <= self._attempt:
+                self._run.delete_checkpoint(checkpoint)
+                self._damaged.discard(checkpoint)
+
+    def load_upto(self, step: int) -> Restored | None:
+        """The newest intact checkpoint of ``step`` or before, for going back there within the attempt."""
+        return self._newest_intact(upto=step)
 
     def _require_same_data(self) -> None:
         starts = (self._run.start(attempt) for attempt in range(self._attempt, 0, -1))
@@ -151,22 +180,13 @@ class Checkpointer:
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             return list(pool.map(write, count(1), snapshot.files))
 
-    def _retain(self) -> None:
-        # Asked again, because a commit may be slow: a successor that chose before it must find its choice intact.
-        self._run.require_owner(self._attempt)
-        kept = lineage(self._run, self._attempt)[: self._keep]
-        for checkpoint in self._run.started_checkpoints():
-            # What a later attempt has begun is not ours to judge.
-            if checkpoint not in kept and checkpoint.attempt <= self._attempt:
-                self._run.delete_checkpoint(checkpoint)
-
     # --- load ---
 
-    def _newest_intact(self) -> Restored | None:
+    def _newest_intact(self, upto: float = math.inf) -> Restored | None:
         # Listed anew after each failure: the one that failed may just have been retired for a newer one.
-        while candidates := [found for found in self._candidates() if found not in self._damaged]:
+        while candidates := [c for c in self._candidates() if c not in self._damaged and c.step <= upto]:
             try:
-                return self._load_twice(candidates[0])
+                return read_checkpoint(self._run, candidates[0])
             except (RecordError, NotFoundError) as error:
                 log.warning("checkpoint of step %d by attempt %d is passed over: %s", *candidates[0], error)
                 self._damaged.add(candidates[0])
@@ -178,29 +198,36 @@ class Checkpointer:
         others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt] if ancestors else []
         return ancestors + [found for found in reversed(others) if found not in ancestors]
 
-    def _load_twice(self, checkpoint: CheckpointId) -> Restored:
-        """What was damaged on its way here, and not where it lies, is whole the second time."""
-        try:
-            return self._load(checkpoint)
-        except RecordError:
-            return self._load(checkpoint)
 
-    def _load(self, checkpoint: CheckpointId) -> Restored:
-        manifest = self._run.manifest(checkpoint)
-        prefix = self._run.paths.checkpoint(*checkpoint)
-        with ThreadPoolExecutor(_TRANSFERS) as pool:
-            parts = list(pool.map(lambda part: self._read_part(prefix, part), manifest.parts))
-        tensors = {name: tensor for part in parts for name, tensor in part.items()}
-        return Restored(manifest, restore_snapshot(Snapshot(manifest.meta, tensors)))
+def read_checkpoint(run: RunRecord, checkpoint: CheckpointId) -> Restored:
+    """Load one checkpoint, every byte of it verified; a second time where the first fails.
 
-    def _read_part(self, prefix: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
-        key = prefix + part["key"]
-        data = self._run.storage.read(key)
-        if len(data) != part["size"]:
-            raise RecordError(f"{key}: {len(data)} bytes, but {part['size']} were written")
-        if f"{crc64nvme(data):016x}" != part["crc64nvme"]:
-            raise RecordError(f"{key}: damaged: its CRC64NVME is not {part['crc64nvme']}")
-        return safetensors.torch.load(data)
+    What was damaged on its way here, and not where it lies, is whole then. Raises ``RecordError`` that names what is
+    damaged, and ``NotFoundError`` for what is missing.
+    """
+    try:
+        return _load(run, checkpoint)
+    except RecordError:
+        return _load(run, checkpoint)
+
+
+def _load(run: RunRecord, checkpoint: CheckpointId) -> Restored:
+    manifest = run.manifest(checkpoint)
+    prefix = run.paths.checkpoint(*checkpoint)
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        parts = list(pool.map(lambda part: _read_part(run, prefix, part), manifest.parts))
+    tensors = {name: tensor for part in parts for name, tensor in part.items()}
+    return Restored(manifest, restore_snapshot(Snapshot(manifest.meta, tensors)))
+
+
+def _read_part(run: RunRecord, prefix: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
+    key = prefix + part["key"]
+    data = run.storage.read(key)
+    if len(data) != part["size"]:
+        raise RecordError(f"{key}: {len(data)} bytes, but {part['size']} were written")
+    if f"{crc64nvme(data):016x}" != part["crc64nvme"]:
+        raise RecordError(f"{key}: damaged: its CRC64NVME is not {part['crc64nvme']}")
+    return safetensors.torch.load(data)
 
 
 def _start_from(restored: Restored | None, datasets: list[dict[str, Json]]) -> StartRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -126,13 +127,20 @@ def draw_samples(
             "key": key,
             "image": _png(batch.images[i].permute(1, 2, 0)),
             "truth": _truth(batch, i, classes),
-            "prediction": {name: value for entries in predictions.values() for name, value in entries[i].items()},
+            "prediction": {name: _finite(value) for found in predictions.values() for name, value in found[i].items()},
         }
         for i, key in enumerate(batch.keys)
     ]
     return RoundSamples(
         round=round_number, classes={str(task): names for task, names in classes.items()}, samples=samples
     )
+
+
+def _finite(entries: Any) -> Any:
+    """A prediction without the rows of scores and boxes that are not finite: JSON has no word for those."""
+    if not isinstance(entries, list):
+        return entries
+    return [row for row in entries if all(math.isfinite(value) for value in row if isinstance(value, float))]
 
 
 def _truth(batch: Batch, i: int, classes: Mapping[Task, Sequence[str]]) -> dict[str, Any]:

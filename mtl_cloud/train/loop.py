@@ -5,6 +5,10 @@ the state is saved first, then validation runs, then the round's record is writt
 loop's back, before or after the record. A run killed with the state committed and the record not finds on its return
 that the round is still open, and validates again; one killed the other way round trains the round's last steps again.
 Both come to the same outcome.
+
+Where training diverges and the job says ``rewind``, it goes back to the last round's end (before that: to the job's
+beginning) and on from there at a lower learning rate. Everything that decides this (the losses, where a round ends) is
+the same however often a run was killed, so the way on is too.
 """
 
 from __future__ import annotations
@@ -12,39 +16,39 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mtl_cloud.errors import TrainingError
 from mtl_cloud.records import RoundRecord, RoundSamples
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.tasks import HEADLINE, Task
 from mtl_cloud.train import rng
-from mtl_cloud.train.backward import Backward
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.channel import Channel
-from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.train.checkpoint import Checkpointer, Restored
 from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.evaluate import Validation, draw_samples, forward, loss_terms, sums, validate
+from mtl_cloud.train.divergence import DivergenceError, DivergenceWatch, require_finite
+from mtl_cloud.train.evaluate import Validation, draw_samples, validate
 from mtl_cloud.train.events import EventLog
+from mtl_cloud.train.learner import Learner
 from mtl_cloud.train.meters import LossMeter, RoundMeter
-from mtl_cloud.train.multi_scale import input_size, resize
-from mtl_cloud.train.optim import learning_rate, set_learning_rate
+from mtl_cloud.train.multi_scale import input_size
+from mtl_cloud.train.optim import learning_rate
+from mtl_cloud.train.retention import Retention
 from mtl_cloud.train.saver import Saver
-from mtl_cloud.train.tasks.base import LossTerm, TaskHead
-from mtl_cloud.train.transforms import apply_color
-from mtl_cloud.train.weighting import Weighting
+from mtl_cloud.train.tasks.base import TaskHead
 
 __all__ = ["Position", "Trainer"]
 
 log = logging.getLogger(__name__)
+
+_LOOK_EVERY = 50
+"""Steps whose losses are looked at together on a device that one would have to wait for."""
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Position:
     rounds_closed: int = 0
     skipped: set[str] = field(default_factory=set)
     """Keys of the damaged samples met so far."""
+    rewinds: list[dict[str, Any]] = field(default_factory=list)
+    """As ``RoundRecord.rewinds``, of the whole job."""
 
 
 @dataclass
@@ -68,16 +74,7 @@ class Trainer:
     channel: Channel
     checkpointer: Checkpointer
     events: EventLog
-    network: nn.Module
-    """The bare network."""
-    model: nn.Module
-    """What a step calls: the network, or its data-parallel wrapper."""
-    heads: dict[Task, TaskHead]
-    weighting: Weighting
-    backward: Backward
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    autocast: Callable[[], AbstractContextManager[Any]]
+    learner: Learner
     training_batches: Callable[[int], Iterator[Batch]]
     """This process's share of the batches from a step on."""
     step_tasks: Callable[[int], tuple[Task, ...] | None]
@@ -85,6 +82,8 @@ class Trainer:
     validation_batches: Callable[[], Iterator[Batch]]
     sample_batch: Callable[[], Batch]
     """The few validation images that are drawn after each round."""
+    classes: Mapping[Task, tuple[str, ...]]
+    """Of every task that the network has an output for."""
     steps_per_epoch: int
     usd_per_hour: float | None
     clock: Callable[[], float] = time.monotonic
@@ -93,7 +92,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = RoundMeter(tuple(self.heads), self.group.device)
         self.epoch_losses = LossMeter(tuple(self.heads), self.group.device)
+        look_every = 1 if self.group.device.type == "cpu" else _LOOK_EVERY
+        self.watch = DivergenceWatch(tuple(self.heads), self.job.training.divergence, every_steps=look_every)
         self.saver = Saver(self.checkpointer)
+        self.retention = Retention(self.job, self.steps_per_round)
         self._saved_step, self._saved_at = -1, self.clock()
 
     # --- the story ---------------------------------------------------------------------------------------------------
@@ -102,12 +104,23 @@ class Trainer:
         """Train to the end of the last round. False when asked to stop before; the state is committed then."""
         try:
             self._restore()
-            self._go_on()
+            self._train()
             self.channel.report("stopping", **self._progress({}))
             self.saver.drain()
+            if self.group.leads:
+                self.checkpointer.retire()
         finally:
             self.saver.close()
         return self.position.rounds_closed == self.job.training.rounds
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare network."""
+        return self.learner.network
+
+    @property
+    def heads(self) -> dict[Task, TaskHead]:
+        return self.learner.heads
 
     @property
     def steps_per_round(self) -> int:
@@ -118,10 +131,18 @@ class Trainer:
         """Of the whole job."""
         return self.job.training.rounds * self.steps_per_round
 
+    def _train(self) -> None:
+        """To the end, or until asked to stop; where training diverges, once more as the job allows."""
+        while True:
+            try:
+                return self._go_on()
+            except DivergenceError as divergence:
+                self._rewind(divergence)
+
     def _go_on(self) -> None:
-        """To the end, or until asked to stop."""
+        """To the end, or until asked to stop. Raises ``DivergenceError`` before a diverged state is saved."""
         stopped = self._close_round()
-        self._train_mode()
+        self.learner.train_mode()
         for batch, wait_s in self._batches():
             if stopped:
                 break
@@ -148,12 +169,10 @@ class Trainer:
 
     def _step(self, batch: Batch, wait_s: float) -> None:
         started_at = self.clock()
-        rate = learning_rate(
-            self.job.training.schedule, self.job.training.optimizer.lr, step=self.position.step, steps=self.steps
-        )
-        set_learning_rate(self.optimizer, rate)
-        losses = self._backward(self._forward(batch.to(self.group.device)))
-        self._update()
+        training, step = self.job.training, self.position.step
+        rate = self._lr_scale * learning_rate(training.schedule, training.optimizer.lr, step=step, steps=self.steps)
+        size = input_size(training, step=step, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        losses = self.learner.step(batch, rate=rate, size=size, tasks=self.step_tasks(step))
         self.position.step += 1
         self.position.skipped.update(batch.skipped)
         self.meter.losses.add(*losses)
@@ -162,49 +181,12 @@ class Trainer:
         self._report(losses, rate)
         seconds = wait_s + self.clock() - started_at
         self.meter.seconds, self.meter.wait_s = self.meter.seconds + seconds, self.meter.wait_s + wait_s
+        self.watch.add(self.position.step, losses)
 
-    def _train_mode(self) -> None:
-        self.model.train()
-        if self.job.training.norm == "frozen":
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # the only common base
-                    module.eval()
-
-    def _forward(self, batch: Batch) -> list[LossTerm]:
-        images = batch.images.float() / 255
-        if batch.color is not None:
-            images = apply_color(images, batch.color)
-        size = input_size(
-            self.job.training, step=self.position.step, steps=self.steps, steps_per_epoch=self.steps_per_epoch
-        )
-        images, batch = resize(images, batch, size)
-        if self.group.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
-        tasks = self.step_tasks(self.position.step)
-        return loss_terms(self.heads, forward(self.model, images, self.autocast, tasks), batch)
-
-    def _backward(self, terms: Sequence[LossTerm]) -> Tensor:
-        """Fill the gradients; returns all processes' totals and counts, [2, tasks].
-
-        Every process sees the global batch's losses as values, so that stateful weightings agree, while the gradient
-        is that of its own samples.
-        """
-        totals, counts = reduced = self.group.sum(sums(terms))
-        # Not stacked: the graph of a stack would connect each loss to all tasks' parameters.
-        losses = [
-            (term.total + (total - term.total).detach()) / count.clamp(min=1)
-            for term, total, count in zip(terms, totals, counts, strict=True)
-        ]
-        self.optimizer.zero_grad(set_to_none=True)
-        self.backward(losses, counts > 0)
-        return reduced
-
-    def _update(self) -> None:
-        self.scaler.unscale_(self.optimizer)
-        if self.job.training.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.job.training.optimizer.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    @property
+    def _lr_scale(self) -> float:
+        """What the rewinds so far have left of the learning rate."""
+        return self.job.training.divergence.lr_factor ** len(self.position.rewinds)
 
     # --- words on the way --------------------------------------------------------------------------------------------
 
@@ -214,18 +196,9 @@ class Trainer:
         values = (losses[0] / losses[1].clamp(min=1)).tolist()
         counted = losses[1].tolist()
         newest = {task: value for task, value, n in zip(self.heads, values, counted, strict=True) if n}
-        self._refuse_nonsense(newest)
-        self.channel.report("training", **self._progress(newest), learning_rate=rate)
+        self.channel.report("training", **self._progress(_finite(newest)), learning_rate=rate)
 
-    def _refuse_nonsense(self, losses: dict[Task, float]) -> None:
-        for task, loss in losses.items():
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the {task} loss is {loss} at step {self.position.step}",
-                    hint="lower training.optimizer.lr, lengthen schedule.warmup_steps, or use precision: fp32",
-                )
-
-    def _progress(self, losses: dict[Task, float]) -> dict[str, Any]:
+    def _progress(self, losses: Mapping[str, float | None]) -> dict[str, Any]:
         training, step = self.job.training, self.position.step
         rate = self.meter.images_per_s
         left = (self.steps - step) * training.batch_size
@@ -247,9 +220,9 @@ class Trainer:
     def _close_epoch(self) -> None:
         if self.position.step % self.steps_per_epoch:
             return
+        self.watch.look()
         means = self.epoch_losses.means()
-        self._refuse_nonsense({task: loss for task, loss in means.items() if loss is not None})
-        self.weighting.end_epoch({task: loss for task, loss in means.items() if loss is not None})
+        self.learner.weighting.end_epoch({task: loss for task, loss in means.items() if loss is not None})
         self.epoch_losses.reset()
         words = "  ".join(f"{task} {loss:.4g}" for task, loss in means.items() if loss is not None)
         log.info(
@@ -269,11 +242,11 @@ class Trainer:
         started_at = self.clock()
         self.channel.report("validating", **self._progress({}))
         outcome = validate(
-            self.network,
+            self.learner.judged,
             self.heads,
             self.validation_batches(),
             group=self.group,
-            autocast=self.autocast,
+            autocast=self.learner.autocast,
             interrupted=self._interrupted,
         )
         if outcome is None:
@@ -282,7 +255,7 @@ class Trainer:
         self.position.skipped = self._all_skipped() | outcome.skipped
         self._record(outcome, self.clock() - started_at)
         self.meter.reset()
-        self._train_mode()
+        self.learner.train_mode()
         return False
 
     def _interrupted(self) -> bool:
@@ -292,10 +265,11 @@ class Trainer:
     def _record(self, outcome: Validation, validation_s: float) -> None:
         if not self.group.leads:
             return
-        record = self._round_record(outcome, validation_s)
+        record = self.retention.reviewed(self._round_record(outcome, validation_s))
         self.run.write_samples(self._samples(record.round), attempt=self.attempt)
         self.events.write(record)
         self.run.write_round(record)
+        self.checkpointer.pinned = self.retention.pinned(self.position.rounds_closed)
         log.info("round %d/%d done in %.0f s", record.round, self.job.training.rounds, record.seconds + validation_s)
         for task, values in record.metrics.items():
             first = {HEADLINE[task]: values.get(HEADLINE[task]), **values}  # type: ignore[index]
@@ -304,11 +278,11 @@ class Trainer:
 
     def _samples(self, round_number: int) -> RoundSamples:
         return draw_samples(
-            self.network,
+            self.learner.judged,
             self.heads,
             self.sample_batch(),
             device=self.group.device,
-            autocast=self.autocast,
+            autocast=self.learner.autocast,
             round_number=round_number,
         )
 
@@ -333,10 +307,11 @@ class Trainer:
             confusion=classification.confusion if classification is not None else None,
             classes={str(task): list(head.classes) for task, head in self.heads.items()},
             bad_samples=len(self.position.skipped),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            weights={str(task): weight for task, weight in self.weighting.weights().items()},
-            sharing=self.network.sharing_report(),  # type: ignore[operator]  # every network of ours has one
+            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
+            weights={str(task): weight for task, weight in self.learner.weighting.weights().items()},
+            sharing=self.learner.judged.sharing_report(),  # type: ignore[operator]  # every network of ours has one
             usd=None if self.usd_per_hour is None else hours * self.usd_per_hour,
+            rewinds=[rewind for rewind in self.position.rewinds if rewind["round"] == self.position.rounds_closed],
         )
 
     # --- state -------------------------------------------------------------------------------------------------------
@@ -352,6 +327,8 @@ class Trainer:
         """Have the state committed, unless this step's already is. Every process takes part."""
         if self._saved_step == self.position.step:
             return
+        self.watch.look()
+        require_finite(self.network, self.position.step)
         state = self._state_dict()
         if self.group.leads:
             self.channel.report("saving", **self._progress({}))
@@ -363,12 +340,12 @@ class Trainer:
             "step": self.position.step,
             "rounds_closed": self.position.rounds_closed,
             "skipped": sorted(self._all_skipped()),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "weighting": self.weighting.state_dict(),
+            "rewinds": self.position.rewinds,
+            "classes": self.classes,
+            **self.learner.state_dict(),
             "meter": self.meter.state_dict(),
             "epoch_losses": self.epoch_losses.state_dict(),
+            "watch": self.watch.state_dict(),
             "rng": self.group.gather(rng.capture()),
         }
 
@@ -377,23 +354,60 @@ class Trainer:
         return set[str]().union(*self.group.gather(self.position.skipped))
 
     def _restore(self) -> None:
-        """Go on from the newest good checkpoint, if there is one. Generators come last: loading may draw from them."""
+        """Go on from the newest good checkpoint, if there is one."""
         self.channel.report("loading")
         restored = self.checkpointer.load_latest()
-        if restored is None:
-            return
+        if restored is not None:
+            self._load(restored)
+            log.info("resumed at step %d/%d", self.position.step, self.steps)
+        if self.group.leads:
+            self.retention.review(*self.run.rounds())
+            self.checkpointer.pinned = self.retention.pinned(self.position.rounds_closed)
+        if self.job.training.on_divergence == "rewind" and self.position.step == 0:
+            self._save("start")
+
+    def _load(self, restored: Restored) -> None:
+        """Become what was saved. Generators come last: loading may draw from them."""
         state = restored.state
-        self.position = Position(state["step"], state["rounds_closed"], set(state["skipped"]))
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.weighting.load_state_dict(state["weighting"])
+        self.position = Position(state["step"], state["rounds_closed"], set(state["skipped"]), state["rewinds"])
+        self.learner.load_state_dict(state)
         self.meter.load_state_dict(state["meter"])
         self.epoch_losses.load_state_dict(state["epoch_losses"])
-        self._saved_step = self.position.step
+        self.watch.load_state_dict(state["watch"])
+        self._saved_step, self._saved_at = self.position.step, self.clock()
         if self.group.rank < len(state["rng"]):
             rng.restore(state["rng"][self.group.rank])
-        log.info("resumed at step %d/%d", self.position.step, self.steps)
+
+    def _rewind(self, divergence: DivergenceError) -> None:
+        """Go back to the last round's end. Raises ``divergence`` where the job does not allow it, or not once more."""
+        training, rewinds, round_start = self.job.training, self.position.rewinds, self._round_start
+        if training.on_divergence == "fail":
+            raise divergence
+        if len(rewinds) == training.divergence.max_rewinds:
+            raise divergence.after(len(rewinds)) from divergence
+        rewind = {"round": self.position.rounds_closed + 1, "step": divergence.step, "reason": str(divergence)}
+        if self.group.leads:
+            self.saver.drain()
+            self.checkpointer.abandon(after=round_start)
+        self.group.any(flag=False)  # nobody looks before the leader is done
+        restored = self.checkpointer.load_upto(round_start)
+        if restored is None:
+            raise divergence
+        self._load(restored)
+        self.position.rewinds = [*rewinds, rewind | {"to_step": self.position.step}]
+        log.warning(
+            "%s: back to step %d, and on from there with %g times the learning rate (rewind %d of at most %d)",
+            divergence,
+            self.position.step,
+            self._lr_scale,
+            len(self.position.rewinds),
+            training.divergence.max_rewinds,
+        )
+
+    @property
+    def _round_start(self) -> int:
+        """The step at which the present round began: the last one whose state has proved good."""
+        return self.position.rounds_closed * self.steps_per_round
 
 
 def _finite(values: Mapping[Any, float | None]) -> dict[str, float | None]:

@@ -116,6 +116,17 @@ ERRORS = {
     EMBEDDED + "training: {multi_scale: [608, 320]}": (
         "f:2:12: training.multi_scale: 608 is more than 320; write [320, 608]"
     ),
+    EMBEDDED + "training: {divergence: {max_rewinds: 5}}": (
+        "f:2:25: training.divergence.max_rewinds: nothing is rewound with `on_divergence: fail`; "
+        "write `on_divergence: rewind`"
+    ),
+    EMBEDDED + "checkpoint: {keep_best: {metric: detection/map50}}": (
+        "f:2:26: checkpoint.keep_best.metric: 'detection/map50' is not measured here; "
+        "did you mean detection/map?"
+    ),
+    CIFAR + "checkpoint: {keep_best: {metric: detection/map}}": (
+        "f:2:26: checkpoint.keep_best.metric: 'detection/map' is not measured here; did you mean classification/map?"
+    ),
     EMBEDDED + "training: {mixing: {schedule: round_robin}}": (
         "f:2:12: training.mixing: there is one dataset, and nothing to mix it with; "
         "leave `mixing` out, or list several datasets"
@@ -191,6 +202,8 @@ def test_a_doubt_is_a_warning(text: str, message: str) -> None:
     "text",
     [
         EMBEDDED + "training: {precision: bf16}",
+        EMBEDDED + "training: {on_divergence: rewind, divergence: {max_rewinds: 5}, ema: 0.999}",
+        EMBEDDED + "checkpoint: {keep: 1, keep_rounds: true, keep_best: {metric: segmentation/loss}}",
         EMBEDDED + "compute: {gpu_count: 1}\ntraining: {precision: fp16}",
         EMBEDDED + "compute: {gpu_count: 4, processes: 4}",
         EMBEDDED + "model: {name: vgg16, fusion: {enabled: false}, sharing: {1: none}}",

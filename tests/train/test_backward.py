@@ -141,7 +141,7 @@ def gradients_of_steps(job: JobSpec, group: ProcessGroup, scratch: Path, *, step
             module.p = 0.0
     for step, batch in enumerate(islice(trainer.training_batches(0), steps)):
         trainer.position.step = step
-        trainer._backward(trainer._forward(batch))
+        trainer.learner.gradients(batch, size=64, tasks=trainer.step_tasks(trainer.position.step))
     return {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
 
 

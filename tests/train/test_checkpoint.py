@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl_cloud.errors import NotFoundError, RunTakenOverError, StorageError
+from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.records import AttemptRecord, StartRecord
 from mtl_cloud.run_record import CheckpointId, RunRecord
 from mtl_cloud.storage import FolderStorage, MemoryStorage
@@ -386,22 +386,22 @@ def test_an_outage_is_not_taken_for_damage(run: RunRecord, monkeypatch: pytest.M
     assert run.checkpoints() == [CheckpointId(10, 1), CheckpointId(20, 1)]
 
 
-def test_a_checkpoint_that_is_retired_while_it_is_read_leads_to_the_newer_one(run: RunRecord) -> None:
+def test_a_checkpoint_that_is_retired_while_it_is_read_leads_to_the_newer_one(
+    run: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(run, 10)
-    reader = Checkpointer(run, 1, keep=1)
-    load, calls = reader._load, []
+    read, parts = run.storage.read, []
 
-    def overtaken(checkpoint: CheckpointId) -> Any:
-        calls.append(checkpoint)
-        if len(calls) == 1:
-            save(run, 20, keep=1)
-            raise NotFoundError("part-0001.safetensors: no such object")
-        return load(checkpoint)
+    def overtaken(key: str) -> bytes:
+        if key.endswith("part-0001.safetensors"):
+            parts.append(key)
+            if len(parts) == 1:
+                save(run, 20, keep=1)
+        return read(key)
 
-    reader._load = overtaken  # type: ignore[method-assign]
-    restored = reader.load_latest()
-    assert restored is not None
-    assert restored.manifest.step == 20
+    monkeypatch.setattr(run.storage, "read", overtaken)
+    assert loaded_step(run, 1) == 20
+    assert len(parts) == 2
 
 
 # --- attempts ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -32,46 +33,63 @@ def tiny_job() -> JobSpec:
     return job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"every_minutes": 1e-9, "keep": 2})})
 
 
+def stormy_job() -> JobSpec:
+    """The tiny job with a rate that explodes in the second round, a rewind, averaged weights and one best round."""
+    job = tiny_job()
+    storm = {
+        "optimizer": {"lr": 1e38},
+        "schedule": {"warmup_steps": 6, "warmup_power": 137},
+        "on_divergence": "rewind",
+        "divergence": {"lr_factor": 1e-39},
+        "ema": 0.9,
+    }
+    checkpoint = {"every_minutes": 1e-9, "keep": 1, "keep_best": {}}
+    dump = job.model_dump()
+    return JobSpec.model_validate(dump | {"training": dump["training"] | storm, "checkpoint": checkpoint})
+
+
+@dataclass(frozen=True)
+class Story:
+    """A job, and how it goes without a break."""
+
+    job: JobSpec
+    data: JobData
+    outcome: Outcome
+    events: int
+
+
 @pytest.fixture(scope="module")
-def data() -> JobData:
+def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     torch.set_num_threads(1)
-    return open_data(tiny_job())
-
-
-@pytest.fixture(scope="module")
-def straight(data: JobData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, int]:
-    """Outcome of the run without a break, and how many events it has."""
-    life = Life()
-    trainer = begin(MemoryStorage(), tmp_path_factory.mktemp("straight"), 1, data, life)
+    job, life = request.param(), Life()
+    data = open_data(job)
+    trainer = begin(job, data, tmp_path_factory.mktemp("straight"), MemoryStorage(), life)
     assert trainer.fit()
     events = life.events
-    return outcome(trainer), events
+    assert len(trainer.position.rewinds) == (request.param is stormy_job)
+    return Story(job, data, outcome(trainer), events)
 
 
-def begin(storage: Storage, folder: Path, attempt: int, data: JobData, life: Life) -> Trainer:
-    trainer = open_attempt(
-        tiny_job(), folder, storage=MortalStorage(storage, life), attempt=attempt, data=data, group=ALONE
-    )
+def begin(job: JobSpec, data: JobData, folder: Path, storage: Storage, life: Life) -> Trainer:
+    attempt = (RunRecord(storage, "test").owner() or 0) + 1
+    trainer = open_attempt(job, folder, storage=MortalStorage(storage, life), attempt=attempt, data=data, group=ALONE)
     return mortal(trainer, life)
 
 
 def outcome(trainer: Trainer) -> Outcome:
-    return digest(trainer.network), [facts_of(record) for record in trainer.run.rounds()]
+    digests = digest(trainer.network) + digest(trainer.learner.judged)
+    return digests, [facts_of(record) for record in trainer.run.rounds()]
 
 
-def live_until_done(folder: Path, data: JobData, lives: list[Life]) -> Outcome:
+def live_until_done(folder: Path, story: Story, lives: list[Life]) -> Outcome:
     """One attempt after another, the last of them immortal."""
     storage = MemoryStorage()
     for life in lives:
         with suppress(Killed):
-            begin(storage, folder, next_attempt(storage), data, life).fit()
-    trainer = begin(storage, folder, next_attempt(storage), data, Life())
+            begin(story.job, story.data, folder, storage, life).fit()
+    trainer = begin(story.job, story.data, folder, storage, Life())
     assert trainer.fit()
     return outcome(trainer)
-
-
-def next_attempt(storage: Storage) -> int:
-    return (RunRecord(storage, "test").owner() or 0) + 1
 
 
 @st.composite
@@ -80,26 +98,33 @@ def some_lives(draw: st.DrawFn, events: int) -> list[Life]:
     return [Life(last, after=after) for last, after in ends]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def kill_at_random(draw: st.DataObject, story: Story, folder: Path) -> None:
+    lives = draw.draw(some_lives(story.events))
+    assert live_until_done(folder, story, lives) == story.outcome
+
+
+@pytest.mark.parametrize("story", [tiny_job], indirect=True)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
-def test_random_kills_change_nothing(
-    draw: st.DataObject, straight: tuple[Outcome, int], data: JobData, tmp_path: Path
-) -> None:
-    expected, events = straight
-    lives = draw.draw(some_lives(events))
-    assert live_until_done(tmp_path, data, lives) == expected
+def test_random_kills_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
+    kill_at_random(draw, story, tmp_path)
+
+
+@pytest.mark.parametrize("story", [stormy_job], indirect=True)
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_random_kills_of_a_run_that_rewinds_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
+    kill_at_random(draw, story, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("story", [tiny_job, stormy_job], indirect=True)
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_every_single_event_changes_nothing(
-    straight: tuple[Outcome, int], data: JobData, tmp_path: Path, *, after: bool
-) -> None:
-    expected, events = straight
-    for last in range(1, events + 1):
+def test_a_kill_at_every_single_event_changes_nothing(story: Story, tmp_path: Path, *, after: bool) -> None:
+    for last in range(1, story.events + 1):
         lives = [Life(last, after=after)]
-        assert live_until_done(tmp_path, data, lives) == expected, f"killed at event {last}"
+        assert live_until_done(tmp_path, story, lives) == story.outcome, f"killed at event {last}"
 
 
 # --- saving alone: every request of thousands of lives ---

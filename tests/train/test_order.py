@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise, zip_longest
 
 import numpy as np
 import pytest
@@ -55,6 +55,20 @@ def test_processes_divide_every_batch_among_them(order: BatchOrder, world: int) 
     shares = [list(BatchOrder(**{**vars(order), "rank": rank, "world": world}).batches(0)) for rank in range(world)]
     for whole, *parts in zip(order.batches(0), *shares, strict=True):
         assert Counter(whole) == Counter(draw for part in parts for draw in part)
+
+
+@given(ORDERS, st.data())
+def test_a_job_that_changes_its_number_of_processes_anywhere_draws_the_same_samples_in_the_same_order(
+    order: BatchOrder, data: st.DataObject
+) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, order.steps), max_size=3)))
+    drawn: list[list[Draw]] = []
+    for start, stop in pairwise([0, *cuts, order.steps]):
+        world = data.draw(st.integers(1, 4))
+        shares = [BatchOrder(**{**vars(order), "rank": rank, "world": world}).batches(start) for rank in range(world)]
+        for _, *parts in zip(range(start, stop), *shares, strict=False):
+            drawn.append([draw for turn in zip_longest(*parts) for draw in turn if draw is not None])
+    assert drawn == list(order.batches(0))
 
 
 def test_an_epoch_without_a_limit_visits_every_sample_of_whole_batches_once() -> None:

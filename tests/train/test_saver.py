@@ -14,7 +14,7 @@ from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.records import AttemptRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.train.checkpoint import Checkpointer, read_checkpoint
 from mtl_cloud.train.loop import Trainer
 from mtl_cloud.train.saver import Saver
 from mtl_cloud.train.snapshot import HostBuffers, take_snapshot
@@ -55,7 +55,7 @@ def saved_weights(run: RunRecord) -> dict[int, float]:
     """Step -> the one value that all of its weights have."""
     found = {}
     for checkpoint in run.checkpoints():
-        (weight,) = Checkpointer(run, 1, keep=9)._load(checkpoint).state["w"].unique().tolist()
+        (weight,) = read_checkpoint(run, checkpoint).state["w"].unique().tolist()
         found[checkpoint.step] = weight
     return found
 

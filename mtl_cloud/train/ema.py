@@ -1,0 +1,55 @@
+"""An exponential moving average of the weights: what is validated and exported where ``training.ema`` asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__all__ = ["MovingAverage"]
+
+
+class MovingAverage:
+    """A twin of a network whose weights follow that network's.
+
+    After update n (0-based) the average has moved by ``1 - min(decay, (1 + n) / (10 + n))`` of the way: TensorFlow's
+    warm-up, so that a long memory does not hold on to the fresh weights. Running statistics of batch normalisation are
+    averaged as the weights are, which is what torchvision's recipes and timm do; counters are copied.
+
+    The arithmetic is torch's. Its ``AveragedModel`` is not used, because it moves a counter to the device in each
+    update and waits for it.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = deepcopy(network).requires_grad_(requires_grad=False)
+        self._decay = decay
+        self._updates = 0
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the network, after its step."""
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        own, current = ([tensor.detach() for tensor in side] for side in zip(*self._averaged, strict=True))
+        get_ema_multi_avg_fn(decay)(own, current, self._updates)  # type: ignore[no-untyped-call]  # torch leaves it bare
+        for counter, newest in self._copied:
+            counter.copy_(newest)
+        self._updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self._updates, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._updates = state["updates"]
+        self.network.load_state_dict(state["network"])
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
