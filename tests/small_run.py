@@ -13,7 +13,7 @@ from mtl_cloud.plan import gather_facts, plan_run
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.load import job_to_json
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.train.checkpoint import read_checkpoint
 
 __all__ = ["end_state", "make_small_run"]
 
@@ -41,5 +41,5 @@ def make_small_run(
 def end_state(run: RunRecord) -> tuple[str, list[object]]:
     """The network of the newest checkpoint, and the rounds without their times."""
     newest = run.checkpoints()[-1]
-    state = Checkpointer(run, newest.attempt, keep=1)._load(newest).state
+    state = read_checkpoint(run, newest).state
     return state_digest(state["network"]), [facts_of(record) for record in run.rounds()]

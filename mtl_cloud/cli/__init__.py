@@ -52,6 +52,7 @@ COMMANDS = {
         "cost": "Show what each attempt of a run has cost.",
         "report": "Write a run's report as one HTML file.",
         "compare": "Compare runs: metrics, delta_m, speed, cost.",
+        "export": "Write a run's weights for other programs.",
     },
 }
 """Section -> command -> its line of help. The module of a command is ``mtl_cloud.cli.<command>``."""

@@ -46,6 +46,7 @@ SURFACE = {
     "cost": RUN,
     "report": sorted([*RUN, "--output"]),
     "compare": sorted(["--at", "--debug", "--force", "--json", "--markdown", "--output", "--storage", "RUN..."]),
+    "export": sorted([*RUN, "--checkpoint", "--output", "--what"]),
 }
 COMMANDS = sorted(SURFACE)
 

@@ -117,15 +117,16 @@ ERRORS = {
         "f:2:12: training.multi_scale: 608 is more than 320; write [320, 608]"
     ),
     EMBEDDED + "training: {divergence: {max_rewinds: 5}}": (
-        "f:2:25: training.divergence.max_rewinds: nothing is rewound with `on_divergence: fail`; "
+        "f:2:38: training.divergence.max_rewinds: nothing is rewound with `on_divergence: fail`; "
         "write `on_divergence: rewind`"
     ),
-    EMBEDDED + "checkpoint: {keep_best: {metric: detection/map50}}": (
-        "f:2:26: checkpoint.keep_best.metric: 'detection/map50' is not measured here; "
-        "did you mean detection/map?"
+    EMBEDDED + "checkpoint: {keep_best: {metric: detection/mpa}}": (
+        "f:2:34: checkpoint.keep_best.metric: 'detection/mpa' is not measured here; did you mean detection/map?"
     ),
     CIFAR + "checkpoint: {keep_best: {metric: detection/map}}": (
-        "f:2:26: checkpoint.keep_best.metric: 'detection/map' is not measured here; did you mean classification/map?"
+        "f:2:34: checkpoint.keep_best.metric: 'detection/map' is not measured here; "
+        "measured: classification/top1, classification/top5, classification/map, classification/recall_macro, "
+        "classification/precision_macro, classification/loss"
     ),
     EMBEDDED + "training: {mixing: {schedule: round_robin}}": (
         "f:2:12: training.mixing: there is one dataset, and nothing to mix it with; "
