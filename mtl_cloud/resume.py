@@ -16,7 +16,7 @@ from typing import Any
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError, LaunchError
 from mtl_cloud.launch.base import BackendState, Launcher, RunHandle
-from mtl_cloud.plan import gather_facts, plan_run
+from mtl_cloud.plan import Facts, plan_run
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
@@ -49,11 +49,11 @@ def moved_job(run: RunRecord, *, backend: str | None, overrides: Sequence[str] =
     return parse_job(text, source=f"{run.run_id}/spec.json", base=Path("/"), overrides=overrides).job
 
 
-def replan(run: RunRecord, job: JobSpec, *, now: datetime) -> PlanRecord:
-    """The plan on which the run goes on: its present one while the job is the same."""
+def replan(run: RunRecord, job: JobSpec, gather: Callable[[JobSpec], Facts], *, now: datetime) -> PlanRecord:
+    """The plan on which the run goes on: its present one while the job is the same, and one of new facts otherwise."""
     if job_to_json(job) == run.spec_json():
         return run.plan()
-    return plan_run(job, gather_facts(job), run_id=run.run_id, now=now)
+    return plan_run(job, gather(job), run_id=run.run_id, now=now)
 
 
 def resume_run(

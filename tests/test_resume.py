@@ -49,7 +49,8 @@ def _plan(job: JobSpec) -> Any:
 
 def _resume(run: RunRecord, job: JobSpec, *launchers: Launcher, clock: FakeClock | None = None) -> None:
     by_name = {launcher.backend: launcher for launcher in launchers}
-    resume_run(run, job, replan(run, job, now=NOW), get_launcher=by_name.__getitem__, clock=clock or FakeClock())
+    plan = replan(run, job, gather_facts, now=NOW)
+    resume_run(run, job, plan, get_launcher=by_name.__getitem__, clock=clock or FakeClock())
 
 
 def test_without_a_change_the_present_plan_is_submitted_again(run: RunRecord) -> None:

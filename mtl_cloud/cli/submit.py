@@ -100,14 +100,17 @@ def _resume(
     name: str, backend: str | None, storage: str | None, overrides: tuple[str, ...], clock: Clock, *, quiet: bool
 ) -> tuple[RunRecord, Launcher]:
     from mtl_cloud.launch import get_launcher
+    from mtl_cloud.plan import gather_facts
     from mtl_cloud.resume import moved_job, replan, resume_run
+    from mtl_cloud.runs import remember_storage
 
     run = open_run(name, storage)
     job = moved_job(run, backend=backend, overrides=overrides)
-    plan = replan(run, job, now=clock.now())
+    plan = replan(run, job, gather_facts, now=clock.now())
     if not quiet:
         _announce(plan)
     resume_run(run, job, plan, get_launcher=get_launcher, clock=clock)
+    remember_storage(run.storage.url)
     return run, get_launcher(plan.backend)
 
 
