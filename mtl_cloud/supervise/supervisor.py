@@ -30,7 +30,7 @@ def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verd
     Raises
     ------
     AlreadyExistsError
-        Another process has claimed the number before us.
+        Another process has claimed the number before us, or ended the run.
     RunTakenOverError
         The run ended here, but belongs to a later attempt by now.
     """
@@ -98,4 +98,12 @@ def _finish(run: RunRecord, number: int, verdict: Verdict, around: Surroundings)
         seconds=round(seconds, 3),
         usd=spent_usd(run),
     )
-    run.write_result(record, attempt=number)
+    try:
+        run.write_result(record, attempt=number)
+    except AlreadyExistsError as error:
+        # Two attempts may end a run side by side: the older one asked who owns it just before it was replaced.
+        ended = run.result() or record
+        raise AlreadyExistsError(
+            f"{run.run_id}: attempt {ended.attempts} has ended the run ({ended.outcome}) before attempt {number} did",
+            hint="its result stands; there is nothing to do here",
+        ) from error
