@@ -24,7 +24,7 @@ from mtl_cloud.spec.load import job_from_json, job_to_json, parse_job
 
 __all__ = ["changed_training", "moved_job", "replan", "resume_run"]
 
-_LIMITS = ("max_hours", "budget_usd", "max_restarts")
+_LIMITS = {"max_hours", "budget_usd", "max_restarts"}
 """Fields of ``compute`` that go along to another backend."""
 _PLACES = {"name", "storage", "tags", "env", "compute", "checkpoint"}
 """Sections that say where and how it runs, and not what is learnt."""
@@ -39,12 +39,11 @@ def moved_job(run: RunRecord, *, backend: str | None, overrides: Sequence[str] =
 
     Raises ``SpecError`` with every mistake in what this makes.
     """
-    document = json.loads(run.spec_json())
-    del document["schema_version"]
-    old = document["compute"]
-    if backend is not None and backend != old["backend"]:
-        kept = {name: old[name] for name in _LIMITS if old.get(name) is not None}
-        document["compute"] = {"backend": backend, **kept}
+    job = job_from_json(run.spec_json(), source=run.paths.spec_json)
+    document = job.model_dump(mode="json", exclude_defaults=True)  # who reads it again must not think them asked for
+    if backend is not None and backend != job.compute.backend:
+        limits = job.compute.model_dump(mode="json", include=_LIMITS, exclude_none=True)
+        document["compute"] = {"backend": backend, **limits}
     text = json.dumps(document, indent=1).encode()  # JSON is YAML
     return parse_job(text, source=f"{run.run_id}/spec.json", base=Path("/"), overrides=overrides).job
 

@@ -54,7 +54,8 @@ def plan(**compute: Any) -> PlanRecord:
             "tags": {"team": "vision", "mtl-cloud:run": "not yours"},
         }
     )
-    return plan_run(job, gather_facts(job), run_id="voc-3fa1c9", now=datetime(2026, 11, 23, 15, 0, tzinfo=UTC))
+    made = plan_run(job, gather_facts(job), run_id="voc-3fa1c9", now=datetime(2026, 11, 23, 15, 0, tzinfo=UTC))
+    return replace(made, spec_digest="0123456789abcdef" * 4)  # it changes with every field that jobs are given
 
 
 @cache
