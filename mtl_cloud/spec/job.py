@@ -348,6 +348,9 @@ class TrainingSpec(_Spec):
     loader_workers: Annotated[int, Field(ge=0, le=256)] = Field(
         4, description="Loader processes of each trainer process."
     )
+    cache_gib: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Local disk for copies of shards that lie at a URL, GiB; default half of what is free."
+    )
     image_size: Side = Field(416, description="Side of the square input, pixels.")
     fit: Fit = Field(
         "letterbox",

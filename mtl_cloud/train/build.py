@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
+from mtl_cloud.datasets.locality import Shards, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
@@ -94,7 +95,8 @@ def build_trainer(
     weighting, backward = _weighting(job.training, tuple(heads), network, scaler, group)
     rng.seed_all(job.training.seed, rank=group.rank)
     sources = data.train.datasets if isinstance(data.train, JointDataset) else (data.train,)
-    order = _order(job.training, [len(source) for source in sources], group)
+    shards = [shards_of(source) for source in sources]
+    order = _order(job.training, shards, group)
     step_tasks = _step_tasks(order, sources, tuple(heads))
     collate = Collate(data.classes, data.train.info.multi_label)
     plan = run.plan()
@@ -178,9 +180,10 @@ def _weighting(
     return of_losses, SummedBackward(of_losses, scaler, group)
 
 
-def _order(training: TrainingSpec, sizes: Sequence[int], group: ProcessGroup) -> BatchOrder:
+def _order(training: TrainingSpec, shards: Sequence[Shards], group: ProcessGroup) -> BatchOrder:
     return BatchOrder(
-        sizes=tuple(sizes),
+        sizes=tuple(len(each.numbers) for each in shards),
+        shards=tuple(each.numbers if each.files else None for each in shards),
         batch_size=training.batch_size,
         epochs=training.rounds * training.epochs_per_round,
         seed=training.seed,
@@ -220,9 +223,11 @@ def _step_tasks(order: BatchOrder, sources: Sequence[Dataset], tasks: tuple[Task
 def _training_batches(
     data: JobData, training: TrainingSpec, collate: Collate, order: BatchOrder, group: ProcessGroup
 ) -> Callable[[int], Iterator[Batch]]:
+    pin = group.device.type == "cuda"
+    shards = shards_of(data.train) if group.local_rank == 0 else None
+
     def batches(start: int) -> Iterator[Batch]:
-        pin = group.device.type == "cuda"
-        return training_batches(data.train, training, collate, order, start=start, pin=pin)
+        return training_batches(data.train, training, collate, order, start=start, pin=pin, shards=shards)
 
     return batches
 

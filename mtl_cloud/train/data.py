@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_cloud.datasets.base import IGNORE, Dataset, Sample
+from mtl_cloud.datasets.locality import Shards
 from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
+from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs
 from mtl_cloud.train.transforms import (
     Canvas,
     Placement,
@@ -124,11 +126,25 @@ def _boxes(canvases: Sequence[Canvas]) -> dict[str, Tensor]:
 
 
 def training_batches(
-    dataset: Dataset, training: TrainingSpec, collate: Collate, order: BatchOrder, *, start: int, pin: bool
+    dataset: Dataset,
+    training: TrainingSpec,
+    collate: Collate,
+    order: BatchOrder,
+    *,
+    start: int,
+    pin: bool,
+    shards: Shards | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of every batch from ``start`` to the job's end; loader workers live that long too."""
+    """This process's share of every batch from ``start`` to the job's end; loader workers live that long too.
+
+    With ``shards``, this process copies those of the dataset that lie elsewhere ahead of the batches.
+    """
     view = TrainingView(dataset, training.image_size, training.augment, training.seed, training.fit)
-    return _load(view, order.batches(start), collate, workers=training.loader_workers, pin=pin)
+    batches = order.batches(start)
+    if shards:
+        needs = job_needs(order, shards.numbers, start)
+        batches = ReadAhead(shards, needs, copies_limit(shards, training.cache_gib), start).follow(batches)
+    return _load(view, batches, collate, workers=training.loader_workers, pin=pin)
 
 
 def validation_batches(

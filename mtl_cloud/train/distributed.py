@@ -22,6 +22,8 @@ class ProcessGroup:
     rank: int
     world: int
     device: torch.device
+    local_rank: int = 0
+    """Among the processes of this machine."""
 
     @property
     def leads(self) -> bool:
@@ -62,7 +64,7 @@ def join_group(*, cuda: bool) -> ProcessGroup:
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
-    return ProcessGroup(rank, world, device)
+    return ProcessGroup(rank, world, device, local_rank)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mtl_cloud.errors import TrainingError
 from mtl_cloud.spec.job import MixingSpec
 
-__all__ = ["BatchOrder", "Draw", "apportion", "epoch_order", "interleave"]
+__all__ = ["BatchOrder", "Draw", "apportion", "epoch_order", "interleave", "shard_order"]
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -34,6 +34,22 @@ def epoch_order(samples: int, *, seed: int, epoch: int, sampling: Literal["rando
     if sampling == "sequential":
         return np.arange(samples)
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(samples)
+
+
+SHUFFLE_SHARDS = 64
+"""Shards that are mixed with one another: some 4 GiB of them must fit the disk, for all to be read once an epoch."""
+
+
+def shard_order(shards: Indices, *, seed: int, epoch: int) -> Indices:
+    """[samples] every index once, those of ``SHUFFLE_SHARDS`` shards after those of as many others.
+
+    ``shards`` is the shard of each sample. Which shards go together is drawn anew each epoch, and their samples are
+    mixed fully. A shard holds samples from all over the split, so such a group is a fair sample of the whole.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    mixed = rng.permutation(len(shards))
+    group = rng.permutation(shards.max() + 1) // SHUFFLE_SHARDS
+    return mixed[np.argsort(group[shards[mixed]], kind="stable")]
 
 
 def apportion(total: int, shares: Sequence[float]) -> Indices:
@@ -75,6 +91,8 @@ class BatchOrder:
     sampling: Literal["random", "sequential"]
     mixing: MixingSpec = field(default_factory=MixingSpec)
     max_steps_per_epoch: int | None = None
+    shards: tuple[Indices | None, ...] = ()
+    """For each dataset the shard of each sample, where it lies in shards; empty when none does."""
     rank: int = 0
     world: int = 1
 
@@ -108,11 +126,17 @@ class BatchOrder:
                 batch = draws[step * self.batch_size : (step + 1) * self.batch_size]
                 yield [Draw(number, sample) for number, sample in batch[self.rank :: self.world].tolist()]
 
+    def samples(self, epoch: int) -> Indices:
+        """[samples] of all processes, in the order of the epoch's batches."""
+        return self._draws(epoch)[: self.steps_per_epoch * self.batch_size, 1]
+
     def _draws(self, epoch: int) -> Indices:
         """[draws, 2] pass and sample."""
-        if self._in_one_pass:
+        if self._in_one_pass and not any(shards is not None for shards in self.shards):
             order = epoch_order(sum(self.sizes), seed=self.seed, epoch=epoch, sampling=self.sampling)
             return np.stack([np.full_like(order, epoch), order], axis=1)
+        if self._in_one_pass and len(self.sizes) == 1:
+            return self._pass(0, epoch)
         sources = self._sources(epoch)
         draws = np.empty((len(sources), 2), dtype=np.int64)
         for source in range(len(self.sizes)):
@@ -128,7 +152,11 @@ class BatchOrder:
         return np.concatenate(orders)[start - passes.start * size :][:count]
 
     def _pass(self, source: int, number: int) -> Indices:
-        order = epoch_order(self.sizes[source], seed=self.seed, epoch=self._key(source, number), sampling=self.sampling)
+        key, shards = self._key(source, number), self.shards[source] if self.shards else None
+        if shards is None or self.sampling == "sequential":
+            order = epoch_order(self.sizes[source], seed=self.seed, epoch=key, sampling=self.sampling)
+        else:
+            order = shard_order(shards, seed=self.seed, epoch=key)
         return np.stack([np.full_like(order, number), sum(self.sizes[:source]) + order], axis=1)
 
     def _sources(self, epoch: int) -> Indices:

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink, whole
 from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
+from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCache, default_folder
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
 from mtl_cloud.datasets.shards.tables import Table, open_table
@@ -20,7 +21,7 @@ from mtl_cloud.errors import DatasetError, NotFoundError
 from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["Extent", "RangeReader", "ShardDataset", "is_prepared", "is_remote", "open_shards", "read_manifest"]
+__all__ = ["Extent", "ShardDataset", "is_prepared", "is_remote", "open_shards", "read_manifest"]
 
 
 class Extent(NamedTuple):
@@ -30,22 +31,6 @@ class Extent(NamedTuple):
     """Index into ``ShardDataset.shards``."""
     offset: int
     size: int
-
-
-class RangeReader(Protocol):
-    """Where a ``ShardDataset`` takes its bytes from: the storage itself, or a cache before it. Picklable."""
-
-    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
-        """Exactly these bytes of a shard.
-
-        Raises
-        ------
-        DatasetError
-            The shard is not there, or ends before.
-        StorageError
-            The storage does not answer.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +47,8 @@ class StorageReader:
         if len(data) != size:
             raise _damaged(f"{self.storage.url}/{shard.key}", f"the shard ends at byte {offset + len(data)}")
         return data
+
+    read_again = read
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,8 @@ class ShardDataset:
         try:
             return self.decode(index, self._fetch(index), shrink)
         except _ChecksumError:  # damaged on its way here, and not where it lies?
-            return self.decode(index, self._fetch(index), shrink)
+            shard, offset, size = self.extent(index)
+            return self.decode(index, self.reader.read_again(self.shards[shard], offset, size), shrink)
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.rows["key"][index])
@@ -231,6 +219,7 @@ def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | 
             f"{storage.url}: no split {split!r} was prepared", hint=f"there are {', '.join(manifest.splits)}"
         )
     found = manifest.splits[split]
+    reader = StorageReader(storage)
     return ShardDataset(
         url=storage.url,
         info=manifest.info(split),
@@ -238,7 +227,7 @@ def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | 
         shards=found.shards,
         table=open_table(storage, found.index, cache),
         box_table=open_table(storage, found.boxes, cache) if found.boxes else None,
-        reader=StorageReader(storage),
+        reader=CachedReader(reader, ShardCache(default_folder(os.environ))) if is_remote(uri) else reader,
     )
 
 

@@ -51,6 +51,9 @@ class Recording:
         self.asked.append((shard.key, offset, size))
         return self.reader.read(shard, offset, size)
 
+    def read_again(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        return self.read(shard, offset, size)
+
 
 def test_samples_keys_and_labels_are_those_of_the_plain_dataset(prepared: Prepared) -> None:
     name, root, plain_split = prepared

@@ -1,0 +1,93 @@
+"""Copies of shards: whole or not there, never waited for, never more than there is room for."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtl_cloud.datasets import Dataset
+from mtl_cloud.datasets.shards import CachedReader, FileEntry, ShardCache, ShardDataset, open_shards
+from mtl_cloud.datasets.shards.reader import StorageReader
+from mtl_cloud.errors import DatasetError
+from mtl_cloud.storage import MemoryStorage, open_storage
+
+Prepared = tuple[str, Path, Callable[[str], Dataset]]
+
+
+class Counting:
+    """A reader that counts what it is asked for."""
+
+    def __init__(self, reader: StorageReader) -> None:
+        self.reader, self.asked = reader, 0
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        self.asked += 1
+        return self.reader.read(shard, offset, size)
+
+    read_again = read
+
+
+@pytest.fixture
+def cached(prepared: Prepared, tmp_path: Path) -> tuple[ShardDataset, Counting, ShardCache]:
+    """A dataset behind an empty cache, and what counts the requests past it."""
+    dataset = open_shards(str(prepared[1]), "train")
+    assert isinstance(dataset, ShardDataset)
+    source, cache = Counting(StorageReader(open_storage(prepared[1]))), ShardCache(tmp_path / "copies")
+    return replace(dataset, reader=CachedReader(source, cache)), source, cache
+
+
+def test_samples_come_from_copies_where_there_are_any(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+    dataset, source, cache = cached
+    before = [dataset[i] for i in range(len(dataset))]
+    for shard in dataset.shards:
+        cache.add(shard, source)
+    source.asked = 0
+    after = [pickle.loads(pickle.dumps(dataset))[i] for i in range(len(dataset))]
+    assert source.asked == 0
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(before, after, strict=True))
+
+
+def test_a_damaged_copy_is_read_past_and_removed(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+    dataset, source, cache = cached
+    whole = dataset[0]
+    shard = dataset.shards[dataset.extent(0).shard]
+    cache.add(shard, source)
+    data = bytearray(cache.path(shard).read_bytes())
+    data[dataset.extent(0).offset + 60] ^= 1
+    cache.path(shard).write_bytes(data)
+    assert not cache.holds(shard)
+    assert np.array_equal(dataset[0].image, whole.image)
+    assert not cache.path(shard).exists()
+
+
+def test_a_copy_that_is_cut_short_is_read_past(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+    dataset, source, cache = cached
+    shard, offset, _ = dataset.extent(0)
+    cache.add(dataset.shards[shard], source)
+    path = cache.path(dataset.shards[shard])
+    path.write_bytes(path.read_bytes()[: offset + 3])
+    assert np.array_equal(dataset[0].image, replace(dataset, reader=source)[0].image)
+
+
+def test_what_is_not_the_shard_becomes_no_copy(tmp_path: Path) -> None:
+    storage, cache = MemoryStorage(), ShardCache(tmp_path)
+    storage.write("a.tar", b"x" * 100)
+    with pytest.raises(DatasetError, match=r"a\.tar: its CRC64NVME is not"):
+        cache.add(FileEntry("a.tar", 100, "0" * 16), StorageReader(storage))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_made_by_removing_what_is_longest_unused_and_not_needed(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    shards = [FileEntry(f"{i}.tar", 100, f"{i:016x}") for i in range(4)]
+    for age, shard in enumerate(shards):
+        cache.path(shard).write_bytes(bytes(100))
+        os.utime(cache.path(shard), (1000 - age, 1000 - age))
+    cache.make_room(100, needed=[shards[3]], limit=300)
+    assert [cache.path(shard).exists() for shard in shards] == [True, False, False, True]
