@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl_cloud.errors import RunTakenOverError, StorageError
+from mtl_cloud.datasets.base import DatasetInfo
+from mtl_cloud.errors import DatasetError, RunTakenOverError, StorageError
 from mtl_cloud.records import AttemptRecord, StartRecord
 from mtl_cloud.run_record import CheckpointId, RunRecord
 from mtl_cloud.storage import FolderStorage, MemoryStorage
@@ -492,3 +493,28 @@ def test_whatever_attempts_do_and_lose_the_work_of_the_newest_is_gone_on_from(da
             step += data.draw(st.integers(1, 9))
             save(run, step, attempt=attempt, keep=data.draw(st.integers(1, 3), label="keep"))
             expected = step
+
+
+# --- the data that a run is of ---------------------------------------------------------------------------------------
+
+
+def on_data(run: RunRecord, attempt: int, *digests: str | None) -> Checkpointer:
+    return Checkpointer(run, attempt, keep=9, datasets=[DatasetInfo("voc", "train", {}, digest=d) for d in digests])
+
+
+def test_an_attempt_states_the_digests_of_its_data(run: RunRecord) -> None:
+    on_data(run, 1, "abc", None).load_latest()
+    start = run.start(1)
+    assert start is not None
+    assert start.datasets == [{"name": "voc", "digest": "abc"}, {"name": "voc", "digest": None}]
+
+
+def test_a_run_never_goes_on_with_other_data(run: RunRecord) -> None:
+    on_data(run, 1, "abc").load_latest()
+    save(run, 10)
+    claim(run, 2)
+    with pytest.raises(DatasetError, match=r"voc is not the data that the run began with .* is xyz, and was abc"):
+        on_data(run, 2, "xyz").load_latest()
+    restored = on_data(run, 2, "abc").load_latest()
+    assert restored is not None
+    assert restored.manifest.step == 10

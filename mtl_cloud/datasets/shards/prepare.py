@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,7 +24,7 @@ from mtl_cloud.datasets.shards.parts import PARTS, part_key
 from mtl_cloud.datasets.shards.plan import OnBad, ShardJob, plan_shards, plan_stamp
 from mtl_cloud.datasets.shards.source import Source
 from mtl_cloud.datasets.shards.work import make_shard
-from mtl_cloud.errors import DatasetError
+from mtl_cloud.errors import DatasetError, MtlCloudError
 from mtl_cloud.storage import Storage
 
 __all__ = ["Options", "prepare"]
@@ -110,6 +111,11 @@ def _run(make: Callable[[ShardJob], int], jobs: Sequence[ShardJob], options: Opt
     with ProcessPoolExecutor(options.workers, context, _start_worker) as pool:
         try:
             yield from _as_completed(pool, make, iter(jobs), ahead=2 * options.workers)
+        except BrokenProcessPool as error:
+            raise MtlCloudError(
+                "a worker process was killed, by lack of memory perhaps",
+                hint="lower --workers or --shard-mib, and start it again: it goes on where it was",
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -28,7 +28,8 @@ _PREPARE = """
 import json, resource, sys
 from mtl_cloud import cli
 code = cli.main(["data", "prepare", "imagenet", sys.argv[1], sys.argv[2], "--split", "train", "--workers", "1"])
-print(json.dumps({"code": code, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"code": code, "cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}))
 """
 
 
@@ -53,14 +54,13 @@ def write_tar_of_tars(root: Path, classes: int, images: int) -> None:
 
 
 def prepare_in_a_process(root: Path, target: Path) -> tuple[float, float]:
-    """Seconds and peak memory, MiB."""
-    start = time.monotonic()
+    """Processor time, s, and peak memory, MiB."""
     environ = os.environ | {"XDG_CACHE_HOME": str(target) + ".cache"}
     command = [sys.executable, "-c", _PREPARE, str(root), str(target)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["code"] == 0
-    return time.monotonic() - start, result["peak_mib"]
+    return result["cpu_s"], result["peak_mib"]
 
 
 @pytest.mark.slow
@@ -70,8 +70,8 @@ def test_memory_is_flat_over_200_000_small_members(tmp_path: Path) -> None:
     write_tar_of_tars(tmp_path / "few", classes=200, images=100)
     write_tar_of_tars(tmp_path / "many", classes=200, images=1000)
     _, few_mib = prepare_in_a_process(tmp_path / "few", tmp_path / "few.out")
-    seconds, many_mib = prepare_in_a_process(tmp_path / "many", tmp_path / "many.out")
-    print(f"\n200,000 members: {200_000 / seconds:,.0f}/s on one core, {many_mib:.0f} MiB; 20,000: {few_mib:.0f} MiB")
+    cpu_s, many_mib = prepare_in_a_process(tmp_path / "many", tmp_path / "many.out")
+    print(f"\n200,000 members: {200_000 / cpu_s:,.0f} a core-second, {many_mib:.0f} MiB; 20,000: {few_mib:.0f} MiB")
     assert many_mib - few_mib < 180_000 * 1.5 / 1024
     assert (tmp_path / "many.out/train.index.npy").stat().st_size < 200_000 * 60
 
