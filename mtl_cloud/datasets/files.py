@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mtl_cloud.datasets.base import Shrink, whole
 from mtl_cloud.errors import DatasetError
@@ -132,8 +132,10 @@ def _load(data: bytes, source: str) -> Image.Image:
 
 
 def _not_an_image(source: str, error: Exception) -> DatasetError:
+    # Pillow would name the buffer by its address, and the same damage would read otherwise each time.
+    what = "of no known format" if isinstance(error, UnidentifiedImageError) else error
     return DatasetError(
-        f"{source}: damaged, or not an image ({error})", hint="replace the file, or set `on_bad_sample: skip`"
+        f"{source}: damaged, or not an image ({what})", hint="replace the file, or set `on_bad_sample: skip`"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_cloud.datasets.base import DatasetInfo
 from mtl_cloud.datasets.shards.format import DatasetManifest, FileEntry, Finding, Rows, SplitManifest
-from mtl_cloud.datasets.shards.parts import Part, part_key
+from mtl_cloud.datasets.shards.parts import Part
 from mtl_cloud.datasets.shards.plan import ShardJob
 from mtl_cloud.datasets.shards.source import Source
 from mtl_cloud.datasets.shards.tables import encode_table
@@ -32,18 +32,20 @@ def assemble(
     sources: Mapping[str, Source],
     jobs: Sequence[ShardJob],
     target: Storage,
+    keys: Sequence[str],
     *,
     aliases: Mapping[str, str],
-    stamp: str,
 ) -> DatasetManifest:
-    """Write the index files, and remove shards that are in none. The manifest is the caller's to write.
+    """Write the index files of the parts ``keys``, one a job, and remove shards that are in none.
+
+    The manifest is the caller's to write.
 
     Raises
     ------
     DatasetError
         A split has no good sample, or a shard is no more what was written.
     """
-    parts = _read_parts(jobs, target, stamp)
+    parts = _read_parts(keys, target)
     _assert_shards(parts, jobs, target)
     merged = {
         split: _merge(source.info, [part for part, job in zip(parts, jobs, strict=True) if job.split == split])
@@ -57,12 +59,10 @@ def assemble(
         classes={task: names for info in infos for task, names in info.classes.items()},
         splits={split: _store(split, each, same[split], target) for split, each in merged.items()},
         aliases=dict(aliases),
-        plan=stamp,
     ).sealed()
 
 
-def _read_parts(jobs: Sequence[ShardJob], target: Storage, stamp: str) -> list[Part]:
-    keys = [part_key(stamp, job.name) for job in jobs]
+def _read_parts(keys: Sequence[str], target: Storage) -> list[Part]:
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         return [Part.decode(data) for data in pool.map(target.read, keys)]
 

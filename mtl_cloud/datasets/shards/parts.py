@@ -11,15 +11,21 @@ from typing import Self
 import numpy as np
 
 from mtl_cloud.datasets.shards.format import FileEntry, Finding, Rows
+from mtl_cloud.datasets.shards.plan import OnBad
 from mtl_cloud.datasets.shards.source import Indices
 
-__all__ = ["PARTS", "Part", "part_key"]
+__all__ = ["PARTS", "Part", "part_key", "plan_name"]
 
 PARTS = "parts/"
 
 
-def part_key(stamp: str, name: str) -> str:
-    return f"{PARTS}{stamp}/{name}.npz"
+def part_key(plan: str, name: str) -> str:
+    return f"{PARTS}{plan}/{name}.npz"
+
+
+def plan_name(stamp: str, on_bad: OnBad, *, left_out: bool) -> str:
+    """What a shard or dataset was made by. Without bad samples it does not matter what would have become of them."""
+    return f"{stamp}-{on_bad}" if left_out else stamp
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _repeated(keys: list[str]) -> dict[int, str]:
     return again
 
 
-def plan_stamp(sources: Mapping[str, Source], shard_bytes: int, on_bad: OnBad) -> str:
+def plan_stamp(sources: Mapping[str, Source], shard_bytes: int) -> str:
     """Another one where anything that decides about the shards' bytes is another. 32 hexadecimal digits."""
     splits = {name: [source.stamp.hex(), sorted(source.info.classes.items())] for name, source in sources.items()}
-    return hashlib.sha256(json.dumps([1, splits, shard_bytes, on_bad], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([1, splits, shard_bytes], sort_keys=True).encode()).hexdigest()[:32]

@@ -20,7 +20,7 @@ from itertools import islice
 
 from mtl_cloud.datasets.shards.assemble import assemble
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest
-from mtl_cloud.datasets.shards.parts import PARTS, part_key
+from mtl_cloud.datasets.shards.parts import PARTS, part_key, plan_name
 from mtl_cloud.datasets.shards.plan import OnBad, ShardJob, plan_shards, plan_stamp
 from mtl_cloud.datasets.shards.source import Source
 from mtl_cloud.datasets.shards.work import make_shard
@@ -61,23 +61,27 @@ def prepare(
     StorageError
         The storage failed.
     """
-    stamp = plan_stamp(sources, options.shard_bytes, options.on_bad)
-    manifest = _finished(target, stamp)
+    stamp = plan_stamp(sources, options.shard_bytes)
+    plans = [plan_name(stamp, options.on_bad, left_out=left_out) for left_out in (False, True)]
+    manifest = _finished(target, plans)
     if manifest is None:
-        _forget_others(target, stamp)
+        _delete_parts(target, lambda key: not key.startswith(f"{PARTS}{stamp}"))
         jobs = [job for split, source in sources.items() for job in plan_shards(split, source, options.shard_bytes)]
-        _write_shards(jobs, target, options, stamp, advance)
-        manifest = assemble(name, sources, jobs, target, aliases=aliases or {}, stamp=stamp)
+        _write_shards(jobs, target, options, plans, advance)
+        keys = [*_done(jobs, target, plans).values()]
+        manifest = assemble(name, sources, jobs, target, keys, aliases=aliases or {})
+        left_out = any(split.left_out for split in manifest.splits.values())
+        manifest = manifest.model_copy(update={"plan": plans[left_out]})
         target.write(MANIFEST, manifest.encode())
-    _forget_others(target, "")
+    _delete_parts(target, lambda _key: True)
     return manifest
 
 
-def _finished(target: Storage, stamp: str) -> DatasetManifest | None:
+def _finished(target: Storage, plans: Sequence[str]) -> DatasetManifest | None:
     if MANIFEST not in target.children(""):
         return None
     manifest = DatasetManifest.decode(target.read(MANIFEST), source=f"{target.url}/{MANIFEST}")
-    if manifest.plan != stamp:
+    if manifest.plan not in plans:
         raise DatasetError(
             f"{target.url}: holds a prepared dataset already, of other data or made with other options",
             hint="prepare into an empty folder or prefix, or delete that one first",
@@ -85,20 +89,31 @@ def _finished(target: Storage, stamp: str) -> DatasetManifest | None:
     return manifest
 
 
-def _forget_others(target: Storage, stamp: str) -> None:
-    """Parts that were made with other options: their shards are about to be replaced, or are in the index."""
+def _delete_parts(target: Storage, which: Callable[[str], bool]) -> None:
+    """Those of other plans, whose shards are about to be replaced; and all that are in the index."""
     for entry in target.list(PARTS):
-        if not entry.key.startswith(f"{PARTS}{stamp}/"):
+        if which(entry.key):
             target.delete(entry.key)
 
 
+def _done(jobs: Sequence[ShardJob], target: Storage, plans: Sequence[str]) -> dict[str, str]:
+    """Name of a job -> its part, in the order of the jobs, of those that are finished."""
+    there = {entry.key for entry in target.list(PARTS)}
+    keys = {job.name: [part_key(plan, job.name) for plan in plans] for job in jobs}
+    return {name: key for name, either in keys.items() for key in either if key in there}
+
+
 def _write_shards(
-    jobs: Sequence[ShardJob], target: Storage, options: Options, stamp: str, advance: Callable[[int], None]
+    jobs: Sequence[ShardJob],
+    target: Storage,
+    options: Options,
+    plans: Sequence[str],
+    advance: Callable[[int], None],
 ) -> None:
-    done = {entry.key for entry in target.list(f"{PARTS}{stamp}/")}
-    missing = [job for job in jobs if part_key(stamp, job.name) not in done]
-    advance(sum(len(job.positions) for job in jobs) - sum(len(job.positions) for job in missing))
-    for samples in _run(partial(make_shard, target=target, on_bad=options.on_bad, stamp=stamp), missing, options):
+    done = _done(jobs, target, plans)
+    advance(sum(len(job.positions) for job in jobs if job.name in done))
+    missing = [job for job in jobs if job.name not in done]
+    for samples in _run(partial(make_shard, target=target, on_bad=options.on_bad, stamp=plans[0]), missing, options):
         advance(samples)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import FileEntry, Finding
-from mtl_cloud.datasets.shards.parts import Part, part_key
+from mtl_cloud.datasets.shards.parts import Part, part_key, plan_name
 from mtl_cloud.datasets.shards.plan import OnBad, ShardJob
 from mtl_cloud.datasets.shards.sample import EncodedSample, check_sample, unusual
 from mtl_cloud.datasets.shards.write import ShardWriter
@@ -37,7 +37,7 @@ def make_shard(job: ShardJob, *, target: Storage, on_bad: OnBad, stamp: str) -> 
         raise bad_samples(work.left_out)
     if on_bad == "quarantine":
         _quarantine(job, work, target)
-    _store(work, target, stamp)
+    _store(work, target, plan_name(stamp, on_bad, left_out=bool(work.left_out)))
     return len(job.positions)
 
 
@@ -95,7 +95,7 @@ def _quarantine(job: ShardJob, work: _Work, target: Storage) -> None:
             target.write(f"{QUARANTINE}{job.split}/{name}", data)
 
 
-def _store(work: _Work, target: Storage, stamp: str) -> None:
+def _store(work: _Work, target: Storage, plan: str) -> None:
     job, shard = work.job, work.writer.finish()
     entry = entry_of(f"{job.name}.tar", shard.data)
     part = Part(
@@ -108,4 +108,4 @@ def _store(work: _Work, target: Storage, stamp: str) -> None:
         notes=work.notes,
     )
     target.write(entry.key, shard.data)
-    target.write(part_key(stamp, job.name), part.encode())
+    target.write(part_key(plan, job.name), part.encode())

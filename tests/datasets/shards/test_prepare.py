@@ -222,6 +222,24 @@ def test_a_bad_image_is_named_and_ends_it_or_is_left_out(images: dict[str, bytes
         assert kept == (data if on_bad == "quarantine" else None)
 
 
+def test_after_a_bad_sample_it_goes_on_with_another_policy(images: dict[str, bytes], tmp_path: Path) -> None:
+    """Hours of work are not lost to the first bad image; only shards with bad samples depend on the policy."""
+    train_only(tar_of_tars(tmp_path / "whole", images), tmp_path / "whole.out", shard_bytes=4000)
+    rows = open_shards(str(tmp_path / "whole.out"), "train").rows
+    key = rows["key"][rows["shard"].argmax()].decode()  # of the last shard
+    root = tar_of_tars(tmp_path / "tars", images | {key: b"no image"})
+    with pytest.raises(DatasetError, match=key):
+        train_only(root, tmp_path / "out", shard_bytes=4000)
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*.tar")}
+    train_only(root, tmp_path / "out", shard_bytes=4000, on_bad="quarantine")
+    assert finished
+    assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
+    train_only(root, tmp_path / "other", shard_bytes=4000, on_bad="quarantine")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
+    with pytest.raises(DatasetError, match="made with other options"):
+        train_only(root, tmp_path / "out", shard_bytes=4000, on_bad="fatal")
+
+
 def test_a_name_that_stands_twice_is_a_bad_sample_the_second_time(images: dict[str, bytes], tmp_path: Path) -> None:
     root = tar_of_tars(tmp_path / "tars", images)
     first = WNIDS[0]
