@@ -132,7 +132,8 @@ class Checkpointer:
 
         One that is damaged is passed over, with a warning that names it. All processes of an attempt get the same.
 
-        Raises ``DatasetError`` where the run was begun on other data: a position in one says nothing of another.
+        Raises ``DatasetError`` where the run was begun on other data: a position in one says nothing of another. Data
+        without a digest is trusted: a run may move from the originals to what was prepared of them.
         """
         self._require_same_data()
         restored = self._newest_intact()
@@ -162,7 +163,7 @@ class Checkpointer:
         starts = (self._run.start(attempt) for attempt in range(self._attempt, 0, -1))
         before = next((start.datasets for start in starts if start and start.datasets), self._datasets)
         for one, other in zip(before, self._datasets, strict=False):
-            if one != other:
+            if None not in {one["digest"], other["digest"]} and one != other:
                 raise DatasetError(
                     f"{other['name']} is not the data that the run began with (its digest is {other['digest']}, "
                     f"and was {one['digest']})",

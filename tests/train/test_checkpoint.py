@@ -515,6 +515,7 @@ def test_a_run_never_goes_on_with_other_data(run: RunRecord) -> None:
     claim(run, 2)
     with pytest.raises(DatasetError, match=r"voc is not the data that the run began with .* is xyz, and was abc"):
         on_data(run, 2, "xyz").load_latest()
+    assert on_data(run, 2, None).load_latest() is not None
     restored = on_data(run, 2, "abc").load_latest()
     assert restored is not None
     assert restored.manifest.step == 10
