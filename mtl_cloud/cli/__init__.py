@@ -41,6 +41,9 @@ COMMANDS = {
     "Run it": {
         "image": "Build, push and look at the container image.",
         "submit": "Start a run and follow it; Ctrl-C detaches.",
+        "exec": "Run a command in the container of a run on EC2.",
+        "ssh": "Open a shell on the machine of a run on EC2.",
+        "pull": "Copy files from the machine of a run on EC2.",
         "cancel": "Ask a run to save and stop.",
         "gc": "Remove what runs have left at AWS.",
     },

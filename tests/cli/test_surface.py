@@ -37,6 +37,9 @@ SURFACE = {
     "submit": sorted(
         ["--backend", "--debug", "--detach", "--json", "--resume", "--run-id", "--set", "--storage", "[FILE]"]
     ),
+    "exec": sorted(["--debug", "--host", "--json", "--storage", "--user", "-- CMD...", "RUN"]),
+    "ssh": ["--debug", "--json", "--storage", "--user", "RUN"],
+    "pull": ["--debug", "--host", "--json", "--storage", "--user", "DEST", "PATH", "RUN"],
     "cancel": sorted([*RUN, "--reason", "--wait"]),
     "gc": ["--debug", "--dry-run", "--json", "--region", "--yes"],
     "runs": ["--debug", "--json", "--storage"],

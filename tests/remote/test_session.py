@@ -1,0 +1,260 @@
+"""exec, pull and ssh against a real sshd on loopback: only AWS's side of the tunnel, sudo and docker are stood in for.
+
+The stand-in for ``aws ssm start-session`` joins its input and output to the sshd's port, as the plugin does; it refuses
+any other arguments than those of the tunnel.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from run_harness import wait_for
+
+from mtl_cloud import cli
+from mtl_cloud.errors import LaunchError
+from mtl_cloud.remote import Instance, Session, find_instance
+from mtl_cloud.remote.instance import console_host_keys, require_tools
+
+pytestmark = pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin:/usr/bin") is None, reason="needs openssh-server")
+
+INSTANCE = Instance("i-0123456789abcdef0", "us-east-1a", "us-east-1")
+ME = os.environ.get("USER") or "root"
+TUNNEL = f"""#!{sys.executable}
+import os, socket, sys, threading
+expected = "ssm start-session --region us-east-1 --target {INSTANCE.id} --document-name AWS-StartSSHSession"
+if sys.argv[1:] != [*expected.split(), "--parameters", "portNumber=22"]:
+    sys.exit("unexpected: " + " ".join(sys.argv))
+wire = socket.create_connection(("127.0.0.1", PORT))
+def send():
+    while data := os.read(0, 65536):
+        wire.sendall(data)
+    os._exit(0)
+threading.Thread(target=send, daemon=True).start()
+while data := wire.recv(65536):
+    os.write(1, data)
+"""
+SUDO = '#!/bin/sh\nexec "$@"\n'
+DOCKER = """#!/bin/sh
+case "$1 $2" in
+  "exec mtl-cloud") shift 2; IN_CONTAINER=yes exec "$@" ;;
+  "cp mtl-cloud:"*) p=${2#mtl-cloud:}; exec tar -cf - -C "$(dirname "$p")" "$(basename "$p")" ;;
+esac
+echo "unexpected: $*" >&2; exit 64
+"""
+CONFIG = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/authorized
+PidFile {folder}/pid
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+UsePAM no
+StrictModes no
+SetEnv PATH={bin}:/usr/bin:/bin
+"""
+
+
+class Aws:
+    """AWS as far as a session asks it: the pushed key is let in, as EC2 Instance Connect does for a minute."""
+
+    region = "us-east-1"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.console = ""
+        self.pushed: list[dict[str, str]] = []
+
+    def __call__(self, service: str, *, retries: str = "standard") -> Any:
+        return self
+
+    def send_ssh_public_key(self, **request: str) -> None:
+        self.pushed.append(request)
+        (self.folder / "authorized").write_text(request["SSHPublicKey"] + "\n")
+
+    def get_console_output(self, *, InstanceId: str, Latest: bool) -> dict[str, str]:  # noqa: N803
+        return {"Output": self.console}
+
+    def tell_host_keys(self, *lines: str) -> None:
+        block = "\n".join(lines)
+        self.console = f"[ 9.1] boot\n-----BEGIN SSH HOST KEY KEYS-----\n{block}\n-----END SSH HOST KEY KEYS-----\nx"
+
+
+@pytest.fixture
+def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
+    """A machine with an sshd, and the way to it on PATH."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, text in {"aws": TUNNEL.replace("PORT", str(port)), "sudo": SUDO, "docker": DOCKER}.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "host_key")], check=True)
+    (tmp_path / "authorized").touch()
+    (tmp_path / "config").write_text(CONFIG.format(port=port, folder=tmp_path, bin=binaries))
+    if os.geteuid() == 0:  # else sshd separates no privileges, and needs no folder for it
+        Path("/run/sshd").mkdir(exist_ok=True)
+    command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "config")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: _answers(port))
+            yield Aws(tmp_path)
+        finally:
+            server.terminate()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def session(aws: Aws, tmp_path: Path, told: list[str]) -> Session:
+    return Session(INSTANCE, aws, user=ME, hosts=tmp_path / "hosts", say=told.append)
+
+
+def test_a_command_runs_in_the_container_with_its_words_whole(session: Session) -> None:
+    script = 'echo "$IN_CONTAINER" "$1"; echo bad >&2; exit 3'
+    answer = session.run(["sh", "-c", script, "sh", "it's $HOME; two  blanks"], hide=True)
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (3, "yes it's $HOME; two  blanks\n", "bad\n")
+
+
+def test_a_command_on_the_machine_is_not_in_the_container(session: Session) -> None:
+    assert session.run(["sh", "-c", "echo in:$IN_CONTAINER"], in_container=False, hide=True).stdout == "in:\n"
+
+
+def test_every_connection_has_a_key_of_its_own_that_lies_on_no_disk(session: Session, aws: Aws, tmp_path: Path) -> None:
+    for _ in range(2):
+        session.run(["true"], hide=True)
+    first, second = aws.pushed
+    assert first["SSHPublicKey"] != second["SSHPublicKey"]
+    assert first["SSHPublicKey"].startswith("ssh-ed25519 ")
+    assert {name: first[name] for name in first if name != "SSHPublicKey"} == {
+        "InstanceId": INSTANCE.id,
+        "InstanceOSUser": ME,
+        "AvailabilityZone": "us-east-1a",
+    }
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "host_key"]
+    assert not any(b"PRIVATE KEY" in path.read_bytes() for path in kept)
+
+
+def test_the_first_host_key_is_trusted_aloud_and_then_held_to(
+    session: Session, tmp_path: Path, told: list[str]
+) -> None:
+    session.run(["true"], hide=True)
+    session.run(["true"], hide=True)
+    assert len(told) == 1
+    assert "trusting the one it shows first" in told[0]
+    other = _public(_new_host_key(tmp_path))
+    (tmp_path / "hosts" / INSTANCE.id).write_text(f"{INSTANCE.id} {other}\n")
+    with pytest.raises(LaunchError, match=r"[Hh]ost key"):
+        session.run(["true"], hide=True)
+
+
+def test_the_consoles_host_key_is_believed_and_another_one_refused(
+    session: Session, aws: Aws, tmp_path: Path, told: list[str]
+) -> None:
+    aws.tell_host_keys(_public(tmp_path / "host_key.pub") + " root@ip-10-0-0-1")
+    assert session.run(["true"], hide=True).exit_code == 0
+    assert told == []
+    aws.tell_host_keys(_public(_new_host_key(tmp_path)))
+    with pytest.raises(LaunchError, match=r"[Hh]ost key"):
+        session.run(["true"], hide=True)
+
+
+def _new_host_key(folder: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "other")], check=True)
+    return folder / "other.pub"
+
+
+def _public(file: Path) -> str:
+    return " ".join(file.read_text().split()[:2])
+
+
+@pytest.mark.parametrize("in_container", [True, False])
+def test_files_and_folders_are_pulled_byte_by_byte(session: Session, tmp_path: Path, in_container: bool) -> None:
+    there = tmp_path / "there" / "a folder"
+    there.mkdir(parents=True)
+    data = os.urandom(300_000)
+    (there / "trace.bin").write_bytes(data)
+    session.pull(PurePosixPath(there), tmp_path / "here", in_container=in_container)
+    session.pull(PurePosixPath(there / "trace.bin"), tmp_path / "here", in_container=in_container)
+    assert (tmp_path / "here/a folder/trace.bin").read_bytes() == (tmp_path / "here/trace.bin").read_bytes() == data
+
+
+def test_what_is_not_there_is_told_in_the_machines_words(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"cannot read /not/there: .*No such file"):
+        session.pull(PurePosixPath("/not/there"), tmp_path / "here")
+
+
+def test_a_shell_goes_through_the_same_tunnel(session: Session, aws: Aws, tmp_path: Path) -> None:
+    command = session.shell_command(tmp_path / "key")
+    assert command[:5] == ["ssh", "-F", "none", "-i", str(tmp_path / "key")]
+    assert f"ProxyCommand={INSTANCE.proxy_command}" in command
+    assert "StrictHostKeyChecking=accept-new" in command
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    aws.send_ssh_public_key(SSHPublicKey=(tmp_path / "key.pub").read_text())
+    (tmp_path / "hosts").mkdir()
+    done = subprocess.run([*command, "echo", "hello"], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert INSTANCE.id in (tmp_path / "hosts" / INSTANCE.id).read_text()
+    assert "StrictHostKeyChecking=yes" in session.shell_command(tmp_path / "key")
+
+
+def test_an_instance_that_does_not_answer_is_told_with_the_way_to_try(session: Session, aws: Aws) -> None:
+    (aws.folder / "bin" / "aws").write_text("#!/bin/sh\nexit 255\n")
+    with pytest.raises(LaunchError, match="no ssh through Session Manager") as caught:
+        session.run(["true"], hide=True)
+    assert caught.value.hint is not None
+    assert INSTANCE.proxy_command in caught.value.hint
+
+
+def test_the_newest_running_instance_of_the_run_is_found() -> None:
+    def instance(name: str, day: int) -> dict[str, Any]:
+        launched = datetime(2026, 1, day, tzinfo=UTC)
+        return {"InstanceId": name, "LaunchTime": launched, "Placement": {"AvailabilityZone": "us-east-1b"}}
+
+    class Ec2(Aws):
+        def describe_instances(self, *, Filters: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803
+            assert Filters[0] == {"Name": "tag:mtl-cloud:run", "Values": ["voc-1"]}
+            return {"Reservations": [{"Instances": [instance("i-old", 1)]}, {"Instances": [instance("i-new", 2)]}]}
+
+    assert find_instance("voc-1", Ec2(Path())) == Instance("i-new", "us-east-1b", "us-east-1")
+
+
+def test_a_console_without_keys_teaches_nothing() -> None:
+    assert console_host_keys(INSTANCE, Aws(Path())) == []
+
+
+def test_a_missing_tool_is_named_with_the_place_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LaunchError, match="needs 'aws'"):
+        require_tools()
+
+
+def test_a_run_on_this_machine_is_not_reached_by_ssh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from run_harness import make_run
+
+    from mtl_cloud.storage import FolderStorage
+
+    run = make_run(FolderStorage(tmp_path))
+    assert cli.main(["exec", run.run_id, "--storage", str(tmp_path), "--", "true"]) == 2
+    assert "runs on 'local'" in capsys.readouterr().err
