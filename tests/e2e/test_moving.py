@@ -79,7 +79,9 @@ def test_the_command_moves_a_run_in_a_bucket(tmp_path: Path) -> None:
         double = SageMakerDouble(tmp_path / "sagemaker", environ=environ)
         cli = _cli(tmp_path, {**environ, "AWS_ENDPOINT_URL_SAGEMAKER": double.url})
         run_id = "small-1"
-        job = small_job(rounds=3, epochs_per_round=8).model_dump(mode="json", exclude={"compute", "storage"})
+        job = small_job(rounds=3, epochs_per_round=8).model_dump(
+            mode="json", exclude={"compute", "storage"}, exclude_defaults=True
+        )
         (tmp_path / "job.yaml").write_text(json.dumps({**job, "storage": f"s3://{BUCKET}/moving"}))
         cli("submit", "job.yaml", "--run-id", run_id, "--detach")
         wait_for(lambda: '"round": 0' not in cli("status", run_id, "--json"), 120)

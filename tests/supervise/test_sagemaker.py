@@ -129,6 +129,7 @@ def test_two_hosts_train_as_one_and_only_the_first_writes(tmp_path: Path, start:
     assert run.read_log(1) == outputs[0]
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_hosts_ends_in_one_save_and_one_exit(tmp_path: Path, start: Start) -> None:
     code = SUM_RANKS + (
         "while True:\n"

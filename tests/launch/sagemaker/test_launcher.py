@@ -327,12 +327,14 @@ def test_the_log_is_read_from_cloudwatch_page_by_page_to_its_true_end(tmp_path: 
     logs = _client("logs", moto_url)
     logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
     expected, now_ms = [], int(time.time() * 1000)
-    for host in ("algo-1", "algo-2"):
+    for host, count in (("algo-1", 12_000), ("algo-2", 3)):  # a page holds 10,000
         stream = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": f"{NAME}/{host}-1700000000"}
         logs.create_log_stream(**stream)
-        lines = [f"{host} line {number}" for number in range(12_000)]
-        for start in (0, 6_000):
-            events = [{"timestamp": now_ms + i, "message": lines[i]} for i in range(start, start + 6_000)]
+        lines = [f"{host} line {number}" for number in range(count)]
+        for start in range(0, count, 6_000):
+            events = [
+                {"timestamp": now_ms + i, "message": line} for i, line in enumerate(lines[start : start + 6_000], start)
+            ]
             logs.put_log_events(**stream, logEvents=events)
         expected += lines
     assert list(launcher.log_lines(handle)) == expected
