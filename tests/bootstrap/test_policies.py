@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
+import s3_servers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iam_evaluator import Context, Decision, decide
 from moto.iam.access_control import IAMPolicy, PermissionResult
+from run_harness import make_run, supervisor_argv
 from stack_double import Account
 
 from mtl_cloud import cli
 from mtl_cloud.bootstrap.policies import POLICIES, policies
 from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.tags import PURCHASE_TAG, RUN_TAG
+from mtl_cloud.storage import open_storage
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"
 BUCKET = f"arn:aws:s3:::mtl-cloud-{ACCOUNT}-{REGION}"
@@ -163,6 +171,30 @@ def test_an_instance_may_do_what_it_does(action: str, resource: str, context: Co
 @pytest.mark.parametrize(("action", "resource", "context"), JOB_DOES)
 def test_a_sagemaker_job_may_do_what_it_does(action: str, resource: str, context: Context) -> None:
     assert ask("sagemaker", action, resource, context) == "allowed"
+
+
+def test_every_request_of_a_real_supervisor_to_s3_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with s3_servers.moto() as url:
+        for name, value in {**s3_servers.CREDENTIALS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        run = make_run(open_storage(f"s3://{s3_servers.BUCKET}/mtl-cloud"), "print('hello')")
+        with caplog.at_level(logging.INFO, "werkzeug"):
+            subprocess.run(supervisor_argv(run, tmp_path), check=True, timeout=60)
+    requests = re.findall(rf'"(\w+) /{s3_servers.BUCKET}/?(\S*) HTTP', caplog.text)
+    assert len(requests) > 10
+    for request in requests:
+        assert ask("instance", *_asked(*request)) == "allowed", request
+
+
+def _asked(method: str, path: str) -> tuple[str, str, Context]:
+    """The action, resource and context that S3 has IAM decide about a request."""
+    key, _, query = path.partition("?")
+    if key:
+        return f"s3:{ {'HEAD': 'Get', 'POST': 'Put'}.get(method, method.title()) }Object", f"{BUCKET}/{key}", OURS
+    (prefix,) = parse_qs(query, keep_blank_values=True)["prefix"]
+    return "s3:ListBucket", BUCKET, {**OURS, "s3:prefix": prefix}
 
 
 WEB = group("web-frontend")
