@@ -150,6 +150,26 @@ def test_a_preparation_given_up_for_other_options_leaves_nothing_behind(voc_root
     assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
 
 
+def test_options_changed_there_and_back_leave_the_first_ones_shards(voc_root: Path, tmp_path: Path) -> None:
+    """Shards that were finished, and then overwritten by another preparation, are not taken for finished."""
+    prepared("voc", voc_root, tmp_path / "whole", shard_bytes=3000)
+    for shard_bytes, dies_at in [(3000, 4), (10**6, 4)]:
+        with pytest.raises(Killed):
+            prepared("voc", voc_root, Mortal(tmp_path / "out", dies_at, made=True), shard_bytes=shard_bytes)
+    prepared("voc", voc_root, tmp_path / "out", shard_bytes=3000)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_every_sample_keeps_its_own_boxes_across_shards(voc_root: Path, tmp_path: Path) -> None:
+    for name, xmax in [("a", 10), ("b", 20)]:
+        text = voc_annotation(*(voc_object("dog", 3 + i, 5, xmax + i, 20) for i in range(3)))
+        (voc_root / f"Annotations/{name}.xml").write_text(text)
+    manifest = prepared("voc", voc_root, tmp_path / "out", shard_bytes=3000)
+    dataset = open_shards(str(tmp_path / "out"), "train")
+    assert len(manifest.splits["train"].shards) == 2
+    assert [dataset[i].detection.xyxy[:, 2].tolist() for i in range(2)] == [[10, 11, 12], [20, 21, 22]]  # type: ignore[union-attr]
+
+
 def test_another_dataset_is_never_overwritten(voc_root: Path, cifar_root: Path, tmp_path: Path) -> None:
     prepared("voc", voc_root, tmp_path / "out")
     before = files_of(tmp_path / "out")
