@@ -162,7 +162,7 @@ class Session:
         class FirstUse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
             def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
                 if known:
-                    raise paramiko.BadHostKeyException(hostname, key, next(iter(client.get_host_keys().values()))[key])
+                    raise paramiko.SSHException(f"its host key, a {key.get_name()}, is none of those known")
                 client.get_host_keys().add(hostname, key.get_name(), key)
                 client.get_host_keys().save(file)
 

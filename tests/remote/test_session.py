@@ -175,14 +175,15 @@ def test_the_consoles_host_key_is_believed_and_another_one_refused(
     aws.tell_host_keys(_public(tmp_path / "host_key.pub") + " root@ip-10-0-0-1")
     assert session.run(["true"], hide=True).exit_code == 0
     assert told == []
-    aws.tell_host_keys(_public(_new_host_key(tmp_path)))
-    with pytest.raises(LaunchError, match=r"[Hh]ost key"):
-        session.run(["true"], hide=True)
+    for kind in ("ed25519", "ecdsa"):
+        aws.tell_host_keys(_public(_new_host_key(tmp_path, kind)))
+        with pytest.raises(LaunchError, match=r"[Hh]ost key"):
+            session.run(["true"], hide=True)
 
 
-def _new_host_key(folder: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "other")], check=True)
-    return folder / "other.pub"
+def _new_host_key(folder: Path, kind: str = "ed25519") -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(folder / kind)], check=True)
+    return folder / f"{kind}.pub"
 
 
 def _public(file: Path) -> str:
