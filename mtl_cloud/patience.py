@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import random
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -63,6 +64,9 @@ class PatientStorage:
 
     def delete(self, key: str) -> None:
         self._ask(partial(self._storage.delete, key))
+
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._ask(partial(self._storage.sweep, prefix, before))
 
     def _ask(self, request: Callable[[], T]) -> T:
         return persistently(

@@ -10,6 +10,7 @@ the owner only, and each of them once; an attempt that was replaced gets ``RunTa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from itertools import count, takewhile
 from typing import NamedTuple, TypeVar
 
@@ -249,6 +250,10 @@ class RunRecord:
         self.storage.delete(self.paths.manifest(*checkpoint))
         for entry in self.storage.list(self.paths.checkpoint(*checkpoint)):
             self.storage.delete(entry.key)
+
+    def sweep(self, before: datetime) -> int:
+        """Remove what unfinished writes to this run, begun before then, have left in the storage; says how many."""
+        return self.storage.sweep(f"{self.paths.root}/", before)
 
     # --- how ---
 

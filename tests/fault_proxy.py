@@ -16,9 +16,27 @@ from urllib.parse import urlsplit
 
 __all__ = ["KINDS", "FaultProxy"]
 
-KINDS = ("503", "500", "lost 500", "cut", "reset", "lost reply", "timeout", "flip in PUT", "flip in GET")
+KINDS = (
+    "503",
+    "500",
+    "expired",
+    "skewed",
+    "lost 500",
+    "cut",
+    "reset",
+    "lost reply",
+    "timeout",
+    "flip in PUT",
+    "flip in GET",
+)
 """``lost``: the server has done what was asked before the failure."""
-_ANSWERS = {"503": (503, "SlowDown"), "500": (500, "InternalError"), "lost 500": (500, "InternalError")}
+_ANSWERS = {
+    "503": (503, "SlowDown"),
+    "500": (500, "InternalError"),
+    "lost 500": (500, "InternalError"),
+    "expired": (400, "ExpiredToken"),  # the credentials
+    "skewed": (403, "RequestTimeTooSkewed"),  # the clock
+}
 _HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
@@ -112,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.faults.stall()
         if fault in ("reset", "timeout"):
             return self._reset()
-        if fault in ("503", "500"):
+        if fault in _ANSWERS and fault != "lost 500":
             return self._fail(fault)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         spoilt = self.faults.flipped(body) if fault == "flip in PUT" else body

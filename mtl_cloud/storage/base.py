@@ -16,6 +16,7 @@ truncated object on S3.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from mtl_cloud.errors import StorageError
@@ -83,6 +84,14 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; silent when it is absent."""
+        ...
+
+    def sweep(self, prefix: str, before: datetime) -> int:
+        """Remove what is left of writes that were never finished, and say how many those were.
+
+        They began before ``before``, which has to be so long ago that no living write did; their keys start with
+        ``prefix``, where the storage knows them.
+        """
         ...
 
 

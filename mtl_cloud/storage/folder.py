@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
 
@@ -64,6 +66,13 @@ class FolderStorage:
             path.unlink(missing_ok=True)
             self._prune(path.parent)
 
+    def sweep(self, prefix: str, before: datetime) -> int:  # noqa: ARG002  # an unfinished file does not tell its key
+        with _translated(folder := self._root / _STAGING):
+            old = [path for path in _files(folder) if _mtime(path) < before.timestamp()]
+            for path in old:
+                path.unlink(missing_ok=True)
+        return len(old)
+
     @contextmanager
     def _open(self, key: str) -> Iterator[FileIO]:
         with _translated(path := self._root / check_key(key)):
@@ -86,10 +95,11 @@ class FolderStorage:
         folder = self._root / _STAGING
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            _write_durably(path, data)
+        except OSError:  # a full disk, say: do not let it stay so
+            path.unlink(missing_ok=True)
+            raise
         return path
 
     def _walk(self, folder: str) -> Iterator[Entry]:
@@ -110,6 +120,24 @@ class FolderStorage:
             except OSError:
                 return
             folder = folder.parent
+
+
+def _write_durably(path: Path, data: Data) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its writer has just finished
+        return math.inf
 
 
 def _place(staged: Path, target: Path, place: Callable[[Path, Path], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ _ABSENT = {"NoSuchKey", "404"}
 _BEYOND_END = {"InvalidRange", "416"}
 _REFUSED = {"NoSuchBucket", "InvalidAccessKeyId", "AccessDenied"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
+# A HEAD's answer has no body to say why. What is asked before one would have been refused too, were it a denial.
+_HEAD_REFUSED = "403"
 _STALE = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 
 
@@ -100,6 +103,13 @@ class FsspecStorage:
         path = self._path(check_key(key))
         self._look("delete", key, lambda fs: fs.rm_file(path), None)
 
+    def sweep(self, prefix: str, before: datetime) -> int:
+        """As the contract says, on S3; of other services nothing is known that would be left."""
+        if not _is_s3(self._url):
+            return 0
+        bucket, _, name = f"{self._root}/{check_prefix(prefix)}".partition("/")
+        return self._call("sweep", prefix, lambda fs: _abort_uploads(fs, bucket, name, before))
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
 
@@ -159,6 +169,15 @@ def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
     return fs, root.rstrip("/"), (OSError, *_s3_errors()) if s3 else (OSError,)
 
 
+def _abort_uploads(fs: Any, bucket: str, prefix: str, before: datetime) -> int:
+    """Of the first thousand unfinished uploads in several parts: the next time is for the next thousand."""
+    found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
+    old = [upload for upload in found if upload["Key"].startswith(prefix) and upload["Initiated"] < before]
+    for upload in old:
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return len(old)
+
+
 def _is_s3(url: str) -> bool:
     return url.startswith(("s3://", "s3a://"))
 
@@ -197,8 +216,8 @@ def _translate(error: Exception, where: str, verb: str) -> StorageError:
 
 
 def _is_refusal(error: Exception, code: str | None) -> bool:
-    """Credentials that ran out are none: they are renewed while a run goes on."""
-    if code in _STALE:
+    """Credentials that ran out, or a clock that is wrong, are none: they are renewed while a run goes on."""
+    if code in _STALE or code == _HEAD_REFUSED:
         return False
     return isinstance(error, PermissionError) or code in _REFUSED or type(error).__name__ in _NO_CREDENTIALS
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +48,9 @@ from mtl_cloud.supervise.watch import (
 __all__ = ["Attempt"]
 
 _TAIL_LINES = 200
+_SWEEP_EVERY_S = 3600.0
+_UNFINISHED_S = 3600.0
+"""No write of whoever still lives takes so long."""
 
 
 class _Report(Protocol):
@@ -124,8 +128,15 @@ class Attempt:
         with contextlib.ExitStack() as stack:
             for inquirer in inquirers:
                 stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
+            if self.around.nodes.leads:
+                stack.enter_context(self._repeat("sweep", self._sweep, lambda _age_s: _SWEEP_EVERY_S))
             trainer = stack.enter_context(Trainer(command, self._trainer_environ(), self.log))
             return attend(trainer, watchers, self.scratch, self.around.settings)
+
+    def _sweep(self) -> None:
+        removed = self.run.sweep(self.around.clock.now() - timedelta(seconds=_UNFINISHED_S))
+        if removed:
+            self.say(f"what {removed} unfinished writes had left in the storage was removed")
 
     def _notices(self) -> Iterator[Inquirer]:
         if self.around.metadata is not None:

@@ -55,8 +55,12 @@ class Channel:
     def report(self, phase: str, **progress: Any) -> None:
         """Replace the supervisor's picture of this trainer."""
         self._live()
-        if self._leads:
+        if not self._leads:
+            return
+        try:
             self._scratch.write_progress(phase, **progress)
+        except OSError:  # a full disk is no reason to stop: the old word is made new
+            self._scratch.give_sign_of_life()
 
     def give_sign_of_life(self) -> None:
         """In long work that has nothing to report; about once a second is enough, and more cost nothing."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mtl_cloud.records import RoundRecord
 from mtl_cloud.run_record import RunRecord
 
 __all__ = ["EventLog"]
+
+log = logging.getLogger(__name__)
 
 
 class EventLog:
@@ -19,7 +22,19 @@ class EventLog:
         self._folder = folder
 
     def write(self, record: RoundRecord) -> None:
-        """Add a round's scalars (``loss/train/<task>``, ``<task>/<metric>``, …) at its step, and copy the file."""
+        """Add a round's scalars (``loss/train/<task>``, ``<task>/<metric>``, …) at its step, and copy the file.
+
+        Where the local disk is full they are left out, with a warning: the round's record holds the same.
+        """
+        try:
+            folder = self._write_locally(record)
+        except OSError as error:
+            log.warning("round %d has no TensorBoard events: %s", record.round, error)
+            return
+        for path in folder.iterdir():
+            self._run.storage.write(self._run.paths.events(self._attempt) + path.name, path.read_bytes())
+
+    def _write_locally(self, record: RoundRecord) -> Path:
         # A writer a round keeps no file open, and tensorboard reads several files of a folder as one.
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only here
 
@@ -27,8 +42,7 @@ class EventLog:
         with SummaryWriter(str(folder)) as writer:
             for name, value in _scalars(record).items():
                 writer.add_scalar(name, value, record.step)
-        for path in folder.iterdir():
-            self._run.storage.write(self._run.paths.events(self._attempt) + path.name, path.read_bytes())
+        return folder
 
 
 def _scalars(record: RoundRecord) -> dict[str, float]:

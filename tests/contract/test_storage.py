@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier, Event
 
@@ -396,3 +399,70 @@ def test_large_objects_come_from_any_memory_and_any_thread(s3_storage: Storage, 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda n: s3_storage.write(f"{n}", memoryview(bytearray(images[n]))), range(8)))
     assert [s3_storage.read(f"{n}") for n in range(8)] == images
+
+
+# --- what unfinished writes leave ---
+
+
+def test_a_sweep_of_a_folder_takes_old_unfinished_files_and_nothing_else(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    storage.write("runs/a/part", b"1")
+    for name, age_s in (("old", 7200), ("young", 60)):
+        (tmp_path / ".partial" / name).write_bytes(b"half")
+        os.utime(tmp_path / ".partial" / name, (time.time() - age_s,) * 2)
+    assert storage.sweep("runs/a/", datetime.now(UTC) - timedelta(hours=1)) == 1
+    assert [path.name for path in (tmp_path / ".partial").iterdir()] == ["young"]
+    assert storage.list("") == [Entry("runs/a/part", 1)]
+
+
+@pytest.mark.parametrize("s3_storage", ["seaweedfs"], indirect=True)
+def test_a_sweep_of_a_bucket_aborts_old_uploads_below_the_prefix_and_no_others(s3_storage: Storage) -> None:
+    root = s3_storage.url.removeprefix(f"s3://{BUCKET}/")
+    s3 = client(os.environ["AWS_ENDPOINT_URL"])
+    for key in ("runs/a/part", "runs/ab/part"):
+        s3.create_multipart_upload(Bucket=BUCKET, Key=f"{root}/{key}")
+    assert s3_storage.sweep("runs/a/", datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert s3_storage.sweep("runs/a/", datetime.now(UTC) + timedelta(hours=1)) == 1
+    left = s3.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{root}/")["Uploads"]
+    assert [upload["Key"] for upload in left] == [f"{root}/runs/ab/part"]
+
+
+def test_a_sweep_finds_nothing_where_all_is_finished(storage: Storage) -> None:
+    storage.write("runs/a/part", b"1")
+    assert storage.sweep("runs/a/", datetime.now(UTC) + timedelta(hours=1)) == 0
+    assert storage.read("runs/a/part") == b"1"
+
+
+# --- a full disk ---
+
+FILL = """
+import sys
+from mtl_cloud.errors import StorageError
+from mtl_cloud.storage import FolderStorage
+storage = FolderStorage(sys.argv[1])
+storage.write("runs/a/kept", b"k" * 100_000)
+for act in (storage.write, storage.create):
+    try:
+        act("runs/a/part", bytes(3_000_000))
+    except StorageError as error:
+        print(error)
+print([entry.key for entry in storage.list("")], storage.read("runs/a/kept") == b"k" * 100_000)
+storage.write("runs/a/part", bytes(1_500_000))
+"""
+
+
+def _on_a_small_disk(folder: Path, code: str) -> list[str]:
+    """Lines that the program prints, whose folder is a disk of 2 MB."""
+    mount = f'mount -t tmpfs -o size=2m tmpfs "{folder}" && exec "$@"'
+    unshare = ["unshare", "--mount", "--map-root-user"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs leave to make a mount namespace")
+    program = [sys.executable, "-c", code, str(folder)]
+    answer = subprocess.run([*unshare, "sh", "-c", mount, "sh", *program], check=True, capture_output=True, text=True)
+    return answer.stdout.splitlines()
+
+
+def test_a_full_disk_commits_nothing_half_and_keeps_no_room(tmp_path: Path) -> None:
+    *errors, last = _on_a_small_disk(tmp_path, FILL)
+    assert errors == [f"{tmp_path}/runs/a/part: No space left on device"] * 2
+    assert last == "['runs/a/kept'] True"

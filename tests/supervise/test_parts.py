@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.trainer import trainer_command
 from mtl_cloud.supervise.watch import Periodic
+from mtl_cloud.train.channel import Channel
 
 
 class Sink:
@@ -194,3 +196,14 @@ def test_the_supervisor_imports_neither_pydantic_nor_click_nor_torch() -> None:
     code = "import sys, mtl_cloud.supervise.__main__; print(*sys.modules)"
     modules = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not modules & {"click", "pydantic", "rich", "torch", "yaml"}
+
+
+def test_a_full_disk_stops_no_trainer_and_is_no_hang(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    channel = Channel(scratch, leads=True)
+    channel.report("training", step=1)
+    alive = scratch.sign_of_life()
+    (tmp_path / f"progress.json.{os.getpid()}").symlink_to("/dev/full")
+    channel.report("training", step=2)
+    assert scratch.sign_of_life() > alive
+    assert scratch.progress() == {"phase": "training", "step": 1}

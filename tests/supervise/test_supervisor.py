@@ -300,3 +300,13 @@ def test_process_1_of_a_container_hears_sigterm_and_leaves_no_zombies(storage: F
     assert run.attempts()[0].pid == 2  # process 1 is its init
     assert b"zombies 0\n" in run.read_log(1)
     assert _outcomes(run) == ["interrupted"]
+
+
+def test_what_dead_processes_left_unfinished_is_swept(storage: FolderStorage, start: Start) -> None:
+    run = make_run(storage, "work(1)")
+    left = Path(storage.url) / ".partial" / "left"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert start(run).wait(30) == 0
+    assert not left.exists()
+    assert b"what 1 unfinished writes had left in the storage was removed" in run.read_log(1)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -19,7 +20,7 @@ from s3_servers import BUCKET, CREDENTIALS, seaweedfs
 from mtl_cloud.clock import Clock
 from mtl_cloud.patience import PatientStorage
 from mtl_cloud.records import AttemptRecord, Heartbeat, RoundRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.run_record import CheckpointId, RunRecord
 from mtl_cloud.storage import Storage, open_storage, remote
 from mtl_cloud.train.checkpoint import Checkpointer
 from mtl_cloud.train.saver import Saver
@@ -115,6 +116,27 @@ def live_through(proxy: FaultProxy, faults: int, name: str) -> None:
 
 def test_runs_outlive_faults_of_every_kind(proxy: FaultProxy) -> None:
     live_through(proxy, 15, "few")
+
+
+@pytest.mark.parametrize("kind", ["expired", "skewed"])
+def test_training_goes_on_until_credentials_are_renewed_or_the_clock_is_right(proxy: FaultProxy, kind: str) -> None:
+    proxy.rate, proxy.kinds = 0.0, (kind,)
+    storage = open_storage(f"s3://{BUCKET}/{kind}")
+    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), "run-1")
+    run.claim(AttemptRecord(number=1, started_at="15:00", host="h", pid=1, backend="local"))
+    saver = Saver(Checkpointer(run, 1, keep=2))
+    proxy.rate = 1.0
+    saver.save(state_at(1), step=1, round=1, reason="time")
+    while proxy.injected[kind] < 3:
+        assert saver.is_busy
+        time.sleep(0.01)
+    proxy.rate = 0.0
+    saver.drain()
+    saver.close()
+    assert run.checkpoints() == [CheckpointId(1, 1)]
+    restored = Checkpointer(run, 1, keep=2).load_latest()
+    assert restored is not None
+    assert torch.equal(restored.state["w"], state_at(1)["w"])
 
 
 @pytest.mark.slow
