@@ -23,6 +23,8 @@ from mtl_cloud.supervise import guard
 from mtl_cloud.supervise.contract import Scratch
 
 KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "50"))
+KILLS_A_RUN = 10
+"""On a machine that others use too, a life may always be too short to come further: then peace comes at last."""
 
 
 class Killer:
@@ -69,9 +71,10 @@ def survive(run: RunRecord, scratch: Path, killer: Killer | None, life_s: float 
         supervisor = start_forked(flags, {}, scratch / "errors.txt")
         assert supervisor.pid is not None
         while supervisor.is_alive():
-            supervisor.join(killer.pause_s(life_s) if killer else None)
-            if supervisor.is_alive() and killer:
-                killer.strike(supervisor.pid)
+            armed = killer if killer and killer.kills.total() < KILLS_A_RUN else None
+            supervisor.join(armed.pause_s(life_s) if armed else None)
+            if supervisor.is_alive() and armed:
+                armed.strike(supervisor.pid)
         supervisor.close()
 
 
