@@ -1,80 +1,38 @@
 """The plan: what will run, until when, and what it may cost. Pure; nothing here asks a cloud.
 
-``gather_facts`` looks once into the shipped tables; ``plan_run`` is a function of the job, those facts, a run id and a
-time. A price that is not known is said to be unknown, never assumed to be nothing.
+Facts are gathered once, from the shipped tables (``gather_facts``) or from AWS (``mtl_cloud.lookup``); ``plan_run`` is
+a function of the job, those facts, a run id and a time. A price that is not known is said to be unknown, never assumed
+to be nothing.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
 
-from mtl_cloud import catalog
-from mtl_cloud.catalog import InstanceType, Price
 from mtl_cloud.errors import PlanError
-from mtl_cloud.image import image_content
+from mtl_cloud.estimate import Estimate, Range, estimate
+from mtl_cloud.facts import Candidate, Facts, Offer, gather_facts
 from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.spec.facts import check_facts
 from mtl_cloud.spec.finding import path_of
-from mtl_cloud.spec.job import DockerCompute, Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
+from mtl_cloud.spec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
 from mtl_cloud.spec.load import job_to_json
 
-__all__ = ["Candidate", "Facts", "gather_facts", "plan_run", "worst_case_usd"]
+__all__ = [
+    "Candidate",
+    "Facts",
+    "estimates_of",
+    "gather_facts",
+    "inputs_of",
+    "plan_run",
+    "require_launchable",
+    "worst_case_usd",
+]
 
 COMMAND = ("python", "-m", "mtl_cloud.train")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A machine that the job accepts, with its on-demand price there (None: no table holds it)."""
-
-    machine: InstanceType
-    price: Price | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was looked up, once, for one plan."""
-
-    collected: str | None = None
-    """ISO date of the machine facts; None where no machine is rented."""
-    candidates: tuple[Candidate, ...] = ()
-    """In the job's order of preference."""
-    machines: int = 1
-    """How many are rented together."""
-    image: str | None = None
-    """Reference of this version's image at the backend; None where none is used, or the registry is not known."""
-
-    @property
-    def usd_per_hour(self) -> float | None:
-        """Of the dearest candidate, because any of them may be the one, times the machines; None unless all prices are
-        known."""
-        prices = [candidate.price for candidate in self.candidates]
-        known = [price.usd_per_hour for price in prices if price]
-        return self.machines * max(known) if known and len(known) == len(prices) else None
-
-    def document(self) -> dict[str, Json]:
-        """As ``plan.json`` holds it."""
-        return {
-            "collected": self.collected,
-            "candidates": [asdict(candidate) for candidate in self.candidates],
-        }
-
-
-def gather_facts(job: JobSpec) -> Facts:
-    """Offline: from the dated tables that are shipped. Raises ``PlanError`` for a type that they do not hold."""
-    compute = job.compute
-    if isinstance(compute, DockerCompute):
-        return Facts(image=image_content(os.environ).reference)
-    if not isinstance(compute, Ec2Compute | SageMakerCompute):
-        return Facts()
-    candidates = tuple(
-        Candidate(catalog.instance_type(name), catalog.price(name, compute.region)) for name in compute.instance_types
-    )
-    return Facts(catalog.collected(), candidates, job.instances)
 
 
 def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanRecord:
@@ -101,17 +59,26 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         processes=job.processes,
         rounds=job.training.rounds,
         compute=job.compute.model_dump(mode="json"),
-        image=None if isinstance(job.compute, LocalCompute) else job.compute.image or facts.image,
+        image=_image(job, facts),
         spec_digest=sha256(job_to_json(job)).hexdigest(),
-        inputs=list(_inputs(job)),
+        inputs=list(inputs_of(job)),
         secrets=_secrets(job),
         deadline_s=_deadline_s(job, facts),
         usd_per_hour=facts.usd_per_hour,
         budget_usd=job.compute.budget_usd,
         tags=dict(job.tags),
-        facts=facts.document(),
+        facts=_document(job, facts),
         warnings=list(_warnings(job, facts)),
     )
+
+
+def require_launchable(facts: Facts) -> None:
+    """Raises ``PlanError`` with everything that AWS has said already and that no waiting mends."""
+    failed = [check for check in facts.checks if check.status == "failed"]
+    reasons = [f"{check.name}: {check.detail}" for check in failed] + list(_short_quotas(facts))
+    if reasons:
+        hint = next((check.hint for check in failed if check.hint), "mtl-cloud plan shows all that was looked up")
+        raise PlanError("\n".join(reasons), hint=hint)
 
 
 def worst_case_usd(plan: PlanRecord) -> float | None:
@@ -121,7 +88,62 @@ def worst_case_usd(plan: PlanRecord) -> float | None:
     return plan.usd_per_hour * plan.deadline_s / 3600
 
 
-def _inputs(job: JobSpec) -> Iterator[str]:
+def estimates_of(job: JobSpec, facts: Facts) -> list[Estimate]:
+    """How long each candidate takes for what is left to do; those of which nothing is known are left out."""
+    resume = facts.resume
+    found = (
+        estimate(
+            job,
+            candidate.machine,
+            measured_images_per_s=resume.images_per_s if resume else None,
+            rounds_done=resume.rounds if resume else 0,
+        )
+        for candidate in facts.candidates
+    )
+    return [known for known in found if known]
+
+
+def _document(job: JobSpec, facts: Facts) -> dict[str, Json]:
+    estimates: list[Json] = [
+        {
+            **asdict(known),
+            "images_per_s": list(known.images_per_s),
+            "hours": list(known.hours),
+            "usd": _usd_by_market(known, facts),
+        }
+        for known in estimates_of(job, facts)
+    ]
+    return {**facts.document(job.compute.backend), **({"estimates": estimates} if estimates else {})}
+
+
+def _usd_by_market(known: Estimate, facts: Facts) -> dict[str, Json]:
+    """Market -> [least, most] dollars of the whole job, over the zones; None where a price is not known."""
+    markets: dict[str, list[Offer]] = {}
+    for offer in facts.offers:
+        if offer.machine == known.machine:
+            markets.setdefault(offer.market, []).append(offer)
+    return {market: list(_usd(known.hours, offers, facts.machines)) for market, offers in markets.items()}
+
+
+def _usd(hours: Range, offers: list[Offer], machines: int) -> tuple[float | None, float | None]:
+    """A spot price that is not known is at most the one on demand."""
+    now = [offer.price.usd_per_hour for offer in offers if offer.price]
+    most = [offer.price.usd_per_hour if offer.price else offer.worst_usd_per_hour for offer in offers]
+    known = [usd for usd in most if usd is not None]
+    return (
+        hours[0] * machines * min(now) if len(now) == len(offers) else None,
+        hours[1] * machines * max(known) if len(known) == len(offers) else None,
+    )
+
+
+def _image(job: JobSpec, facts: Facts) -> str | None:
+    """As the look-up pinned it by its digest, or as the job names it."""
+    named = None if isinstance(job.compute, LocalCompute) else job.compute.image
+    return str(facts.account["image"]) if facts.account else named or facts.image
+
+
+def inputs_of(job: JobSpec) -> Iterator[str]:
+    """Paths and URLs that the trainer reads: datasets, and weights to start from."""
     read = [dataset.uri for dataset in job.datasets] + [weights for _, weights in job.model.pretrained]
     yield from dict.fromkeys(uri for uri in read if uri is not None)
 
@@ -147,10 +169,28 @@ def _warnings(job: JobSpec, facts: Facts) -> Iterator[str]:
             yield f"{path_of(finding.loc)}: {finding.message}"
     if job.compute.budget_usd is not None and not facts.candidates:
         yield "compute.budget_usd: no machine is rented, so it limits nothing"
+    yield from _shortages(job, facts)
     if _unpriced(facts):
         yield f"compute.instance_type: the price of {_names(_unpriced(facts))} is unknown"
     for date in sorted({candidate.price.date for candidate in facts.candidates if candidate.price}):
         yield f"compute.instance_type: on-demand prices are those of {date}"
+
+
+def _shortages(job: JobSpec, facts: Facts) -> Iterator[str]:
+    """Of time, and of quota."""
+    deadline, least = _deadline_s(job, facts), [known.hours[0] for known in estimates_of(job, facts)]
+    if deadline is not None and least and min(least) * 3600 > deadline:
+        hours = f"{min(least):.0f} hours at best by the estimate"
+        yield f"compute.max_hours: the job takes {hours}, and stops after {deadline / 3600:.0f}"
+    yield from _short_quotas(facts)
+
+
+def _short_quotas(facts: Facts) -> Iterator[str]:
+    for quota in facts.quotas:
+        if quota.is_short:
+            code = f" ({quota.code})" if quota.code else ""
+            have = f"the quota {quota.name}{code} is {quota.have:g} {quota.unit}"
+            yield f"compute.instance_type: {have}, and the job needs {quota.need:g}"
 
 
 def _unpriced(facts: Facts) -> list[Candidate]:

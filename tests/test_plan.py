@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from mtl_cloud import catalog
 from mtl_cloud.catalog import Price
 from mtl_cloud.errors import PlanError
-from mtl_cloud.plan import Candidate, Facts, gather_facts, plan_run, worst_case_usd
+from mtl_cloud.facts import Check, Quota, Resume, offers_of
+from mtl_cloud.plan import Candidate, Facts, gather_facts, plan_run, require_launchable, worst_case_usd
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.spec.load import job_to_json, parse_job
@@ -48,6 +50,19 @@ def priced(*prices: float | None) -> Facts:
             for machine, usd in zip((P4D, G5), prices, strict=False)
         ),
     )
+
+
+ESTIMATE = {
+    "machine": "p4d.24xlarge",
+    "images": 50 * 20 * 4096,
+    "gflop_per_image": pytest.approx(3 * 354.2, rel=1e-3),  # torch's count of MTL-Net at 416 pixels, and the backward
+    "images_per_s": pytest.approx([123.0, 205.3], rel=0.01),
+    "limit": "gpu",
+    "download_hours": 0.0,
+    "hours": pytest.approx([5.70, 9.42], rel=0.01),
+    "date": "2026-11-23",
+    "usd": {"on_demand": pytest.approx([125.2, 206.8], rel=0.01)},
+}
 
 
 def test_a_local_plan_whole() -> None:
@@ -134,6 +149,32 @@ def test_a_plan_on_a_p4d_whole() -> None:
                     },
                 }
             ],
+            "offers": [
+                {
+                    "machine": "p4d.24xlarge",
+                    "zone": None,
+                    "market": "on_demand",
+                    "price": {
+                        "usd_per_hour": 21.957642,
+                        "region": "us-east-1",
+                        "date": "2026-01-21",
+                        "source": "the EC2 on-demand rate card, Linux, as published by instances.vantage.sh",
+                    },
+                    "worst_usd_per_hour": 21.957642,
+                    "score": None,
+                }
+            ],
+            "quotas": [
+                {
+                    "name": "Running On-Demand P instances",
+                    "market": "on_demand",
+                    "unit": "vCPUs",
+                    "need": 96,
+                    "code": "L-417A185B",
+                    "have": None,
+                }
+            ],
+            "estimates": [ESTIMATE],
         },
         warnings=[
             "compute.gpu_count: p4d.24xlarge has 8 GPUs and the job uses 4: 4 are paid and idle",
@@ -214,6 +255,96 @@ def test_no_plan_costs_more_than_its_budget_or_lasts_longer_than_its_hours(
     assert worst <= budget * (1 + 1e-9)
     assert planned.deadline_s is not None
     assert planned.deadline_s <= hours * 3600
+
+
+def unpriced_spot(**compute: Any) -> PlanRecord:
+    return plan(on_ec2(purchase="spot_then_on_demand", **compute))
+
+
+def test_offers_stand_in_the_order_in_which_they_are_wanted() -> None:
+    planned = unpriced_spot(instance_type=["p4d.24xlarge", "p4de.24xlarge"])
+    offers = [(offer["market"], offer["machine"]) for offer in planned.facts["offers"]]
+    assert offers == [
+        ("spot", "p4d.24xlarge"),
+        ("spot", "p4de.24xlarge"),
+        ("on_demand", "p4d.24xlarge"),
+        ("on_demand", "p4de.24xlarge"),
+    ]
+
+
+def test_an_unknown_spot_price_is_at_most_the_one_on_demand() -> None:
+    planned = unpriced_spot()
+    (spot, on_demand) = planned.facts["offers"]
+    assert (spot["price"], spot["worst_usd_per_hour"]) == (None, on_demand["price"]["usd_per_hour"])
+    (estimate,) = planned.facts["estimates"]
+    assert estimate["usd"]["spot"] == [None, estimate["usd"]["on_demand"][1]]
+
+
+def test_the_cheapest_zone_comes_first_and_an_unpriced_one_last() -> None:
+    job, base = on_ec2(purchase="spot"), priced(20.0)
+    spot = [("p4d.24xlarge", zone, Price(usd, "us-east-1", "d", "s"), score) for zone, usd, score in ZONES]
+    offers = list(offers_of(job, base.candidates, spot, {"p4d.24xlarge": ("a", "b", "c")}))
+    assert [(offer.zone, offer.score) for offer in offers] == [("b", 9), ("a", 3), ("c", None)]
+    assert {offer.worst_usd_per_hour for offer in offers} == {20.0}
+
+
+ZONES = [("a", 9.0, 3), ("b", 8.0, 9)]
+
+
+def test_a_type_that_no_zone_offers_is_no_offer() -> None:
+    assert list(offers_of(on_ec2(), priced(20.0).candidates, [], {"p4d.24xlarge": ()})) == []
+
+
+def test_one_quota_counts_the_largest_machine_and_a_reserved_one_counts_none() -> None:
+    several = gather_facts(on_ec2(instance_type=["g5.xlarge", "g5.48xlarge"], gpu_count=1))
+    assert [(quota.code, quota.need) for quota in several.quotas] == [("L-DB2E81BA", 192)]
+    assert gather_facts(on_ec2(capacity_reservation="cr-1")).quotas == ()
+
+
+def test_sagemaker_counts_instances_under_a_quota_of_its_own() -> None:
+    facts = gather_facts(on_ec2(backend="sagemaker", instance_type="ml.p4d.24xlarge", instance_count=2))
+    assert [(quota.name, quota.need, quota.unit) for quota in facts.quotas] == [
+        ("ml.p4d.24xlarge for training job usage", 2, "instances")
+    ]
+
+
+def test_a_deadline_that_comes_before_the_end_is_said() -> None:
+    (warning,) = [text for text in plan(on_ec2(max_hours=1)).warnings if text.startswith("compute.max_hours")]
+    assert re.fullmatch(
+        r"compute\.max_hours: the job takes \d+ hours at best by the estimate, and stops after 1", warning
+    )
+
+
+def test_what_is_done_is_not_estimated_again() -> None:
+    facts = gather_facts(on_ec2())
+    resumed = replace(facts, resume=Resume("r-1", rounds=25, step=9, images_per_s=1000.0))
+    (whole,), (left,) = (plan(on_ec2(), some).facts["estimates"] for some in (facts, resumed))
+    assert (left["images"] * 2, left["limit"]) == (whole["images"], "measured")
+
+
+def test_a_failed_check_and_a_short_quota_stop_a_launch_together() -> None:
+    facts = replace(
+        priced(20.0),
+        quotas=(Quota("Running On-Demand P instances", "on_demand", "vCPUs", 96, "L-417A185B", 0.0),),
+        checks=(Check("account", "failed", "no stack", "mtl-cloud bootstrap"), Check("prices", "unknown", "denied")),
+    )
+    with pytest.raises(PlanError) as caught:
+        require_launchable(facts)
+    assert str(caught.value).splitlines() == [
+        "account: no stack",
+        "compute.instance_type: the quota Running On-Demand P instances (L-417A185B) is 0 vCPUs, and the job needs 96",
+    ]
+    assert caught.value.hint == "mtl-cloud bootstrap"
+
+
+def test_what_only_could_not_be_asked_stops_nothing() -> None:
+    require_launchable(replace(priced(20.0), checks=(Check("prices", "unknown", "denied"),)))
+
+
+def test_the_pinned_image_is_the_plan_s() -> None:
+    facts = replace(priced(20.0), account={"image": "r@sha256:1"})
+    assert plan(on_ec2(image="r:tag"), facts).image == "r@sha256:1"
+    assert plan(on_ec2(image="r:tag")).image == "r:tag"
 
 
 def test_a_plan_comes_back_from_its_record() -> None:

@@ -1,7 +1,7 @@
-"""What the cloud offers: instance types and on-demand prices, from dated tables that are shipped with the package.
+"""What the cloud offers: instance types and prices, from dated tables that are shipped with the package.
 
-Machine facts (``instances.json``) name their source once; every price (``prices.json``) carries its own date and
-source. A price that no table holds is None, never a guess. Nothing is read before the first question. A SageMaker type
+Machine facts (``instances.json``) name their source once; every price (``mtl_cloud.catalog.prices``) carries its own
+date and source. Nothing is read before the first question. A SageMaker type
 (``ml.p4d.24xlarge``) is the machine behind it with SageMaker's own quota and price.
 """
 
@@ -13,16 +13,38 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mtl_cloud.catalog.prices import Price, shipped_prices
 from mtl_cloud.errors import PlanError
 from mtl_cloud.nearest import did_you_mean
 
-__all__ = ["InstanceType", "Price", "collected", "instance_names", "instance_type", "instances", "price", "regions"]
+__all__ = [
+    "QUOTA_NAMES",
+    "InstanceType",
+    "Price",
+    "collected",
+    "instance_names",
+    "instance_type",
+    "instances",
+    "price",
+    "regions",
+]
 
 _TABLES = Path(__file__).parent
 
 # EC2 counts its quotas in vCPUs, one quota for a group of families and a market (Service Quotas, service code `ec2`).
 _ON_DEMAND_QUOTAS = {"p": "L-417A185B", "g": "L-DB2E81BA", "c": "L-1216C47A", "m": "L-1216C47A"}
 _SPOT_QUOTAS = {"p": "L-7212CCBC", "p5": "L-C4BD4855", "g": "L-3819A6DF", "c": "L-34B43A08", "m": "L-34B43A08"}
+
+QUOTA_NAMES = {
+    "L-417A185B": "Running On-Demand P instances",
+    "L-7212CCBC": "All P4, P3 and P2 Spot Instance Requests",
+    "L-C4BD4855": "All P5 Spot Instance Requests",
+    "L-DB2E81BA": "Running On-Demand G and VT instances",
+    "L-3819A6DF": "All G and VT Spot Instance Requests",
+    "L-1216C47A": "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances",
+    "L-34B43A08": "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests",
+}
+"""Code of an EC2 quota -> its name in Service Quotas."""
 
 _WITHOUT_BF16 = {"V100", "T4"}
 
@@ -60,6 +82,12 @@ class InstanceType:
         return self.name != self.machine
 
     @property
+    def network_gbit(self) -> float:
+        """Gbit/s of the network, at best."""
+        count, _, rate = self.network.removesuffix(" Gigabit").removeprefix("Up to ").rpartition("x ")
+        return float(count or 1) * float(rate)
+
+    @property
     def has_bf16(self) -> bool:
         """Its GPUs (or a CPU, in software) compute in bfloat16; those before Ampere do not."""
         return self.gpu not in _WITHOUT_BF16
@@ -73,16 +101,6 @@ class InstanceType:
         if self.name.startswith("p6"):
             return None
         return _SPOT_QUOTAS["p5" if self.name.startswith("p5") else self.name[0]]
-
-
-@dataclass(frozen=True)
-class Price:
-    """On-demand dollars of one instance hour, and where the figure is from."""
-
-    usd_per_hour: float
-    region: str
-    date: str
-    source: str
 
 
 @cache
@@ -99,15 +117,6 @@ def _types() -> dict[str, InstanceType]:
         if facts["sagemaker"]:
             types[f"ml.{name}"] = InstanceType(name=f"ml.{name}", **machine)
     return types
-
-
-@cache
-def _prices() -> dict[tuple[str, str], Price]:
-    return {
-        (name, table["region"]): Price(usd, table["region"], table["date"], table["source"])
-        for table in _table("prices.json")
-        for name, usd in table["usd_per_hour"].items()
-    }
 
 
 def _table(name: str) -> Any:
@@ -152,5 +161,5 @@ def instances(
 
 
 def price(name: str, region: str) -> Price | None:
-    """On-demand price of the type in the region, or None where no table holds it."""
-    return _prices().get((name, region))
+    """On-demand price of the type in the region by the shipped tables, or None where none holds it."""
+    return shipped_prices().on_demand.get((name, region))

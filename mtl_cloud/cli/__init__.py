@@ -36,6 +36,7 @@ COMMANDS = {
     "Look at the cloud": {
         "bootstrap": "Make what AWS needs: network, bucket, roles.",
         "iam": "Print the policies, with each statement's reason.",
+        "instances": "List instance types, with GPUs and prices.",
         "explain": "Explain an error code of AWS.",
     },
     "Run it": {

@@ -77,8 +77,9 @@ def command(
 def _start(
     file: str, overrides: tuple[str, ...], run_id: str | None, clock: Clock, *, quiet: bool
 ) -> tuple[RunRecord, Launcher]:
+    from mtl_cloud.cli.planning import launch_facts
     from mtl_cloud.launch import get_launcher
-    from mtl_cloud.plan import gather_facts, plan_run
+    from mtl_cloud.plan import plan_run
     from mtl_cloud.run_record import RunRecord
     from mtl_cloud.runs import new_run_id, remember_storage
     from mtl_cloud.spec.load import job_to_json, load_job
@@ -87,7 +88,7 @@ def _start(
 
     loaded = load_job(file, overrides=overrides)
     job, now = loaded.job, clock.now()
-    plan = plan_run(job, gather_facts(job), run_id=run_id or new_run_id(job.name), now=now)
+    plan = plan_run(job, launch_facts(job, now), run_id=run_id or new_run_id(job.name), now=now)
     launcher, storage = get_launcher(plan.backend), open_storage(plan.storage)
     if not quiet:
         _announce(plan)
@@ -99,14 +100,15 @@ def _start(
 def _resume(
     name: str, backend: str | None, storage: str | None, overrides: tuple[str, ...], clock: Clock, *, quiet: bool
 ) -> tuple[RunRecord, Launcher]:
+    from mtl_cloud.cli.planning import launch_facts
     from mtl_cloud.launch import get_launcher
-    from mtl_cloud.plan import gather_facts
     from mtl_cloud.resume import moved_job, replan, resume_run
     from mtl_cloud.runs import remember_storage
 
     run = open_run(name, storage)
     job = moved_job(run, backend=backend, overrides=overrides)
-    plan = replan(run, job, gather_facts, now=clock.now())
+    now = clock.now()
+    plan = replan(run, job, lambda moved: launch_facts(moved, now), now=now)
     if not quiet:
         _announce(plan)
     resume_run(run, job, plan, get_launcher=get_launcher, clock=clock)

@@ -19,7 +19,7 @@ SURFACE = {
     "init": ["--dataset", "--debug", "--force", "--json", "--name", "--uri", "[FILE]"],
     "validate": ["--debug", "--json", "--set", "FILE..."],
     "schema": ["--debug", "--json"],
-    "plan": ["--debug", "--json", "--set", "FILE"],
+    "plan": ["--debug", "--json", "--offline", "--requests", "--run-id", "--set", "FILE"],
     "anchors": ["--debug", "--json", "--seed", "--set", "FILE"],
     "data": [],
     "data prepare": sorted(
@@ -29,6 +29,7 @@ SURFACE = {
     "data verify": ["--debug", "--json", "PATH"],
     "bootstrap": ["--debug", "--destroy", "--json", "--region", "--vpc", "--yes"],
     "iam": ["--account", "--debug", "--json", "--prefix", "--region", "[WHO]"],
+    "instances": ["--debug", "--gpu", "--json", "--min-gpu-memory", "--refresh", "--region", "--sagemaker"],
     "explain": ["--debug", "--json", "--list", "[CODE]"],
     "image": [],
     "image build": sorted([*IMAGE, "--ca-bundle", "--network", "--pip-config", "--wheel"]),

@@ -1,0 +1,144 @@
+"""What an instance hour costs: the tables that are shipped, and over them what a look-up has cached.
+
+A table is one JSON object: ``service`` (ec2 | sagemaker), ``market`` (on_demand where it is left out, or spot),
+``region``, ``date``, ``source``, and ``usd_per_hour``: type -> dollars, or for spot type -> [least, mean, most] over
+the ``days`` before its date, all zones together. A price that no table holds is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+from mtl_cloud.errors import PlanError
+
+__all__ = ["Price", "PriceBook", "SpotPrice", "known_prices", "price_cache", "save_prices", "shipped_prices"]
+
+_SHIPPED = ("prices.json", "spot_prices.json")
+_Key: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars of one instance hour, and where the figure is from."""
+
+    usd_per_hour: float
+    region: str
+    date: str
+    source: str
+
+
+@dataclass(frozen=True)
+class SpotPrice:
+    """What spot has cost in a region over some days: history, no promise."""
+
+    least: float
+    mean: float
+    most: float
+    days: int
+    region: str
+    date: str
+    source: str
+
+    @property
+    def price(self) -> Price:
+        """The mean, as the price to reckon with."""
+        return Price(self.mean, self.region, self.date, f"mean of {self.days} days, {self.source}")
+
+
+@dataclass(frozen=True)
+class PriceBook:
+    """(type, region) -> price."""
+
+    on_demand: Mapping[_Key, Price] = field(default_factory=dict)
+    spot: Mapping[_Key, SpotPrice] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tables: Iterable[Mapping[str, Any]]) -> Self:
+        """The book that tables make."""
+        on_demand: dict[_Key, Price] = {}
+        spot: dict[_Key, SpotPrice] = {}
+        for table in tables:
+            region, date, source = table["region"], table["date"], table["source"]
+            for name, usd in table["usd_per_hour"].items():
+                if table.get("market") == "spot":
+                    spot[name, region] = SpotPrice(usd[0], usd[1], usd[2], table["days"], region, date, source)
+                else:
+                    on_demand[name, region] = Price(usd, region, date, source)
+        return cls(on_demand, spot)
+
+    def tables(self) -> list[dict[str, Any]]:
+        """The tables that make this book again."""
+        found: dict[tuple[object, ...], dict[str, Any]] = {}
+        for (name, region), price in self.on_demand.items():
+            head: dict[str, Any] = {"region": region, "date": price.date, "source": price.source}
+            found.setdefault(tuple(head.values()), head | {"usd_per_hour": {}})["usd_per_hour"][name] = (
+                price.usd_per_hour
+            )
+        for (name, region), spot in self.spot.items():
+            head = {"market": "spot", "days": spot.days, "region": region, "date": spot.date, "source": spot.source}
+            row = found.setdefault(tuple(head.values()), head | {"usd_per_hour": {}})["usd_per_hour"]
+            row[name] = [spot.least, spot.mean, spot.most]
+        return list(found.values())
+
+    def updated(self, other: PriceBook) -> PriceBook:
+        """Both together; where both know a price, the one of the later date."""
+        return PriceBook(_newest(self.on_demand, other.on_demand), _newest(self.spot, other.spot))
+
+
+def _newest(one: Mapping[_Key, Any], other: Mapping[_Key, Any]) -> dict[_Key, Any]:
+    newer = {key: price for key, price in other.items() if key not in one or price.date >= one[key].date}
+    return {**one, **newer}
+
+
+@cache
+def shipped_prices() -> PriceBook:
+    """Of the tables that are part of the package."""
+    folder = Path(__file__).parent
+    tables = [table for name in _SHIPPED for table in json.loads((folder / name).read_text(encoding="utf-8"))]
+    return PriceBook.of(tables)
+
+
+def price_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where looked-up prices are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    base = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mtl-cloud" / "prices.json"
+
+
+def known_prices(cached: Path) -> PriceBook:
+    """The shipped prices, and newer ones of a cache file if there is one. Raises ``PlanError`` when it is damaged."""
+    try:
+        tables = json.loads(cached.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return shipped_prices()
+    except (OSError, ValueError) as error:
+        raise _damaged(cached, error) from error
+    try:
+        return shipped_prices().updated(PriceBook.of(tables))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(cached, error) from error
+
+
+def _damaged(cached: Path, error: Exception) -> PlanError:
+    return PlanError(f"{cached}: cannot be read as prices: {error!r}", hint="delete it, or look up anew with --refresh")
+
+
+def save_prices(book: PriceBook, cached: Path) -> None:
+    """Add a book to a cache file, whole or not at all."""
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(_known_before(cached).updated(book).tables(), indent=1), encoding="utf-8")
+    partial.replace(cached)
+
+
+def _known_before(cached: Path) -> PriceBook:
+    """What the cache alone holds; nothing where it is absent or damaged, because a look-up is to mend it."""
+    try:
+        return PriceBook.of(json.loads(cached.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return PriceBook()
