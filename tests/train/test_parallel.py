@@ -12,7 +12,7 @@ from process_harness import in_processes
 from torch import nn
 from trainer_harness import ALONE, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink
 from mtl_cloud.records import RoundRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage
@@ -37,6 +37,9 @@ class MasksOnEvenSamples:
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
         return replace(sample, segmentation=None) if index % 2 else sample
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        return self[index]
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)
