@@ -51,6 +51,10 @@ class Engine:
         output: str = done.stdout
         return output.strip()
 
+    def run_to_end(self, *arguments: str, given: bytes) -> subprocess.CompletedProcess[str]:
+        """A container from its start to its end, whatever its exit code; ``given`` is its standard input."""
+        return self._run(("run", *arguments), input=given.decode(), capture_output=True, text=True)
+
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
         """What the engine says of its ``image`` or ``container`` of that name; None when it has none."""
         try:

@@ -173,7 +173,13 @@ def layer_sizes(engine: Engine, reference: str) -> list[tuple[int, str]]:
     """Bytes of each layer of an image that the engine has, with the instruction that made it, the largest first."""
     lines = engine.ask("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", reference)
     sizes = (line.partition(" ") for line in lines.splitlines())
-    return sorted(((int(size), made_by) for size, _, made_by in sizes if size != "0"), reverse=True)
+    return sorted(((int(size), _instruction(made_by)) for size, _, made_by in sizes if size != "0"), reverse=True)
+
+
+def _instruction(made_by: str) -> str:
+    """Without the shell and the build arguments that an engine writes before a command."""
+    _, shell, command = made_by.partition("/bin/sh -c ")
+    return f"RUN {command.removesuffix(' # buildkit').strip()}" if shell else made_by or "the base image"
 
 
 def _build_command(content: ImageContent, options: BuildOptions) -> list[str]:

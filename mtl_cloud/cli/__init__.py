@@ -41,6 +41,7 @@ COMMANDS = {
     },
     "Run it": {
         "image": "Build, push and look at the container image.",
+        "dry-run": "Prove a job on this machine before it costs.",
         "submit": "Start a run and follow it; Ctrl-C detaches.",
         "exec": "Run a command in the container of a run on EC2.",
         "ssh": "Open a shell on the machine of a run on EC2.",

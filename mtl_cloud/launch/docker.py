@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.settings import Settings
 
@@ -49,28 +49,42 @@ class DockerLauncher:
         hostname: str | None = None,
         user: str | None = None,
         memory: str | None = None,
+        options: Sequence[str] = (),
+        flags: Sequence[str] = (),
         settings: Settings | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """``memory`` limits the container, as ``8g``; ``user`` is ``uid:gid``, by default this process's."""
+        """``memory`` limits the container, as ``8g``; ``user`` is ``uid:gid``, by default this process's.
+
+        ``options`` are further ones of the engine's ``run``, ``flags`` of the supervisor.
+        """
         self._environ = environ
         self._given_engine = engine
         self._hostname = hostname or socket.gethostname()
         self._user = user or f"{os.getuid()}:{os.getgid()}"
         self._memory = memory
+        self._options = tuple(options)
+        self._flags = tuple(flags)
         self._settings = settings or Settings()
         self._clock = clock or Clock()
 
     # --- the request ---
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        supervisor = ["--storage", plan.storage, "--run-id", plan.run_id, *self._settings.to_flags()]
-        return Submission(
-            RunHandle.of(plan), {"image": plan.image, "run": list(self._options(plan)), "arguments": [*supervisor]}
-        )
+        supervisor: list[Json] = [
+            "--storage",
+            plan.storage,
+            "--run-id",
+            plan.run_id,
+            *self._settings.to_flags(),
+            *self._flags,
+        ]
+        options: list[Json] = ["--name", container_name(plan.run_id), *self.surroundings(plan)]
+        return Submission(RunHandle.of(plan), {"image": plan.image, "run": options, "arguments": supervisor})
 
-    def _options(self, plan: PlanRecord) -> Iterator[str]:
-        yield from ("--name", container_name(plan.run_id), "--label", f"mtl-cloud.run-id={plan.run_id}")
+    def surroundings(self, plan: PlanRecord) -> Iterator[str]:
+        """What a container of this run is given of the machine, as options of the engine's ``run``."""
+        yield from ("--label", f"mtl-cloud.run-id={plan.run_id}")
         yield from ("--hostname", self._hostname, "--user", self._user)
         yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108
         yield from ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
@@ -81,6 +95,7 @@ class DockerLauncher:
         yield from self._mounts(plan)
         if any("://" in place for place in (plan.storage, *plan.inputs)):
             yield from self._cloud()
+        yield from self._options
 
     def _mounts(self, plan: PlanRecord) -> Iterator[str]:
         for place in plan.inputs:
@@ -98,7 +113,8 @@ class DockerLauncher:
         profiles = Path(self._environ.get("HOME", "~")).expanduser() / ".aws"
         if profiles.is_dir():
             yield from _mount(str(profiles), "/tmp/.aws", read_only=True)  # noqa: S108  # the image's home
-        if any(urlsplit(self._environ[name]).hostname in _LOOPBACK for name in names if "ENDPOINT" in name):
+        on_loopback = any(urlsplit(self._environ[name]).hostname in _LOOPBACK for name in names if "ENDPOINT" in name)
+        if on_loopback and "--network" not in self._options:
             yield from ("--network", "host")  # the server is this machine's own
 
     # --- the container ---

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtl_cloud.records import Json
 
-__all__ = ["device_name", "host_readings"]
+__all__ = ["device_name", "gpu_count", "host_readings"]
 
 _MIB_PER_GIB = 1024
 _SMI_TIMEOUT_S = 10
@@ -32,6 +32,11 @@ def device_name() -> str:
     """``2 x NVIDIA A100-SXM4-40GB``, or ``cpu``."""
     names = [row[0] for row in _nvidia_smi("name")]
     return f"{len(names)} x {names[0]}" if names else "cpu"
+
+
+def gpu_count() -> int:
+    """GPUs that the driver's own tool lists."""
+    return len(_nvidia_smi("name"))
 
 
 def _memory() -> dict[str, Json]:

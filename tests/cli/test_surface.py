@@ -35,6 +35,7 @@ SURFACE = {
     "image build": sorted([*IMAGE, "--ca-bundle", "--network", "--pip-config", "--wheel"]),
     "image inspect": IMAGE,
     "image push": sorted([*IMAGE, "--region", "--repository"]),
+    "dry-run": sorted(["--data", "--debug", "--image", "--json", "--memory", "--s3", "--set", "--storage", "FILE"]),
     "submit": sorted(
         ["--backend", "--debug", "--detach", "--json", "--resume", "--run-id", "--set", "--storage", "[FILE]"]
     ),

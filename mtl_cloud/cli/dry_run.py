@@ -1,0 +1,152 @@
+"""``mtl-cloud dry-run``: prove a job on this machine before it costs anything."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtl_cloud.cli.common import examples, output_options, overrides_option, print_json
+from mtl_cloud.errors import RunFailedError, UsageError
+
+if TYPE_CHECKING:
+    from mtl_cloud.dry_run import Estimate, Evidence, Row
+    from mtl_cloud.plan import Facts
+    from mtl_cloud.spec.job import JobSpec
+
+_COLOURS = {"ok": "green", "failed": "red", "not checked": "yellow", "not reached": "yellow"}
+
+
+@click.command(
+    "dry-run", epilog=examples("dry-run job.yaml", "dry-run job.yaml --data embedded --s3", "dry-run job.yaml --json")
+)
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
+@overrides_option
+@click.option("--data", metavar="DIR", help="A copy of the job's dataset on this machine; or embedded, for digits.")
+@click.option("--s3", is_flag=True, help="Keep the run record in a local S3 server (extra dev), not in a folder.")
+@click.option("--storage", metavar="DIR", help="Keep the run record here, and leave it; default a temporary folder.")
+@click.option("--image", metavar="REF", help="Image to run; default this version's own.")
+@click.option("--memory", metavar="SIZE", help="Memory limit of the container, e.g. 8g.")
+@output_options
+def command(
+    *,
+    file: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    s3: bool,
+    storage: str | None,
+    image: str | None,
+    memory: str | None,
+    as_json: bool,
+) -> int:
+    """Rehearse any job on this machine: its image, its data, two tiny rounds.
+
+    The container is killed once and goes on; it is given a spot notice (a SIGTERM, as SageMaker does) and goes on; the
+    end is compared, bit for bit, with a run that nothing disturbed. Then a table says what held. Without a GPU batch
+    and image size are made smaller, and memory and work of the whole job are counted instead.
+
+    Exit code 0 when all of it held, 7 when something did not.
+
+    JSON: {job, backend, ok, checks: [{check, state, detail}], estimate: {memory_gib, gpu_memory_gib, images_per_s,
+    hours, usd}}.
+    """
+    from mtl_cloud.dry_run import estimate, judge
+    from mtl_cloud.plan import gather_facts
+    from mtl_cloud.spec.load import load_job
+
+    job = load_job(file, overrides=overrides).job
+    facts = gather_facts(job)
+    with ExitStack() as stack:
+        place = _place(stack, storage, s3=s3)
+        sliced = _sliced(job, image=image, storage=place, data=data)
+        evidence = _rehearse(stack, job, sliced, memory, quiet=as_json)
+        estimated = estimate(job, facts, evidence.probe) if evidence.probe else None
+        rows = judge(job, evidence, estimated)
+    if as_json:
+        print_json(_document(job, rows, estimated))
+    else:
+        _print(facts, rows, estimated)
+    return 0 if all(row.is_good for row in rows) else RunFailedError.exit_code
+
+
+def _place(stack: ExitStack, storage: str | None, *, s3: bool) -> str:
+    """URL of the storage of the rehearsal's records."""
+    if s3 and storage:
+        raise UsageError("--s3 and --storage each say where the record is kept", hint="give one of them")
+    if s3:
+        from mtl_cloud.dry_run.stand_in import local_s3
+
+        return stack.enter_context(local_s3())
+    if storage:
+        return str(Path(storage).absolute())
+    return stack.enter_context(TemporaryDirectory(prefix="mtl-cloud-dry-run-"))
+
+
+def _sliced(job: JobSpec, *, image: str | None, storage: str, data: str | None) -> JobSpec:
+    from mtl_cloud.dry_run import slice_job
+    from mtl_cloud.supervise.host import gpu_count
+
+    if data not in {None, "embedded"} and len(job.datasets) > 1:
+        raise UsageError(f"--data {data}: the job has several datasets", hint="--data embedded stands for them all")
+    here = min(job.compute.gpu_count, gpu_count())
+    stands_in = data if data in {None, "embedded"} else str(Path(str(data)).absolute())
+    return slice_job(job, image=image, storage=storage, gpus=here, data=stands_in)
+
+
+def _rehearse(stack: ExitStack, job: JobSpec, sliced: JobSpec, memory: str | None, *, quiet: bool) -> Evidence:
+    from mtl_cloud.clock import Clock
+    from mtl_cloud.dry_run import Rehearsal
+    from mtl_cloud.dry_run.stand_in import stand_in
+    from mtl_cloud.engine import Engine
+    from mtl_cloud.launch.docker import DockerLauncher
+    from mtl_cloud.plan import gather_facts, plan_run
+    from mtl_cloud.runs import new_run_id
+    from mtl_cloud.supervise.settings import Settings
+
+    engine = Engine.find(os.environ)
+    around = stack.enter_context(stand_in(job.compute.backend))
+    settings = Settings(poll_s=0.2, first_s=0.1, last_s=0.2, tick_s=0.05)  # some minutes are watched closely
+    launcher = DockerLauncher(
+        engine=engine, memory=memory, options=around.options, flags=around.flags, settings=settings
+    )
+    plan = plan_run(sliced, gather_facts(sliced), run_id=new_run_id("dry-run"), now=Clock().now())
+    say = _silent if quiet else _say
+    return Rehearsal(
+        whole=job, job=sliced, plan=plan, launcher=launcher, engine=engine, notice=around.notice, say=say
+    ).live()
+
+
+def _say(text: str) -> None:
+    click.echo(f"{click.style('dry run:', dim=True)} {text}", err=True)
+
+
+def _silent(_text: str) -> None: ...
+
+
+def _document(job: JobSpec, rows: list[Row], estimated: Estimate | None) -> dict[str, Any]:
+    return {
+        "job": job.name,
+        "backend": job.compute.backend,
+        "ok": all(row.is_good for row in rows),
+        "checks": [asdict(row) for row in rows],
+        "estimate": asdict(estimated) if estimated else None,
+    }
+
+
+def _print(facts: Facts, rows: list[Row], estimated: Estimate | None) -> None:
+    from mtl_cloud.report.formatting import dollars, duration
+
+    width = max(len(row.check) for row in rows)
+    for row in rows:
+        state = click.style(row.state.ljust(11), fg=_COLOURS[row.state])
+        click.echo(f"{row.check.ljust(width)}  {state}  {row.detail}")
+    if estimated and estimated.hours is not None and estimated.images_per_s is not None:
+        cost = "price unknown" if estimated.usd is None else dollars(estimated.usd)
+        machine = facts.candidates[0].machine.name
+        words = f"{duration(estimated.hours * 3600)}, {cost}, at {estimated.images_per_s:,.0f} images/s"
+        click.echo(f"\nThe whole job on {machine}: roughly {words} (counted work, a quarter of the GPUs' peak)")

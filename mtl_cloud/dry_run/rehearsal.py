@@ -1,0 +1,164 @@
+"""Living the small job: started, killed, started again, given notice, started again; and once straight through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.dry_run.imds import SpotNotice
+from mtl_cloud.engine import Engine
+from mtl_cloud.errors import DatasetError, EngineError, LaunchError, StorageError
+from mtl_cloud.launch.base import BackendState, RunHandle
+from mtl_cloud.launch.docker import DockerLauncher, container_name
+from mtl_cloud.records import Json, PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.storage import open_storage
+from mtl_cloud.submit import submit_run
+
+__all__ = ["Evidence", "Rehearsal"]
+
+_LOOK_S = 0.1
+_LONGEST_S = 1800.0
+_UNLIMITED = {"max_train_samples": None, "max_val_samples": None}
+
+
+@dataclass
+class Evidence:
+    """What a rehearsal left behind. None, and empty: it did not come so far."""
+
+    image: str | None = None
+    """The image, once it was found."""
+    probe: dict[str, Json] | None = None
+    probe_error: tuple[int, str] | None = None
+    """Exit code (``mtl_cloud.errors``) and words of a probe that failed."""
+    start_error: str | None = None
+    """Why the run could not be made or started."""
+    run: RunRecord | None = None
+    twin: RunRecord | None = None
+    """The same job, straight through."""
+    stop_s: float | None = None
+    """From the notice to the container's end."""
+    out_of_memory: bool = False
+    containers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """``job`` is the slice of ``whole`` that ``plan`` is for. ``notice`` None: the interruption is a SIGTERM."""
+
+    whole: JobSpec
+    job: JobSpec
+    plan: PlanRecord
+    launcher: DockerLauncher
+    engine: Engine
+    notice: SpotNotice | None
+    say: Callable[[str], None]
+    clock: Clock = field(default_factory=Clock)
+
+    def live(self) -> Evidence:
+        """Live it, whatever it finds. Raises for errors of the engine itself. Containers are removed."""
+        evidence = Evidence()
+        try:
+            self._live(evidence)
+        except EngineError:
+            raise
+        except (LaunchError, StorageError) as error:
+            evidence.start_error = str(error)
+        finally:
+            self._remove(evidence.containers)
+        return evidence
+
+    def _live(self, evidence: Evidence) -> None:
+        image = self.plan.image
+        if image is None or self.engine.inspect("image", image) is None:
+            return
+        evidence.image = image
+        self.say("reading the data, counting memory and work")
+        self._probe(image, evidence)
+        if evidence.probe is None:
+            return
+        evidence.run = self._start(self.plan, evidence, "first attempt")
+        if not self._kill_after_a_round(evidence.run, evidence):
+            return
+        self._start(self.plan, evidence, "second attempt, from the checkpoint")
+        self._interrupt(evidence.run, evidence)
+        self._start(self.plan, evidence, "third attempt, to the end")
+        self._wait(evidence.run, lambda: False)
+        twin = replace(self.plan, run_id=f"{self.plan.run_id}-twin")
+        evidence.twin = self._start(twin, evidence, "the same, straight through")
+        self._wait(evidence.twin, lambda: False)
+
+    def _probe(self, image: str, evidence: Evidence) -> None:
+        absent = [place for place in self.plan.inputs if Path(place).is_absolute() and not Path(place).exists()]
+        if absent:
+            evidence.probe_error = DatasetError.exit_code, f"{absent[0]}: is not there"
+            return
+        name = container_name(f"{self.plan.run_id}-probe")
+        evidence.containers.append(name)
+        around = self.launcher.surroundings(replace(self.plan, storage=""))
+        options = ["--rm", "--interactive", "--name", name, *around]
+        command = ["--entrypoint", "python", image, "-m", "mtl_cloud.train.probe"]
+        done = self.engine.run_to_end(*options, *command, given=job_to_json(self._probed()))
+        if done.returncode:
+            evidence.probe_error = done.returncode, (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        else:
+            evidence.probe = json.loads(done.stdout.splitlines()[-1])
+
+    def _probed(self) -> JobSpec:
+        """The whole job, on the data that is here."""
+        asked = {(one.name, one.uri): one for one in self.whole.datasets}
+        datasets = tuple(
+            asked.get((one.name, one.uri)) or one.model_copy(update=_UNLIMITED) for one in self.job.datasets
+        )
+        return self.whole.model_copy(update={"dataset": datasets, "compute": self.job.compute})
+
+    def _start(self, plan: PlanRecord, evidence: Evidence, what: str) -> RunRecord:
+        self.say(what)
+        evidence.containers.append(container_name(plan.run_id))
+        storage = open_storage(plan.storage)
+        submit_run(plan, spec_yaml=b"", spec_json=job_to_json(self.job), storage=storage, launcher=self.launcher)
+        return RunRecord(storage, plan.run_id)
+
+    def _kill_after_a_round(self, run: RunRecord, evidence: Evidence) -> bool:
+        """Kill the container without a word once a round is committed. False: the run ended before."""
+        name = container_name(run.run_id)
+        if not self._wait(run, lambda: bool(run.rounds()) and bool(run.checkpoints())):
+            found = self.engine.inspect("container", name)
+            evidence.out_of_memory = bool(found and found["State"].get("OOMKilled"))
+            return False
+        self.engine.ask("kill", name)
+        return True
+
+    def _interrupt(self, run: RunRecord, evidence: Evidence) -> None:
+        """Give notice once the newest attempt is past its start, and take the time until its container has ended."""
+        number = run.owner() or 1
+        if not self._wait(run, lambda: (beat := run.heartbeat(number)) is not None and beat.phase != "starting"):
+            return
+        started = self.clock.monotonic()
+        if self.notice is None:
+            self.engine.ask("kill", "--signal", "TERM", container_name(run.run_id))
+        else:
+            self.notice.give()
+        self._wait(run, lambda: False)
+        evidence.stop_s = self.clock.monotonic() - started
+        if self.notice is not None:
+            self.notice.withdraw()
+
+    def _wait(self, run: RunRecord, condition: Callable[[], bool]) -> bool:
+        """Wait for the condition. False when the container ended, or half an hour went by, before it held."""
+        handle, end = RunHandle.of(run.plan()), self.clock.monotonic() + _LONGEST_S
+        while not condition():
+            if self.launcher.describe(handle) is BackendState.ENDED or self.clock.monotonic() > end:
+                return condition()
+            self.clock.sleep(_LOOK_S)
+        return True
+
+    def _remove(self, containers: list[str]) -> None:
+        for name in dict.fromkeys(containers):
+            if self.engine.inspect("container", name) is not None:
+                self.engine.ask("rm", "--force", name)

@@ -1,0 +1,176 @@
+"""The parts of a dry run that need no container: the slice, the notice, the estimate, the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_harness import make_run
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.dry_run import Estimate, Evidence, estimate, judge, slice_job
+from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
+from mtl_cloud.dry_run.stand_in import stand_in
+from mtl_cloud.plan import gather_facts
+from mtl_cloud.records import AttemptRecord, ExitRecord, ResultRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.supervise.contract import StopReason
+from mtl_cloud.supervise.ec2 import Ec2Watcher, InstanceMetadata
+from mtl_cloud.supervise.sagemaker import SageMakerContainer
+
+A100 = {"backend": "ec2", "instance_type": "p4d.24xlarge", "gpu_count": 8}
+
+
+def job(**fields: Any) -> JobSpec:
+    whole = {"dataset": {"name": "voc", "uri": "s3://b/voc"}, "compute": A100, "storage": "s3://b/runs"}
+    return JobSpec.model_validate({**whole, **fields})
+
+
+# --- the slice ---
+
+
+def test_the_slice_keeps_network_and_recipe_and_is_small() -> None:
+    whole = job(training={"batch_size": 64, "image_size": 416, "precision": "bf16", "optimizer": {"lr": 0.3}})
+    small = slice_job(whole, image="mtl-cloud:1", storage="/tmp/r")
+    assert small.model == whole.model
+    assert small.training.optimizer == whole.training.optimizer
+    assert (small.compute.backend, small.processes, small.storage) == ("docker", 1, "/tmp/r")
+    assert (small.training.rounds, small.training.batch_size, small.training.precision) == (2, 4, "fp32")
+    assert (small.datasets[0].uri, small.datasets[0].max_train_samples) == ("s3://b/voc", 16)
+
+
+def test_on_gpus_the_step_is_the_jobs_own() -> None:
+    small = slice_job(job(training={"batch_size": 64, "precision": "bf16"}), image="i", storage="/r", gpus=8)
+    assert (small.training.batch_size, small.training.image_size, small.training.precision) == (64, 416, "bf16")
+    assert small.processes == 8
+
+
+@pytest.mark.parametrize(("data", "name", "uri"), [("embedded", "embedded", None), ("/copy", "voc", "/copy")])
+def test_other_data_may_stand_in(data: str, name: str, uri: str | None) -> None:
+    (dataset,) = slice_job(job(), image="i", storage="/r", data=data).datasets
+    assert (dataset.name, dataset.uri) == (name, uri)
+
+
+# --- what stands in for the cloud ---
+
+
+def test_the_supervisors_own_watcher_hears_the_notice_when_it_is_given_and_not_before() -> None:
+    notice = SpotNotice()
+    with metadata_service(notice) as url:
+        metadata = InstanceMetadata({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url})
+        watcher = Ec2Watcher(metadata, Clock(), save_early=pytest.fail)
+        watcher.look()
+        assert watcher.poll() is None
+        notice.give()
+        watcher.look()
+    stop = watcher.poll()
+    assert stop is not None
+    assert stop.reason is StopReason.SPOT
+    assert stop.grace_s is not None
+    assert 90 < stop.grace_s < 115
+
+
+def test_the_supervisor_reads_the_one_host_that_stands_in_for_sagemaker() -> None:
+    with stand_in("sagemaker") as around:
+        folder = around.options[1].split("source=")[1].split(",")[0]
+        assert SageMakerContainer(Path(folder)).nodes().leads
+        assert around.flags == ("--sagemaker", "/opt/ml")
+    assert not Path(folder).exists()
+
+
+# --- the estimate ---
+
+PROBE = {
+    "train_images": 5717,
+    "val_images": 5823,
+    "state_bytes": 3_758_506_928,
+    "forward_flops": 366_897_885_184,
+    "activation_bytes": 1_502_457_876,
+}
+
+
+def test_memory_time_and_dollars_follow_from_what_was_counted() -> None:
+    whole = job(training={"batch_size": 64, "rounds": 10, "epochs_per_round": 5, "precision": "bf16"})
+    found = estimate(whole, gather_facts(whole), dict(PROBE))
+    assert found.gpu_memory_gib == 40
+    assert found.memory_gib == pytest.approx(3.5004 + 8 * 1.39927 / 2 + 1.5, rel=1e-3)
+    rate = 8 * 312e12 * 0.25 / (3 * 366.897885184e9)
+    assert found.images_per_s == pytest.approx(rate)
+    assert found.hours == pytest.approx(10 * (5 * 5717 + 5823 / 3) / rate / 3600)
+    assert found.usd == pytest.approx(found.hours * 21.957642)
+
+
+def test_loading_limits_a_network_that_is_soon_computed() -> None:
+    whole = job()
+    found = estimate(whole, gather_facts(whole), {**PROBE, "forward_flops": 1})
+    assert found.images_per_s == 96 * 100
+
+
+def test_without_a_rented_gpu_nothing_is_claimed() -> None:
+    whole = job(compute={"backend": "local"})
+    found = estimate(whole, gather_facts(whole), dict(PROBE))
+    assert (found.gpu_memory_gib, found.images_per_s, found.hours, found.usd) == (None, None, None, None)
+
+
+# --- the verdict ---
+
+FITS = Estimate(memory_gib=10, gpu_memory_gib=40, images_per_s=None, hours=None, usd=None)
+
+
+def states(evidence: Evidence, estimated: Estimate | None = None) -> dict[str, str]:
+    return {row.check: row.state for row in judge(job(), evidence, estimated)}
+
+
+def failed(evidence: Evidence, estimated: Estimate | None = None) -> list[str]:
+    return [check for check, state in states(evidence, estimated).items() if state == "failed"]
+
+
+def ended(outcome: str, exit_code: int, message: str) -> RunRecord:
+    run = make_run(MemoryStorage("verdict"))
+    at = "2026-01-01T00:00:00+00:00"
+    run.claim(AttemptRecord(number=1, started_at=at, host="h", pid=1, backend="docker"))
+    run.write_exit(1, ExitRecord(ended_at=at, outcome=outcome, exit_code=exit_code, message=message, seconds=1))
+    result = ResultRecord(ended_at=at, outcome=outcome, message=message, attempts=1, rounds=0, seconds=1)
+    run.write_result(result, attempt=1)
+    return run
+
+
+def test_nothing_is_reached_without_an_image() -> None:
+    assert failed(Evidence()) == ["image"]
+    assert set(states(Evidence()).values()) == {"ok", "failed", "not reached"}
+
+
+@pytest.mark.parametrize(
+    ("code", "row"), [(9, "dataset"), (8, "storage"), (137, "memory"), (10, "forward and backward")]
+)
+def test_a_probe_that_fails_belongs_to_one_row(code: int, row: str) -> None:
+    assert failed(Evidence(image="i", probe_error=(code, "why"))) == [row]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "row"),
+    [
+        (9, "image 3 is damaged", "dataset"),
+        (1, "ValueError: user code", "forward and backward"),
+        (-9, "the trainer was ended by SIGKILL (out of memory?)", "memory"),
+    ],
+)
+def test_a_run_that_ends_badly_belongs_to_one_row_with_its_words(code: int, message: str, row: str) -> None:
+    evidence = Evidence(image="i", probe={"gpus": 0}, run=ended("user_error", code, message))
+    rows = {found.check: found for found in judge(job(), evidence, FITS)}
+    assert rows[row].state == "failed"
+    assert rows[row].detail == message
+    assert not rows["checkpoint"].is_good
+
+
+def test_a_storage_that_takes_no_record_is_the_storages_row() -> None:
+    assert failed(Evidence(image="i", probe={"gpus": 0}, start_error="read-only")) == ["storage"]
+
+
+def test_a_job_too_large_for_its_gpu_is_the_memorys_row() -> None:
+    large = Estimate(memory_gib=50, gpu_memory_gib=40, images_per_s=None, hours=None, usd=None)
+    evidence = Evidence(image="i", probe={"gpus": 0}, run=make_run(MemoryStorage("large")))
+    assert failed(evidence, large) == ["memory"]
