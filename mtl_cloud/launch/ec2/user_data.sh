@@ -10,7 +10,8 @@ INSTANCE=unknown TYPE=unknown ZONE=unknown MARKET=unknown FAILURE=
 STARTED=$(date -u +%FT%TZ) DISK=/var/lib/mtl-cloud
 export HOME=/root AWS_DEFAULT_REGION=$REGION AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=5 AWS_PAGER=
 
-say() { echo "mtl-cloud $(date -u +%FT%TZ): $*"; }
+# Never to standard output, which may be on its way into a variable.
+say() { echo "mtl-cloud $(date -u +%FT%TZ): $*" >&2; }
 
 # --- what it tells the run record ---
 
@@ -37,6 +38,7 @@ finish() {
   trap - ERR
   trap '' TERM
   set +eu
+  INSTANCE=${INSTANCE:-unknown} # a metadata service that failed has left it empty
   case $code in
     0 | 7) phase ended "the run is over (supervisor: $code)" && close_group ;;
     73 | 75) phase ended "the run goes on elsewhere (supervisor: $code)" ;;

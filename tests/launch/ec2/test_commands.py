@@ -1,0 +1,124 @@
+"""The commands, as a user types them, against moto's server: status, cancel, gc and cost of a run on EC2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from ec2_harness import ec2_plan, end_run
+from run_harness import wait_for
+from s3_servers import BUCKET, CREDENTIALS, moto
+
+from mtl_cloud.aws import AwsClients
+from mtl_cloud.launch.ec2 import Ec2Launcher
+from mtl_cloud.records import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.storage import open_storage
+from mtl_cloud.submit import submit_run
+
+STORAGE = f"s3://{BUCKET}/runs-of-ada"
+
+
+@pytest.fixture(autouse=True)
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AwsClients]:
+    with moto() as url:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "HOME": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        yield AwsClients("us-east-1")
+
+
+def call(*arguments: str) -> str:
+    command = [sys.executable, "-m", "mtl_cloud", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def started(aws: AwsClients, run_id: str, created: datetime) -> RunRecord:
+    subnets = aws("ec2").describe_subnets()["Subnets"]
+    facts = {
+        "ami": {"id": aws("ec2").describe_images()["Images"][0]["ImageId"], "root_device": "/dev/xvda"},
+        "subnets": {subnet["AvailabilityZone"]: subnet["SubnetId"] for subnet in subnets},
+        "security_group": aws("ec2").describe_security_groups()["SecurityGroups"][0]["GroupId"],
+    }
+    plan = replace(ec2_plan(run_id, facts=facts), storage=STORAGE, created_at=created.isoformat())
+    return _submitted(plan)
+
+
+def _submitted(plan: PlanRecord) -> RunRecord:
+    storage = open_storage(plan.storage)
+    spec = json.dumps({"compute": {"max_restarts": 3}}).encode()
+    submit_run(plan, spec_yaml=b"", spec_json=spec, storage=storage, launcher=Ec2Launcher())
+    return RunRecord(storage, plan.run_id)
+
+
+def alive(aws: AwsClients) -> list[Any]:
+    running = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    return list(aws("ec2").describe_instances(Filters=running)["Reservations"])
+
+
+def work(run: RunRecord, start: datetime) -> None:
+    """What a machine writes that has worked for an hour."""
+    at = (start + timedelta(hours=1)).isoformat()
+    boot = BootRecord(
+        instance="i-1",
+        instance_type="p4d.24xlarge",
+        zone="us-east-1a",
+        market="on-demand",
+        phase="running",
+        message="",
+        started_at=start.isoformat(),
+        at=at,
+    )
+    run.storage.write(run.paths.boot("i-1"), boot.encode())
+    run.claim(AttemptRecord(number=1, started_at=start.isoformat(), host="i-1", pid=1, backend="ec2"))
+    run.write_heartbeat(1, Heartbeat(at=at, phase="training"))
+
+
+def hear(run: RunRecord) -> None:
+    """The container, which hears the wish."""
+    wait_for(run.cancel_request, seconds=120)
+    end_run(run, Outcome.CANCELLED)
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_priced_cancelled_and_swept_from_the_command_line(aws: AwsClients) -> None:
+    now = datetime.now(UTC)
+    run = started(aws, "digits-1", now)
+    assert len(alive(aws)) == 1
+    work(run, now)
+    assert json.loads(call("status", "digits-1", "--storage", STORAGE, "--json"))["backend"] == "ec2"
+    assert json.loads(call("cost", "digits-1", "--storage", STORAGE, "--json"))["usd"] == pytest.approx(21.957642)
+    assert json.loads(call("gc", "--dry-run", "--json")) == []  # it may go on
+
+
+@pytest.mark.slow
+def test_cancel_returns_when_nothing_is_left_and_may_be_repeated(aws: AwsClients) -> None:
+    run = started(aws, "digits-1", datetime.now(UTC))
+    Thread(target=hear, args=(run,), daemon=True).start()
+    for _ in range(2):
+        assert json.loads(call("cancel", "digits-1", "--storage", STORAGE, "--json"))["outcome"] == "cancelled"
+    assert alive(aws) == []
+    assert run.result() is not None
+    assert aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"] == []
+    assert aws("ec2").describe_launch_templates()["LaunchTemplates"] == []
+
+
+@pytest.mark.slow
+def test_gc_shows_and_then_removes_what_a_run_has_left_and_needs_no_state_of_this_machine(aws: AwsClients) -> None:
+    end_run(started(aws, "digits-1", datetime.now(UTC)))
+    (found,) = json.loads(call("gc", "--dry-run", "--json"))
+    assert (found["run_id"], found["reason"], found["removed"]) == ("digits-1", "the run is over", False)
+    assert [name.split()[0] for name in found["names"]] == ["group", "template", "instance"]
+    assert len(alive(aws)) == 1
+    assert "digits-1: removed" in call("gc", "--yes")
+    assert alive(aws) == []
+    assert call("gc", "--dry-run").strip() == "nothing is left in us-east-1"
