@@ -17,6 +17,8 @@ __all__ = ["ENGINE_VARIABLE", "Engine"]
 ENGINE_VARIABLE = "MTL_CLOUD_ENGINE"
 _PROGRAMS = ("docker", "podman")
 _QUERY_TIMEOUT_S = 120.0
+_NOT_RUN = 125
+"""Exit code of ``run`` when the container was not started."""
 _ABSENT = re.compile(r"no such (image|container)|(image|container) not known", re.IGNORECASE)
 
 
@@ -53,7 +55,10 @@ class Engine:
 
     def run_to_end(self, *arguments: str, given: bytes) -> subprocess.CompletedProcess[str]:
         """A container from its start to its end, whatever its exit code; ``given`` is its standard input."""
-        return self._run(("run", *arguments), input=given.decode(), capture_output=True, text=True)
+        done = self._run(("run", *arguments), input=given.decode(), capture_output=True, text=True)
+        if done.returncode == _NOT_RUN:
+            raise self._refusal(("run",), done.stderr.strip())
+        return done
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
         """What the engine says of its ``image`` or ``container`` of that name; None when it has none."""

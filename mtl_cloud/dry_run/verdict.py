@@ -57,7 +57,9 @@ class _Case:
 def _look(case: _Case, name: str, look: Callable[[_Case], _Finding]) -> _Finding:
     if case.culprit is not None and case.culprit[0] == name:
         return "failed", case.culprit[1]
-    return look(case)
+    found = look(case)
+    # What a failure elsewhere kept from happening is no failure of its own.
+    return _NOT_REACHED if found[0] == "failed" and case.culprit is not None else found
 
 
 def _culprit(evidence: Evidence) -> tuple[str, str] | None:

@@ -108,7 +108,7 @@ class DockerLauncher:
         """AWS as the client sees it. Variables are named, not written out: a request holds no secret."""
         names = sorted(name for name in self._environ if name.startswith("AWS_"))
         yield from (part for name in names for part in ("--env", name))
-        for path in (self._environ[name] for name in _AWS_FILES if name in self._environ):
+        for path in (self._environ[name] for name in _AWS_FILES if Path(self._environ.get(name, "")).is_file()):
             yield from _mount(path, path, read_only=True)
         profiles = Path(self._environ.get("HOME", "~")).expanduser() / ".aws"
         if profiles.is_dir():

@@ -75,3 +75,4 @@ def test_what_is_broken_is_red_in_its_row(
 ) -> None:
     code, document = rehearse(EC2, *options, **fields)
     assert (code, failed(document)) == (7, [row])
+    print(*(found["detail"] for found in document["checks"] if found["state"] == "failed"))

@@ -163,6 +163,7 @@ def test_a_run_that_ends_badly_belongs_to_one_row_with_its_words(code: int, mess
     rows = {found.check: found for found in judge(job(), evidence, FITS)}
     assert rows[row].state == "failed"
     assert rows[row].detail == message
+    assert [found.check for found in rows.values() if found.state == "failed"] == [row]
     assert not rows["checkpoint"].is_good
 
 
