@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from base64 import b64decode
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ CLOSED = (
 CLOSED += " --desired-capacity 0"
 DISK = "/dev/nvme{}n1 Amazon EC2 NVMe Instance Storage\n"
 ROOT = "/dev/nvme0n1 Amazon Elastic Block Store\n"
-NOTICE = '{"action": "terminate", "time": "2099-01-01T00:00:00Z"}'
+NOTICE = json.dumps({"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(minutes=2):%Y-%m-%dT%H:%M:%SZ}"})
 RECORDS = {"done": "print('done')", "wrong": "raise ValueError('no such class')", "long": "work()"}
 SPOT_FIRST = {"market": "spot", "script": "spot_first.sh"}
 TWO_DISKS = {"DISKS": ROOT + DISK.format(1) + DISK.format(2)}

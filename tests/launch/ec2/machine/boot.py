@@ -47,11 +47,13 @@ class Metadata(BaseHTTPRequestHandler):
             "instance-life-cycle": self.market,
             "spot/instance-action": self.notice,
         }
-        may = self.headers["X-aws-ec2-metadata-token"] == "secret-token"
-        self._answer(known.get(self.path.removeprefix("/latest/meta-data/")) if may else None)
+        if self.headers["X-aws-ec2-metadata-token"] == "secret-token":
+            self._answer(known.get(self.path.removeprefix("/latest/meta-data/")))
+        else:
+            self._answer(None, refusal=401)
 
-    def _answer(self, text: str | None) -> None:
-        self.send_response(404 if text is None else 200)
+    def _answer(self, text: str | None, refusal: int = 404) -> None:
+        self.send_response(refusal if text is None else 200)
         self.end_headers()
         self.wfile.write((text or "").encode())
 
