@@ -44,7 +44,7 @@ class LogShipper:
             data = file.read(SEGMENT_BYTES)
         lines = data[: data.rfind(b"\n") + 1]
         if len(data) == SEGMENT_BYTES:
-            return lines or data[: len(data) - self._secrets.begun(data)]
+            return lines or data[: self._secrets.sendable(data)]
         return lines or (data if last else b"")
 
 

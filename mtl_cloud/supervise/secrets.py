@@ -40,8 +40,14 @@ class Secrets:
         """The data with ``***NAME***`` for each value, as it is, quoted for JSON, Python or a URL, or line by line."""
         return self._pattern.sub(lambda match: self._forms[match[0]], data) if self._forms else data
 
-    def begun(self, data: bytes) -> int:
-        """How many of the last bytes may be the beginning of a value that goes on."""
+    def sendable(self, data: bytes) -> int:
+        """How many of the first bytes no value reaches beyond, be it one that may go on behind ``data``."""
+        end = len(data) - self._begun(data)
+        cut = (match.span() for match in self._pattern.finditer(data)) if self._forms else ()
+        return next((first or behind for first, behind in cut if first < end < behind), end)
+
+    def _begun(self, data: bytes) -> int:
+        """How many of the last bytes may be the beginning of a value."""
         longest = max(map(len, self._forms), default=0)
         tails = (data[-size:] for size in range(min(longest - 1, len(data)), 0, -1))
         return next((len(tail) for tail in tails if any(form.startswith(tail) for form in self._forms)), 0)

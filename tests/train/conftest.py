@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,13 @@ from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.train.build import JobData
 from mtl_cloud.train.loop import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _kernels_of_this_test_only() -> Iterator[None]:
+    """A trainer in this process chooses torch's kernels for all that comes after it."""
+    yield
+    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture

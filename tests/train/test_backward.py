@@ -213,4 +213,4 @@ def test_a_killed_run_goes_on_to_the_same_parameters(make_trainer: Callable[...,
     again = make_trainer(job, storage=storage, attempt=2)
     assert again.fit()
     assert digest(again.network) == digest(straight.network)
-    assert again.weighting.weights() == straight.weighting.weights()
+    assert again.learner.weighting.weights() == straight.learner.weighting.weights()

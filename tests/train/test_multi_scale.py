@@ -79,8 +79,10 @@ def test_a_killed_multi_scale_run_goes_on_to_the_same_parameters(make_trainer: T
     """Thirteen steps of an epoch: the kill falls between two changes of the size."""
     job = small_job(multi_scale=[32, 96], batch_size=2, epochs_per_round=1)
     straight, seen = make_trainer(job), []
-    forward = straight.model.forward
-    straight.model.forward = lambda images, tasks=None: (seen.append(images.shape[-1]), forward(images, tasks))[1]  # type: ignore[method-assign]
+    forward = straight.learner.model.forward
+    straight.learner.model.forward = lambda images, tasks=None: (seen.append(images.shape[-1]), forward(images, tasks))[
+        1
+    ]  # type: ignore[method-assign]
     assert straight.fit()
     assert len(set(seen)) > 1
     storage = MemoryStorage()
