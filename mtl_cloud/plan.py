@@ -28,6 +28,7 @@ __all__ = [
     "gather_facts",
     "inputs_of",
     "plan_run",
+    "priced_estimates",
     "require_launchable",
     "worst_case_usd",
 ]
@@ -103,8 +104,9 @@ def estimates_of(job: JobSpec, facts: Facts) -> list[Estimate]:
     return [known for known in found if known]
 
 
-def _document(job: JobSpec, facts: Facts) -> dict[str, Json]:
-    estimates: list[Json] = [
+def priced_estimates(job: JobSpec, facts: Facts) -> list[Json]:
+    """The same as ``plan.json`` holds them, with dollars."""
+    return [
         {
             **asdict(known),
             "images_per_s": list(known.images_per_s),
@@ -113,6 +115,10 @@ def _document(job: JobSpec, facts: Facts) -> dict[str, Json]:
         }
         for known in estimates_of(job, facts)
     ]
+
+
+def _document(job: JobSpec, facts: Facts) -> dict[str, Json]:
+    estimates = priced_estimates(job, facts)
     return {**facts.document(job.compute.backend), **({"estimates": estimates} if estimates else {})}
 
 

@@ -15,8 +15,8 @@ from mtl_cloud.cli.common import examples, output_options, overrides_option, pri
 from mtl_cloud.errors import RunFailedError, UsageError
 
 if TYPE_CHECKING:
-    from mtl_cloud.dry_run import Estimate, Evidence, Row
-    from mtl_cloud.plan import Facts
+    from mtl_cloud.dry_run import Evidence, MemoryNeed, Row
+    from mtl_cloud.records import Json
     from mtl_cloud.spec.job import JobSpec
 
 _COLOURS = {"ok": "green", "failed": "red", "not checked": "yellow", "not reached": "yellow"}
@@ -52,11 +52,11 @@ def command(
 
     Exit code 0 when all of it held, 7 when something did not.
 
-    JSON: {job, backend, ok, checks: [{check, state, detail}], estimate: {memory_gib, gpu_memory_gib, images_per_s,
-    hours, usd}}.
+    JSON: {job, backend, ok, checks: [{check, state, detail}], memory: {memory_gib, gpu_memory_gib}, estimates: [...] as
+    `plan` has them}.
     """
-    from mtl_cloud.dry_run import estimate, judge
-    from mtl_cloud.plan import gather_facts
+    from mtl_cloud.dry_run import judge, memory_need
+    from mtl_cloud.plan import gather_facts, priced_estimates
     from mtl_cloud.spec.load import load_job
 
     job = load_job(file, overrides=overrides).job
@@ -65,12 +65,13 @@ def command(
         place = _place(stack, storage, s3=s3)
         sliced = _sliced(job, image=image, storage=place, data=data)
         evidence = _rehearse(stack, job, sliced, memory, quiet=as_json)
-        estimated = estimate(job, facts, evidence.probe) if evidence.probe else None
-        rows = judge(job, evidence, estimated)
+        need = memory_need(job, facts, evidence.probe) if evidence.probe else None
+        rows = judge(job, evidence, need)
+    estimates = priced_estimates(job, facts)
     if as_json:
-        print_json(_document(job, rows, estimated))
+        print_json(_document(job, rows, need, estimates))
     else:
-        _print(facts, rows, estimated)
+        _print(rows, estimates)
     return 0 if all(row.is_good for row in rows) else RunFailedError.exit_code
 
 
@@ -128,25 +129,23 @@ def _say(text: str) -> None:
 def _silent(_text: str) -> None: ...
 
 
-def _document(job: JobSpec, rows: list[Row], estimated: Estimate | None) -> dict[str, Any]:
+def _document(job: JobSpec, rows: list[Row], need: MemoryNeed | None, estimates: list[Json]) -> dict[str, Any]:
     return {
         "job": job.name,
         "backend": job.compute.backend,
         "ok": all(row.is_good for row in rows),
         "checks": [asdict(row) for row in rows],
-        "estimate": asdict(estimated) if estimated else None,
+        "memory": asdict(need) if need else None,
+        "estimates": estimates,
     }
 
 
-def _print(facts: Facts, rows: list[Row], estimated: Estimate | None) -> None:
-    from mtl_cloud.report.formatting import dollars, duration
+def _print(rows: list[Row], estimates: list[Json]) -> None:
+    from mtl_cloud.cli.plan_view import print_estimates
 
     width = max(len(row.check) for row in rows)
     for row in rows:
         state = click.style(row.state.ljust(11), fg=_COLOURS[row.state])
         click.echo(f"{row.check.ljust(width)}  {state}  {row.detail}")
-    if estimated and estimated.hours is not None and estimated.images_per_s is not None:
-        cost = "price unknown" if estimated.usd is None else dollars(estimated.usd)
-        machine = facts.candidates[0].machine.name
-        words = f"{duration(estimated.hours * 3600)}, {cost}, at {estimated.images_per_s:,.0f} images/s"
-        click.echo(f"\nThe whole job on {machine}: roughly {words} (counted work, a quarter of the GPUs' peak)")
+    if estimates:
+        print_estimates(estimates)

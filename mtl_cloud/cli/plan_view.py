@@ -14,9 +14,9 @@ from mtl_cloud.report.formatting import dollars, duration, instant
 if TYPE_CHECKING:
     from mtl_cloud.catalog import InstanceType
     from mtl_cloud.facts import Facts
-    from mtl_cloud.records import PlanRecord
+    from mtl_cloud.records import Json, PlanRecord
 
-__all__ = ["print_plan"]
+__all__ = ["print_estimates", "print_plan"]
 
 _COLOURS = {"ok": "green", "failed": "red", "unknown": "yellow"}
 
@@ -26,7 +26,7 @@ def print_plan(plan: PlanRecord, facts: Facts) -> None:
     print_pairs(_summary(plan, facts))
     if facts.candidates:
         _print_machines(plan, facts)
-        _print_estimates(plan)
+        print_estimates(plan.facts.get("estimates", []))
         _print_quotas(facts)
         _print_checks(plan)
         click.echo("\nthe exact requests: --requests")
@@ -86,10 +86,10 @@ def _machine_words(machine: InstanceType, plan: PlanRecord) -> str:
     return f"{gpus}, {machine.vcpus} vCPUs, {machine.memory_gib:g} GiB"
 
 
-def _print_estimates(plan: PlanRecord) -> None:
+def print_estimates(estimates: Json) -> None:
+    """Time and money of the whole job, as ``plan.json`` holds them."""
     _title("the whole job")
-    estimates = cast("list[dict[str, Any]]", plan.facts.get("estimates", []))
-    for known in estimates:
+    for known in cast("list[dict[str, Any]]", estimates):
         click.echo(f"{known['machine']}: {', '.join(_money(known))}")
         click.echo(click.style(f"  {_basis(known)}", dim=True))
     if not estimates:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from mtl_cloud.dry_run.estimate import Estimate
+from mtl_cloud.dry_run.memory import MemoryNeed
 from mtl_cloud.dry_run.rehearsal import Evidence
 from mtl_cloud.errors import DatasetError, StorageError
 from mtl_cloud.records import Outcome
@@ -35,9 +35,9 @@ class Row:
         return self.state in {"ok", "not checked"}
 
 
-def judge(job: JobSpec, evidence: Evidence, estimated: Estimate | None) -> list[Row]:
+def judge(job: JobSpec, evidence: Evidence, need: MemoryNeed | None) -> list[Row]:
     """The verdict on ``job`` (the whole one), the same rows in the same order for every rehearsal."""
-    case = _Case(job, evidence, estimated, _culprit(evidence))
+    case = _Case(job, evidence, need, _culprit(evidence))
     return [Row(name, *_look(case, name, look)) for name, look in _CHECKS.items()]
 
 
@@ -45,7 +45,7 @@ def judge(job: JobSpec, evidence: Evidence, estimated: Estimate | None) -> list[
 class _Case:
     job: JobSpec
     evidence: Evidence
-    estimated: Estimate | None
+    need: MemoryNeed | None
     culprit: tuple[str, str] | None
     """The row that a failure belongs to, and its words."""
 
@@ -137,7 +137,7 @@ def _steps(case: _Case) -> _Finding:
 
 
 def _memory(case: _Case) -> _Finding:
-    found = case.estimated
+    found = case.need
     if found is None or case.run is None:
         return _NOT_REACHED
     needs = f"about {found.memory_gib:.1f} GiB a GPU at the job's batch and size"

@@ -52,7 +52,7 @@ def test_a_job_that_works_is_green_in_every_row(
     for row in document["checks"]:
         print(f"{row['check']:22}{row['state']:13}{row['detail']}")
     assert (code, document["ok"], failed(document)) == (0, True, [])
-    assert document["estimate"]["hours"] > 0
+    assert document["estimates"][0]["hours"][0] > 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from run_harness import make_run
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.dry_run import Estimate, Evidence, estimate, judge, slice_job
+from mtl_cloud.dry_run import Evidence, MemoryNeed, judge, memory_need, slice_job
 from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
 from mtl_cloud.dry_run.stand_in import stand_in
 from mtl_cloud.plan import gather_facts
@@ -81,51 +81,34 @@ def test_the_supervisor_reads_the_one_host_that_stands_in_for_sagemaker() -> Non
     assert not Path(folder).exists()
 
 
-# --- the estimate ---
+# --- the memory ---
 
-PROBE = {
-    "train_images": 5717,
-    "val_images": 5823,
-    "state_bytes": 3_758_506_928,
-    "forward_flops": 366_897_885_184,
-    "activation_bytes": 1_502_457_876,
-}
+PROBE = {"train_images": 5717, "val_images": 5823, "state_bytes": 3_758_506_928, "activation_bytes": 1_502_457_876}
 
 
-def test_memory_time_and_dollars_follow_from_what_was_counted() -> None:
-    whole = job(training={"batch_size": 64, "rounds": 10, "epochs_per_round": 5, "precision": "bf16"})
-    found = estimate(whole, gather_facts(whole), dict(PROBE))
+def test_memory_follows_from_what_was_counted() -> None:
+    whole = job(training={"batch_size": 64, "precision": "bf16"})
+    found = memory_need(whole, gather_facts(whole), dict(PROBE))
     assert found.gpu_memory_gib == 40
     assert found.memory_gib == pytest.approx(3.5004 + 8 * 1.39927 / 2 + 1.5, rel=1e-3)
-    rate = 8 * 312e12 * 0.25 / (3 * 366.897885184e9)
-    assert found.images_per_s == pytest.approx(rate)
-    assert found.hours == pytest.approx(10 * (5 * 5717 + 5823 / 3) / rate / 3600)
-    assert found.usd == pytest.approx(found.hours * 21.957642)
 
 
-def test_loading_limits_a_network_that_is_soon_computed() -> None:
-    whole = job()
-    found = estimate(whole, gather_facts(whole), {**PROBE, "forward_flops": 1})
-    assert found.images_per_s == 96 * 100
-
-
-def test_without_a_rented_gpu_nothing_is_claimed() -> None:
+def test_without_a_rented_gpu_nothing_is_claimed_of_it() -> None:
     whole = job(compute={"backend": "local"})
-    found = estimate(whole, gather_facts(whole), dict(PROBE))
-    assert (found.gpu_memory_gib, found.images_per_s, found.hours, found.usd) == (None, None, None, None)
+    assert memory_need(whole, gather_facts(whole), dict(PROBE)).gpu_memory_gib is None
 
 
 # --- the verdict ---
 
-FITS = Estimate(memory_gib=10, gpu_memory_gib=40, images_per_s=None, hours=None, usd=None)
+FITS = MemoryNeed(memory_gib=10, gpu_memory_gib=40)
 
 
-def states(evidence: Evidence, estimated: Estimate | None = None) -> dict[str, str]:
-    return {row.check: row.state for row in judge(job(), evidence, estimated)}
+def states(evidence: Evidence, need: MemoryNeed | None = None) -> dict[str, str]:
+    return {row.check: row.state for row in judge(job(), evidence, need)}
 
 
-def failed(evidence: Evidence, estimated: Estimate | None = None) -> list[str]:
-    return [check for check, state in states(evidence, estimated).items() if state == "failed"]
+def failed(evidence: Evidence, need: MemoryNeed | None = None) -> list[str]:
+    return [check for check, state in states(evidence, need).items() if state == "failed"]
 
 
 def ended(outcome: str, exit_code: int, message: str) -> RunRecord:
@@ -172,6 +155,6 @@ def test_a_storage_that_takes_no_record_is_the_storages_row() -> None:
 
 
 def test_a_job_too_large_for_its_gpu_is_the_memorys_row() -> None:
-    large = Estimate(memory_gib=50, gpu_memory_gib=40, images_per_s=None, hours=None, usd=None)
+    large = MemoryNeed(memory_gib=50, gpu_memory_gib=40)
     evidence = Evidence(image="i", probe={"gpus": 0}, run=make_run(MemoryStorage("large")))
     assert failed(evidence, large) == ["memory"]

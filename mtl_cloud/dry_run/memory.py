@@ -1,0 +1,39 @@
+"""Will the whole job fit the memory of the GPU that it names? From bytes that the probe has counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtl_cloud.plan import Facts
+from mtl_cloud.records import Json
+from mtl_cloud.spec.job import JobSpec
+
+__all__ = ["MemoryNeed", "memory_need"]
+
+_CONTEXT_GIB = 1.5
+"""CUDA's context, kernels and cuDNN's workspace."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Of one GPU, at the job's batch and image size. Rough, and said to be."""
+
+    memory_gib: float
+    gpu_memory_gib: float | None
+    """What the GPU has; None for a job that names no GPU machine."""
+
+
+def memory_need(job: JobSpec, facts: Facts, probe: dict[str, Json]) -> MemoryNeed:
+    """Of ``job`` on its first candidate machine. ``probe`` is what ``mtl_cloud.train.probe`` printed for it."""
+    machine = facts.candidates[0].machine if facts.candidates else None
+    counted = {name: float(value) for name, value in probe.items() if isinstance(value, int | float)}
+    return MemoryNeed(_gib(job, counted), machine.gpu_memory_gib if machine and machine.gpu else None)
+
+
+def _gib(job: JobSpec, counted: dict[str, float]) -> float:
+    training = job.training
+    width = 1.0 if training.precision == "fp32" else 0.5
+    side = max(training.multi_scale or (training.image_size,)) / training.image_size
+    images = -(-training.batch_size // job.processes)
+    activations = counted["activation_bytes"] * images * width * side**2
+    return (counted["state_bytes"] + activations) / 2**30 + _CONTEXT_GIB
