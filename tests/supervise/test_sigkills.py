@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,12 @@ class Killer:
         self._reached = 0
         self.kills: Counter[tuple[str, str]] = Counter()
 
-    def pause_s(self, life_s: float) -> float:
-        return self._chance.uniform(0, life_s)
+    def wait(self, supervisor: ForkServerProcess, life_s: float) -> None:
+        """Some of its life; and in a third of the cases further, until an upload is under way: these are short."""
+        supervisor.join(self._chance.uniform(0, life_s))
+        end = time.monotonic() + life_s if self._chance.random() < 1 / 3 else 0.0
+        while time.monotonic() < end and supervisor.is_alive() and self._phase() != "uploading":
+            time.sleep(0.0005)
 
     def strike(self, supervisor: int) -> None:
         whom = self._chance.choice(["trainer", "supervisor", "both"])
@@ -72,7 +77,7 @@ def survive(run: RunRecord, scratch: Path, killer: Killer | None, life_s: float 
         assert supervisor.pid is not None
         while supervisor.is_alive():
             armed = killer if killer and killer.kills.total() < KILLS_A_RUN else None
-            supervisor.join(armed.pause_s(life_s) if armed else None)
+            armed.wait(supervisor, life_s) if armed else supervisor.join()
             if supervisor.is_alive() and armed:
                 armed.strike(supervisor.pid)
         supervisor.close()
