@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _READY_TIMEOUT_S = 60.0
 
 @contextmanager
 def moto() -> Iterator[str]:
+    """Empty at first, and one at a time: all of moto's servers and mocks in a process are one account."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -36,6 +38,7 @@ def moto() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
+        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"", timeout=10).close()
         client(url).create_bucket(Bucket=BUCKET)
         yield url
     finally:

@@ -14,7 +14,7 @@ from mtl_cloud.storage import FolderStorage, MemoryStorage, Storage, open_storag
 S3 = ("moto", "seaweedfs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other tests' servers would empty it
 def moto_url() -> Iterator[str]:
     with moto() as url:
         yield url
