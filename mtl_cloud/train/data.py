@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -53,8 +53,9 @@ class TrainingView(TorchDataset[Item]):
     fit: Fit = "letterbox"
 
     def __getitem__(self, draw: Draw) -> Item:
-        sample = self.dataset.load(draw.sample, lambda *shape: shrinkable(shape, self._placement(draw, shape)[0]))
-        placement, rng = self._placement(draw, sample.shape)
+        placed = cache(partial(self._placement, draw))  # asked for by who decodes, and again here
+        sample = self.dataset.load(draw.sample, lambda *shape: shrinkable(shape, placed(shape)[0]))
+        placement, rng = placed(sample.shape)
         return sample, place(sample, placement, self.size), draw_color(self.augment, rng)
 
     def _placement(self, draw: Draw, shape: tuple[int, int]) -> tuple[Placement, np.random.Generator]:
@@ -141,9 +142,10 @@ def training_batches(
     """
     view = TrainingView(dataset, training.image_size, training.augment, training.seed, training.fit)
     batches = order.batches(start)
-    if shards:
+    limit = copies_limit(shards, training.cache_gib) if shards else 0
+    if shards and limit:
         needs = job_needs(order, shards.numbers, start)
-        batches = ReadAhead(shards, needs, copies_limit(shards, training.cache_gib), start).follow(batches)
+        batches = ReadAhead(shards, needs, limit, order.steps_per_epoch, start).follow(batches)
     return _load(view, batches, collate, workers=training.loader_workers, pin=pin)
 
 

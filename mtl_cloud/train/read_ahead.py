@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -53,10 +54,12 @@ def job_needs(order: BatchOrder, numbers: npt.NDArray[np.int64], start: int) -> 
 
 
 def copies_limit(found: Shards, cache_gib: float | None) -> int:
-    """Bytes that copies may take: ``cache_gib``, or half of what their disk has left for them. 0 if none are made."""
+    """Bytes that copies may take: ``cache_gib``, or half of what their disk has left. 0 where there is none to make."""
     folder = next((reader.cache.folder for _, reader in found.files if isinstance(reader, CachedReader)), None)
-    if folder is None or cache_gib is not None:
-        return int((cache_gib or 0) * 2**30)
+    if folder is None:
+        return 0
+    if cache_gib is not None:
+        return int(cache_gib * 2**30)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     copies = sum(entry.stat().st_size for entry in os.scandir(folder)) if there == folder else 0
     return (shutil.disk_usage(there).free + copies) // 2
@@ -70,6 +73,8 @@ class ReadAhead:
     needs: Iterable[Need]
     """In the order in which the batches want them."""
     limit: int
+    horizon: int
+    """Batches. No need is looked at whose last one is further ahead: those of a whole job would be millions."""
     start: int = 0
     """Number of the first batch."""
     _position: int = field(init=False)
@@ -108,10 +113,13 @@ class ReadAhead:
         """Copy shard after shard, until all are there or ``stop``. Copies that fail are left out, and told of."""
         for need in self.needs:
             shard, reader = self.found.files[need.shard]
+            if not self._wait_for(partial(self._is_near, need)):
+                return
             if not isinstance(reader, CachedReader) or shard.size > self.limit:
                 continue
-            if not self._wait_for_room(need, shard):
+            if not self._wait_for(partial(self._fits, need)):
                 return
+            self._held[need.shard] = max(need.until, self._held.get(need.shard, 0))
             try:
                 self._copy(need.shard, shard, reader)
             except MtlCloudError as error:
@@ -120,13 +128,18 @@ class ReadAhead:
                 _log.warning("no more shards are copied to %s: %s", reader.cache.folder, error)
                 return
 
-    def _wait_for_room(self, need: Need, shard: FileEntry) -> bool:
-        """Wait until it fits beside what is still needed. False after ``stop``."""
+    def _wait_for(self, ready: Callable[[], bool]) -> bool:
+        """Until it is so, as far as batches decide it. False after ``stop``."""
         with self._moved:
-            while not self._over and self._needed_bytes(need.shard) + shard.size > self.limit:
-                self._moved.wait()
-            self._held[need.shard] = max(need.until, self._held.get(need.shard, 0))
+            self._moved.wait_for(lambda: self._over or ready())
             return not self._over
+
+    def _is_near(self, need: Need) -> bool:
+        return need.until <= self._position + self.horizon
+
+    def _fits(self, need: Need) -> bool:
+        """Beside what is still needed."""
+        return self._needed_bytes(need.shard) + self.found.files[need.shard][0].size <= self.limit
 
     def _needed_bytes(self, but: int) -> int:
         self._held = {shard: until for shard, until in self._held.items() if until >= self._position}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mtl_cloud.datasets.shards import CachedReader, FileEntry, ShardCache
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.errors import StorageError
 from mtl_cloud.train.order import BatchOrder
-from mtl_cloud.train.read_ahead import Need, ReadAhead, job_needs, needs_of
+from mtl_cloud.train.read_ahead import Need, ReadAhead, copies_limit, job_needs, needs_of
 
 SIZE = 1000
 
@@ -41,16 +41,15 @@ class Source:
 
     read_again = read
 
-    def wait_for(self, count: int) -> bool:
+    def wait_for(self, count: int, timeout: float = 30.0) -> bool:
         with self.asked:
-            return self.asked.wait_for(lambda: len(self.copied) >= count, timeout=30)
+            return self.asked.wait_for(lambda: len(self.copied) >= count, timeout)
 
 
-def read_ahead(source: Source, folder: Path, needs: list[Need], *, shards: int) -> ReadAhead:
+def read_ahead(source: Source, folder: Path, needs: Iterable[Need], *, shards: int, horizon: int = 1000) -> ReadAhead:
     reader = CachedReader(source, ShardCache(folder))
-    return ReadAhead(
-        Shards(np.empty(0, dtype=np.int64), [(file, reader) for file in source.files]), needs, shards * SIZE
-    )
+    found = Shards(np.empty(0, dtype=np.int64), [(file, reader) for file in source.files])
+    return ReadAhead(found, needs, shards * SIZE, horizon)
 
 
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=60), st.integers(1, 7), st.integers(0, 9))
@@ -87,6 +86,27 @@ def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path)
     thread.join()
     assert source.copied == [2, 0, 1, 3]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * SIZE
+
+
+def test_needs_are_drawn_no_further_ahead_than_the_horizon(tmp_path: Path) -> None:
+    """They are made out of the orders of all epochs, of which a job may have a thousand."""
+    source, drawn = Source(4), []
+    needs = (drawn.append(need) or need for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)])
+    ahead = read_ahead(source, tmp_path, needs, shards=4, horizon=8)
+    thread = threading.Thread(target=ahead.run, daemon=True)
+    thread.start()
+    for position, near in ((0, 1), (1, 2), (8, 2), (9, 3)):
+        ahead.advance(position)
+        assert source.wait_for(near)
+        assert not source.wait_for(near + 1, timeout=0.1)
+        assert len(drawn) <= near + 1
+    ahead.stop()
+    thread.join()
+
+
+def test_data_that_is_not_copied_is_not_followed() -> None:
+    files = [(FileEntry("0.tar", SIZE, "0"), Source(1))]
+    assert copies_limit(Shards(np.zeros(1, dtype=np.int64), files), 5.0) == 0
 
 
 def test_a_shard_that_cannot_be_copied_is_left_out_and_told_of(
