@@ -76,12 +76,12 @@ def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 
     return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 15.0) -> T:
+def wait_for(condition: Callable[[], T], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "not within the time"
-        time.sleep(0.01)
+        time.sleep(every_s)
     return value
 
 
