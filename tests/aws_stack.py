@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
+
 from mtl_cloud.bootstrap import STACK, Bootstrap, stack_outputs
 from mtl_cloud.bootstrap.template import template_text
 
-__all__ = ["make_stack"]
+__all__ = ["keep_outputs", "make_stack"]
 
 
 def make_stack(client: Any, *, zones: int = 3, **parameters: str) -> Bootstrap:
@@ -25,3 +27,18 @@ def make_stack(client: Any, *, zones: int = 3, **parameters: str) -> Bootstrap:
             Capabilities=["CAPABILITY_NAMED_IAM"],
         )
     return stack_outputs(client)
+
+
+def keep_outputs(patch: pytest.MonkeyPatch) -> None:
+    """Give moto the outputs of a stack that a change set makes: it reads them of what ``CreateStack`` is given only."""
+    from moto.cloudformation.models import ChangeSet
+
+    apply = ChangeSet.apply
+
+    def apply_whole(change_set: Any) -> None:
+        apply(change_set)
+        change_set.stack.template = change_set.template
+        change_set.stack._parse_template()
+        change_set.stack.output_map = change_set.stack._create_output_map()
+
+    patch.setattr(ChangeSet, "apply", apply_whole)

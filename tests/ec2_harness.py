@@ -12,7 +12,7 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.double import CloudDouble
 from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import AttemptRecord, Outcome, PlanRecord, ResultRecord
+from mtl_cloud.records import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord, ResultRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.storage import MemoryStorage
@@ -69,6 +69,25 @@ class World:
 
     def pass_time(self, **span: float) -> None:
         self.clock.sleep(timedelta(**span).total_seconds())
+
+
+def work(run: RunRecord, instance: str, start: datetime, *, instance_type: str = "p4d.24xlarge") -> None:
+    """What a machine writes that has worked for an hour."""
+    at = (start + timedelta(hours=1)).isoformat()
+    boot = BootRecord(
+        instance=instance,
+        instance_type=instance_type,
+        zone="us-east-1a",
+        market="on-demand",
+        phase="running",
+        message="",
+        started_at=start.isoformat(),
+        at=at,
+    )
+    run.storage.write(run.paths.boot(instance), boot.encode())
+    run.claim(AttemptRecord(number=1, started_at=start.isoformat(), host=instance, pid=1, backend="ec2"))
+    run.append_log(1, 1, b"epoch 1\n")
+    run.write_heartbeat(1, Heartbeat(at=at, phase="training"))
 
 
 def end_run(run: RunRecord, outcome: Outcome = Outcome.DONE) -> None:

@@ -7,19 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
-from ec2_harness import ec2_plan, end_run
+from ec2_harness import ec2_plan, end_run, work
 from run_harness import wait_for
 from s3_servers import BUCKET, CREDENTIALS, moto
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.records import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord
+from mtl_cloud.records import Outcome, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.submit import submit_run
@@ -65,24 +65,6 @@ def alive(aws: AwsClients) -> list[Any]:
     return list(aws("ec2").describe_instances(Filters=running)["Reservations"])
 
 
-def work(run: RunRecord, start: datetime) -> None:
-    """What a machine writes that has worked for an hour."""
-    at = (start + timedelta(hours=1)).isoformat()
-    boot = BootRecord(
-        instance="i-1",
-        instance_type="p4d.24xlarge",
-        zone="us-east-1a",
-        market="on-demand",
-        phase="running",
-        message="",
-        started_at=start.isoformat(),
-        at=at,
-    )
-    run.storage.write(run.paths.boot("i-1"), boot.encode())
-    run.claim(AttemptRecord(number=1, started_at=start.isoformat(), host="i-1", pid=1, backend="ec2"))
-    run.write_heartbeat(1, Heartbeat(at=at, phase="training"))
-
-
 def hear(run: RunRecord) -> None:
     """The container, which hears the wish."""
     wait_for(run.cancel_request, seconds=120)
@@ -94,7 +76,7 @@ def test_a_run_is_shown_priced_cancelled_and_swept_from_the_command_line(aws: Aw
     now = datetime.now(UTC)
     run = started(aws, "digits-1", now)
     assert len(alive(aws)) == 1
-    work(run, now)
+    work(run, "i-1", now)
     assert json.loads(call("status", "digits-1", "--storage", STORAGE, "--json"))["backend"] == "ec2"
     assert json.loads(call("cost", "digits-1", "--storage", STORAGE, "--json"))["usd"] == pytest.approx(21.957642)
     assert json.loads(call("gc", "--dry-run", "--json")) == []  # it may go on
