@@ -47,8 +47,9 @@ def command(
     """Rehearse any job on this machine: its image, its data, two tiny rounds.
 
     The container is killed once and goes on; it is given a spot notice (a SIGTERM, as SageMaker does) and goes on; the
-    end is compared, bit for bit, with a run that nothing disturbed. Then a table says what held. Without a GPU batch
-    and image size are made smaller, and memory and work of the whole job are counted instead.
+    end is compared, bit for bit, with a run that nothing disturbed. What would be sent to AWS is held against AWS's own
+    model of the API. Then a table says what held. Without a GPU batch and image size are made smaller, and memory and
+    work of the whole job are counted instead.
 
     Exit code 0 when all of it held, 7 when something did not.
 

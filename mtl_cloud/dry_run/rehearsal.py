@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.dry_run.imds import SpotNotice
+from mtl_cloud.dry_run.request import RequestCheck, check_request
 from mtl_cloud.engine import Engine
 from mtl_cloud.errors import DatasetError, EngineError, LaunchError, StorageError
 from mtl_cloud.launch.base import BackendState, RunHandle
@@ -31,6 +32,8 @@ _UNLIMITED = {"max_train_samples": None, "max_val_samples": None}
 class Evidence:
     """What a rehearsal left behind. None, and empty: it did not come so far."""
 
+    request: RequestCheck | None = None
+    """Of the whole job's own launcher."""
     image: str | None = None
     """The image, once it was found."""
     probe: dict[str, Json] | None = None
@@ -62,7 +65,7 @@ class Rehearsal:
 
     def live(self) -> Evidence:
         """Live it, whatever it finds. Raises for errors of the engine itself. Containers are removed."""
-        evidence = Evidence()
+        evidence = Evidence(request=check_request(self.whole, now=self.clock.now()))
         try:
             self._live(evidence)
         except EngineError:

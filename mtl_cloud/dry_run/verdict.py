@@ -58,8 +58,9 @@ def _look(case: _Case, name: str, look: Callable[[_Case], _Finding]) -> _Finding
     if case.culprit is not None and case.culprit[0] == name:
         return "failed", case.culprit[1]
     found = look(case)
-    # What a failure elsewhere kept from happening is no failure of its own.
-    return _NOT_REACHED if found[0] == "failed" and case.culprit is not None else found
+    # What a failure elsewhere kept from happening is no failure of its own; the request hangs on nothing else.
+    kept = found[0] == "failed" and case.culprit is not None and look is not _request
+    return _NOT_REACHED if kept else found
 
 
 def _culprit(evidence: Evidence) -> tuple[str, str] | None:
@@ -97,6 +98,14 @@ def _row_of(exit_code: int | None) -> str:
 
 def _spec(case: _Case) -> _Finding:
     return "ok", f"{case.job.name}: {case.job.model.name} for {case.job.compute.backend}"
+
+
+def _request(case: _Case) -> _Finding:
+    found = case.evidence.request
+    if found is None:
+        return _NOT_REACHED
+    states: dict[bool | None, State] = {True: "ok", False: "failed", None: "not checked"}
+    return states[found.fits], found.words
 
 
 def _image(case: _Case) -> _Finding:
@@ -200,6 +209,7 @@ def _finished(case: _Case) -> _Finding:
 
 _CHECKS: Final[dict[str, Callable[[_Case], _Finding]]] = {
     "spec": _spec,
+    "request": _request,
     "image": _image,
     "GPU": _gpu,
     "dataset": _dataset,

@@ -9,8 +9,9 @@ import pytest
 from run_harness import make_run
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.dry_run import Evidence, MemoryNeed, judge, memory_need, slice_job
+from mtl_cloud.dry_run import Evidence, MemoryNeed, judge, memory_need, request, slice_job
 from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
+from mtl_cloud.dry_run.request import check_request
 from mtl_cloud.dry_run.stand_in import stand_in
 from mtl_cloud.plan import gather_facts
 from mtl_cloud.records import AttemptRecord, ExitRecord, ResultRecord
@@ -158,3 +159,39 @@ def test_a_job_too_large_for_its_gpu_is_the_memorys_row() -> None:
     large = MemoryNeed(memory_gib=50, gpu_memory_gib=40)
     evidence = Evidence(image="i", probe={"gpus": 0}, run=make_run(MemoryStorage("large")))
     assert failed(evidence, large) == ["memory"]
+
+
+# --- the request ---
+
+
+@pytest.mark.parametrize(
+    ("compute", "operations"),
+    [
+        (A100, "create_launch_template, create_auto_scaling_group, put_scheduled_update_group_action, update"),
+        ({"backend": "ec2", "instance_type": "p4d.24xlarge", "capacity_reservation": "cr-0a1"}, "create_launch"),
+        ({"backend": "sagemaker", "instance_type": "ml.p4d.24xlarge", "purchase": "spot"}, "create_training_job"),
+    ],
+)
+def test_what_the_jobs_own_launcher_would_send_is_held_against_awss_model(
+    compute: dict[str, Any], operations: str
+) -> None:
+    found = check_request(job(compute=compute), now=Clock().now())
+    assert (found.fits, found.words.partition(operations)[1]) == (True, operations)
+
+
+def test_what_a_backend_would_not_take_is_the_requests_row_and_hides_nothing_else() -> None:
+    long = job(compute={"backend": "sagemaker", "instance_type": "ml.g5.xlarge"}, storage=f"s3://b/{'x' * 300}")
+    found = check_request(long, now=Clock().now())
+    assert (found.fits, "SageMaker takes arguments of 256 characters" in found.words) == (False, True)
+    broken = Evidence(request=found, image="i", probe_error=(9, "no such folder"))
+    assert failed(broken) == ["request", "dataset"]
+
+
+def test_a_request_of_another_form_is_refused_in_botocores_words() -> None:
+    (words,) = request._misfits({"create_training_job": {"TrainingJobName": 7, "Image": "i"}})
+    assert words.startswith("CreateTrainingJob: Missing required parameter")
+    assert 'Unknown parameter in input: "Image"' in words
+
+
+def test_a_job_that_rents_no_machine_asks_for_none() -> None:
+    assert check_request(job(compute={"backend": "local"}), now=Clock().now()).fits is None

@@ -1,0 +1,80 @@
+"""The request that the job's own launcher would send, held against AWS's own model of its API. Nothing is sent.
+
+What only a look at the account tells stands in, as ids of the form that AWS gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, cast
+
+from mtl_cloud.errors import LaunchError, MissingExtraError, PlanError
+from mtl_cloud.launch import get_launcher
+from mtl_cloud.plan import gather_facts, plan_run
+from mtl_cloud.records import Json
+from mtl_cloud.spec.job import JobSpec
+
+__all__ = ["RequestCheck", "check_request"]
+
+_SERVICES: Final = {"create_launch_template": "ec2", "create_training_job": "sagemaker"}
+"""Operation -> its service, in boto3's names; the others are Auto Scaling's."""
+
+
+@dataclass(frozen=True)
+class RequestCheck:
+    fits: bool | None
+    """None: it cannot be said here."""
+    words: str
+
+
+def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
+    """Would AWS's own client take what the job's launcher makes of it?"""
+    account = _account(job)
+    if account is None:
+        return RequestCheck(None, "no machine is rented")
+    try:
+        plan = plan_run(job, replace(gather_facts(job), account=account), run_id=f"{job.name}-000000", now=now)
+        requests = cast("dict[str, dict[str, Any]]", get_launcher(plan.backend).prepare(plan).request)
+        misfits = list(_misfits(requests))
+    except (LaunchError, PlanError) as error:
+        return RequestCheck(False, str(error))
+    except MissingExtraError as error:
+        return RequestCheck(None, str(error))
+    return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API takes {', '.join(requests)}")
+
+
+def _account(job: JobSpec) -> dict[str, Json] | None:
+    """``Facts.account`` as `mtl-cloud bootstrap` and `image push` would make it; None where no machine is rented."""
+    compute: Any = job.compute
+    image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:{64 * '0'}"
+    if compute.backend == "sagemaker":
+        return {"role": "arn:aws:iam::123456789012:role/mtl-cloud-sagemaker", "image": image}
+    if compute.backend != "ec2":
+        return None
+    zone = f"{compute.region}a"
+    return {
+        "ami": {"id": "ami-0123456789abcdef0", "root_device": "/dev/sda1"},
+        "subnets": {zone: "subnet-0123456789abcdef0"},
+        "security_group": "sg-0123456789abcdef0",
+        "instance_profile": "mtl-cloud-instance",
+        "image": image,
+        "reservation": {"zone": zone, "kind": "default"},
+    }
+
+
+def _misfits(requests: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """What botocore would refuse to send. Raises ``MissingExtraError`` without it."""
+    try:
+        from botocore.session import get_session
+        from botocore.validate import ParamValidator
+    except ImportError as error:
+        raise MissingExtraError("aws", "checking the request") from error
+    session = get_session()
+    for method, parameters in requests.items():
+        model = session.get_service_model(_SERVICES.get(method, "autoscaling"))
+        operation = "".join(word.capitalize() for word in method.split("_"))
+        report = ParamValidator().validate(parameters, model.operation_model(operation).input_shape)
+        if report.has_errors():
+            yield f"{operation}: {' '.join(report.generate_report().split())}"
