@@ -15,7 +15,7 @@ from mtl_cloud.plan import gather_facts, plan_run
 from mtl_cloud.records import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord, ResultRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.storage import MemoryStorage, Storage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SUBNETS = {"us-east-1a": "subnet-0a", "us-east-1b": "subnet-0b", "us-east-1c": "subnet-0c"}
@@ -52,7 +52,7 @@ class World:
     def __init__(self, clock: Clock | None = None, **account: Any) -> None:
         self.clock = clock or FakeClock(START)
         self.cloud = CloudDouble(self.clock, zones={subnet: zone for zone, subnet in SUBNETS.items()}, **account)
-        self.storage = MemoryStorage("bucket")
+        self.storage: Storage = MemoryStorage("bucket")
 
     def launcher(self) -> Ec2Launcher:
         """As a command makes it: it remembers nothing."""

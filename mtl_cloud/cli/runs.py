@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def command(storage: str | None, as_json: bool) -> None:
     """List the runs of every storage that this computer has used, or of one; newest first.
 
-    JSON: {runs: [...]}, each with the keys that "status --json" gives.
+    JSON: {runs: [...]}, each with the keys that "status --json" gives, but for the machine.
     """
     from mtl_cloud.runs import list_runs, summarize
 

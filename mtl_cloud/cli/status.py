@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +22,7 @@ from mtl_cloud.errors import LaunchError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
+    from mtl_cloud.follow import MachineNews
     from mtl_cloud.run_record import RunRecord
     from mtl_cloud.runs import RunSummary
 
@@ -35,8 +37,9 @@ def command(*, run: str, storage: str | None, follow: bool, as_json: bool) -> No
     With --follow the exit code is 7 when the run ends otherwise than done.
 
     JSON: {run_id, name, backend, storage, created_at, state, attempt, round, rounds, metrics, started_at, seconds,
-    usd}. The state is queued, running, stopping or lost; or, when the run is over, done, user_error, machine_error,
-    interrupted, cancelled, out_of_time or out_of_budget.
+    usd, machine}. The state is queued, running, stopping or lost; or, when the run is over, done, user_error,
+    machine_error, interrupted, cancelled, out_of_time or out_of_budget. The machine is a list of texts: what the
+    backend last said of the one that is waited for; empty where none is.
     """
     from mtl_cloud.clock import Clock
     from mtl_cloud.runs import summarize
@@ -47,7 +50,8 @@ def command(*, run: str, storage: str | None, follow: bool, as_json: bool) -> No
     if follow:
         _follow(record, clock)
     elif as_json:
-        print_json(asdict(summarize(record, clock.now())))
+        summary = summarize(record, clock.now())
+        print_json({**asdict(summary), "machine": _machine(record, summary)})
     else:
         _print_summary(record, summarize(record, clock.now()))
 
@@ -69,7 +73,7 @@ def _print_summary(record: RunRecord, summary: RunSummary) -> None:
             ("state", state_words(summary.state)),
             ("reason", result.message if result else ""),
             ("now", _now(record, summary)),
-            ("machine", _machine(record, summary)),
+            *(("machine", words) for words in _machine(record, summary)),
             ("rounds", f"{summary.round} of {summary.rounds}"),
             *((task, value) for task, value in _metrics(summary)),
             ("attempt", str(summary.attempt or "none yet")),
@@ -95,19 +99,25 @@ def _now(record: RunRecord, summary: RunSummary) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _machine(record: RunRecord, summary: RunSummary) -> str:
-    """The backend's newest word on a run that nobody works on; empty where it has none."""
+def _machine(record: RunRecord, summary: RunSummary) -> list[str]:
+    """The backend's last words on a run that nobody works on; its error where it gives none."""
     from mtl_cloud.cli.attach import renting_launcher
     from mtl_cloud.launch import RunHandle
 
     launcher = renting_launcher(record) if summary.state in {"queued", "lost"} else None
     if launcher is None:
-        return ""
+        return []
     try:
         news = launcher.watch(RunHandle.of(record.plan())).look()
     except (LaunchError, MissingExtraError) as error:
-        return f"{summary.backend} does not answer: {error}"
-    return f"{news[-1].phase}: {news[-1].message}" if news else ""
+        return [f"{summary.backend} does not answer: {error}"]
+    return [f"{one.phase}: {one.message}" for one in _last(news)]
+
+
+def _last(news: list[MachineNews]) -> list[MachineNews]:
+    """The newest; of refusals, those of every place since a machine last came."""
+    refusals = list(takewhile(lambda one: one.phase == "refused", reversed(news)))
+    return refusals[::-1] or news[-1:]
 
 
 def _metrics(summary: RunSummary) -> list[tuple[str, str]]:

@@ -108,7 +108,8 @@ class Ec2Compute(_Compute):
         None, description="Id of a capacity reservation or capacity block to run in."
     )
     capacity_timeout_minutes: PositiveFloat | None = Field(
-        60.0, description="How long AWS may look for a free instance at the start; null until the deadline."
+        60.0,
+        description="How long AWS looks for the first instance before who follows the run gives up; null: no end.",
     )
     region: str = Field("us-east-1", description="AWS region.")
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Root disk, GiB (encrypted gp3).")

@@ -79,7 +79,7 @@ class Ec2Watch:
         self._clock = clock
         self._since = since and since - _SKEW
         self._look_at = clock.monotonic()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str]] = set()
 
     def look(self) -> list[MachineNews]:
         now = self._clock.monotonic()
@@ -89,11 +89,11 @@ class Ec2Watch:
         activities = [Activity.of(answer) for answer in self._group.activities()]
         activities = [a for a in activities if self._since is None or a.started_at >= self._since]
         boots = self._run.boots()
-        fresh = [news for news in self._all(activities, boots) if (news.phase, news.message) not in self._told]
-        self._told.update((news.phase, news.message) for news in fresh)
+        fresh = [(key, news) for key, news in _keyed(self._all(activities, boots)) if key not in self._told]
+        self._told.update(key for key, _ in fresh)
         if not fresh:
             self._judge(activities, boots)
-        return fresh
+        return [news for _, news in fresh]
 
     def _all(self, activities: list[Activity], boots: list[BootRecord]) -> Iterator[MachineNews]:
         yield _announced(self._plan)
@@ -163,9 +163,17 @@ def _announced(plan: PlanRecord) -> MachineNews:
     return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {plan.compute['region']}")
 
 
+def _keyed(every: Iterator[MachineNews]) -> Iterator[tuple[tuple[str, str, str], MachineNews]]:
+    """News by what makes them new: a refusal is, if a machine has come since it was last told."""
+    machine = ""
+    for news in every:
+        machine = news.message if news.phase == "launched" else machine
+        yield (news.phase, news.message, machine if news.phase == "refused" else ""), news
+
+
 def _of_activities(activities: list[Activity]) -> Iterator[MachineNews]:
-    """A refusal is told once for each place and reason, however often AWS tries."""
-    told = set()
+    """Until a machine comes, a refusal is told once for each place and reason, however often AWS tries."""
+    told: set[tuple[str, str]] = set()
     for activity in activities:
         at = activity.started_at.isoformat()
         if activity.refused and (activity.place, activity.reason) not in told:
@@ -173,6 +181,7 @@ def _of_activities(activities: list[Activity]) -> Iterator[MachineNews]:
             error_class = str(read_reason(activity.reason).error_class).replace("_", " ")
             yield MachineNews(at, "refused", f"in {activity.place}: {activity.reason} ({error_class})")
         elif activity.launches and activity.instance:
+            told.clear()
             yield MachineNews(at, "launched", f"{activity.instance} in {activity.place}")
         elif not activity.launches:
             yield MachineNews(at, "gone", f"{activity.instance}: {activity.reason}")

@@ -69,6 +69,21 @@ def test_a_dry_pool_is_passed_over_for_the_next_zone_and_an_interruption_brings_
     assert f"{first}: At 2026-01-01T00:05:00Z it was taken out of service" in told[3][1]
 
 
+def test_a_refusal_is_news_again_once_a_machine_has_come_and_gone() -> None:
+    world = World(capacity={Pool("p4d.24xlarge", "us-east-1a", "spot"): 0}, tries_per_zone=1)
+    scarce = {zone: ["UnfulfillableCapacity"] for zone in ("us-east-1b", "us-east-1c")}
+
+    def interrupt() -> None:
+        world.cloud._script.update(scarce)
+        world.cloud.end(world.cloud.alive()[0])
+
+    world.clock.at(600, interrupt)
+    told = watched(world, ec2_plan(purchase="spot"), minutes=30)
+    zones = [message[3:13] for phase, message in told if phase == "refused"]
+    assert [phase for phase, _ in told] == ["requesting", "refused", "launched", "gone", *["refused"] * 3, "launched"]
+    assert zones == ["us-east-1a", "us-east-1b", "us-east-1c", "us-east-1a"]
+
+
 def test_a_pool_that_dries_up_for_ever_ends_with_every_zones_reason_when_the_patience_is_over() -> None:
     world = World(
         script={"us-east-1a": [ICE + "*"], "us-east-1b": ["UnfulfillableCapacity*"], "us-east-1c": [NOT_HERE + "*"]}
