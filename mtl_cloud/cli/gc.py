@@ -1,48 +1,74 @@
-"""``mtl-cloud gc``: remove what runs have left at AWS."""
+"""``mtl-cloud gc``: remove what runs have left at AWS, or on this machine."""
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from mtl_cloud.cli.common import examples, output_options, print_json, print_table
 
 if TYPE_CHECKING:
-    from mtl_cloud.launch.ec2.sweep import Leftover
+    from mtl_cloud.launch.leftover import Leftover
+
+    _Remove: TypeAlias = Callable[[list[Leftover]], Iterator[Leftover]]
 
 log = logging.getLogger(__name__)
 
 
-@click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes"))
-@click.option("--region", default="us-east-1", show_default=True, metavar="REGION", help="Where to look.")
+@click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes", "gc --backend docker"))
+@click.option(
+    "--backend",
+    type=click.Choice(["ec2", "docker"]),
+    default="ec2",
+    show_default=True,
+    help="Where to look: at AWS, or in the container engine of this machine.",
+)
+@click.option("--region", default="us-east-1", show_default=True, metavar="REGION", help="AWS region to look in.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_options
-def command(*, region: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def command(*, backend: str, region: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Remove what runs have left at AWS: groups, launch templates and instances whose run has expired or is over.
 
-    They are found by their tags, in the whole account and with no state of this computer. Records and checkpoints are
+    They are found by their tags, in the whole account and with no state of this computer. With --backend docker:
+    containers on this machine that have ended, of runs that are over, by their labels. Records and checkpoints are
     never touched. A run that may go on is left alone.
 
     JSON: [{run_id, owner, reason, names, removed}, ...].
     """
+    found, remove = _at_aws(region) if backend == "ec2" else _on_this_machine()
+    if not as_json:
+        _print(found, region if backend == "ec2" else "this machine's engine")
+    removes = bool(found) and not dry_run and (yes or click.confirm("Remove them?", err=True))
+    for leftover in remove(found if removes else []):
+        if not as_json:
+            click.echo(f"{leftover.run_id}: removed")
+    if as_json:
+        print_json([{**asdict(leftover), "removed": removes} for leftover in found])
+
+
+def _at_aws(region: str) -> tuple[list[Leftover], _Remove]:
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.clock import Clock
     from mtl_cloud.launch.ec2.sweep import find_leftovers, remove_leftovers
 
     clients, clock = AwsClients(region), Clock()
     found = find_leftovers(clients, now=clock.now(), is_over=_is_over)
-    if not as_json:
-        _print(found, region)
-    removes = bool(found) and not dry_run and (yes or click.confirm("Remove them?", err=True))
-    for leftover in remove_leftovers(found if removes else [], clients, clock):
-        if not as_json:
-            click.echo(f"{leftover.run_id}: removed")
-    if as_json:
-        print_json([{**asdict(leftover), "removed": removes} for leftover in found])
+    return found, partial(remove_leftovers, clients=clients, clock=clock)
+
+
+def _on_this_machine() -> tuple[list[Leftover], _Remove]:
+    from mtl_cloud.engine import Engine
+    from mtl_cloud.launch.docker import find_leftovers, remove_leftovers
+
+    engine = Engine.find(os.environ)
+    return find_leftovers(engine, is_over=_is_over), partial(remove_leftovers, engine=engine)
 
 
 def _is_over(run_id: str, storage: str) -> bool:
@@ -58,8 +84,8 @@ def _is_over(run_id: str, storage: str) -> bool:
         return False
 
 
-def _print(found: list[Leftover], region: str) -> None:
+def _print(found: list[Leftover], place: str) -> None:
     if not found:
-        click.echo(f"nothing is left in {region}")
+        click.echo(f"nothing is left in {place}")
         return
     print_table(("run", "owner", "why", "what"), [(x.run_id, x.owner, x.reason, ", ".join(x.names)) for x in found])

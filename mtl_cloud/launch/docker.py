@@ -10,7 +10,8 @@ import csv
 import io
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -19,12 +20,15 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
+from mtl_cloud.launch.leftover import Leftover
 from mtl_cloud.records import Json, PlanRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.supervise.settings import Settings
 
-__all__ = ["DockerLauncher", "container_name"]
+__all__ = ["DockerLauncher", "container_name", "find_leftovers", "remove_leftovers"]
 
+_RUN_LABEL = "mtl-cloud.run-id"
+_STORAGE_LABEL = "mtl-cloud.storage"
 _START_S = 120.0
 _LOOK_S = 0.2
 _STOP_MARGIN_S = 15.0
@@ -84,7 +88,7 @@ class DockerLauncher:
 
     def surroundings(self, plan: PlanRecord) -> Iterator[str]:
         """What a container of this run is given of the machine, as options of the engine's ``run``."""
-        yield from ("--label", f"mtl-cloud.run-id={plan.run_id}")
+        yield from ("--label", f"{_RUN_LABEL}={plan.run_id}", "--label", f"{_STORAGE_LABEL}={plan.storage}")
         yield from ("--hostname", self._hostname, "--user", self._user)
         yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108
         yield from ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
@@ -200,6 +204,31 @@ class DockerLauncher:
     @property
     def _engine(self) -> Engine:
         return self._given_engine or Engine.find(self._environ)
+
+
+def find_leftovers(engine: Engine, *, is_over: Callable[[str, str], bool]) -> list[Leftover]:
+    """Containers that have ended, of runs that are over. One that may go on loses its container to the next attempt.
+
+    ``is_over`` tells from a run id and its storage's URL whether the run has a result. Raises ``EngineError``.
+    """
+    ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={_STORAGE_LABEL}").split()
+    found = [container for one in ids if (container := engine.inspect("container", one))]
+    ended = [(one["Config"]["Labels"], one["Name"]) for one in found if one["State"]["Status"] in _OVER]
+    return [
+        Leftover(labels[_RUN_LABEL], "", "the run is over", (f"container {name.lstrip('/')}",))
+        for labels, name in sorted(ended, key=itemgetter(1))
+        if labels[_STORAGE_LABEL] and is_over(labels[_RUN_LABEL], labels[_STORAGE_LABEL])
+    ]
+
+
+def remove_leftovers(leftovers: Iterable[Leftover], engine: Engine) -> Iterator[Leftover]:
+    """Yields each when its container is gone. Raises ``EngineError``."""
+    for leftover in leftovers:
+        for name in leftover.names:
+            container = name.partition(" ")[2]
+            if engine.inspect("container", container):
+                engine.ask("rm", container)
+        yield leftover
 
 
 def container_name(run_id: str) -> str:

@@ -109,7 +109,8 @@ class Ec2Compute(_Compute):
     )
     capacity_timeout_minutes: PositiveFloat | None = Field(
         60.0,
-        description="How long AWS looks for the first instance before who follows the run gives up; null: no end.",
+        description="How long AWS may look for the first instance before who follows the run gives up; "
+        "null: until the deadline.",
     )
     region: str = Field("us-east-1", description="AWS region.")
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Root disk, GiB (encrypted gp3).")

@@ -43,7 +43,7 @@ SURFACE = {
     "ssh": ["--debug", "--json", "--storage", "--user", "RUN"],
     "pull": ["--debug", "--host", "--json", "--storage", "--user", "DEST", "PATH", "RUN"],
     "cancel": sorted([*RUN, "--reason", "--wait"]),
-    "gc": ["--debug", "--dry-run", "--json", "--region", "--yes"],
+    "gc": ["--backend", "--debug", "--dry-run", "--json", "--region", "--yes"],
     "runs": ["--debug", "--json", "--storage"],
     "status": sorted([*RUN, "--follow"]),
     "logs": sorted([*RUN, "--attempt", "--follow"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,9 +21,9 @@ from run_harness import FAST, PLAN, logged, wait_for
 from mtl_cloud.engine import Engine
 from mtl_cloud.errors import ImageError, LaunchError
 from mtl_cloud.launch import BackendState, RunHandle
-from mtl_cloud.launch.docker import DockerLauncher, container_name
+from mtl_cloud.launch.docker import DockerLauncher, container_name, find_leftovers, remove_leftovers
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.storage import FolderStorage
+from mtl_cloud.storage import FolderStorage, open_storage
 
 MakeRun = Callable[..., RunRecord]
 
@@ -123,6 +125,32 @@ def test_a_beating_heart_is_healthy(launcher: DockerLauncher, make_run: MakeRun,
     assert engine.ask("exec", name, *check[1:]) == "last heartbeat 0 s ago"
 
 
+def test_gc_removes_ended_containers_of_runs_that_are_over_and_no_others(
+    launcher: DockerLauncher, make_run: MakeRun, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, interrupted, living = make_run("print('x')"), make_run("work()"), make_run("work()")
+    names = [container_name(run.run_id) for run in (over, interrupted, living)]
+    for run in (over, interrupted, living):
+        submit(launcher, run)
+    wait_for(over.result)
+    engine.ask("wait", names[0])
+    engine.ask("stop", names[1])
+    monkeypatch.setenv("MTL_CLOUD_ENGINE", engine.program)
+    command = [sys.executable, "-m", "mtl_cloud", "gc", "--backend", "docker", "--dry-run", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    shown = [(one["names"], one["removed"]) for one in told if f"container {names[0]}" in one["names"]]
+    assert shown == [([f"container {names[0]}"], False)]
+    assert not {f"container {name}" for name in names[1:]} & {name for one in told for name in one["names"]}
+
+    def is_over(run_id: str, storage: str) -> bool:  # other tests' containers are theirs
+        return run_id == over.run_id and RunRecord(open_storage(storage), run_id).result() is not None
+
+    for expected in ([over.run_id], []):
+        found = find_leftovers(engine, is_over=is_over)
+        assert [leftover.run_id for leftover in remove_leftovers(found, engine)] == expected
+    assert [engine.inspect("container", name) is None for name in names] == [True, False, False]
+
+
 def test_a_missing_image_names_the_command_that_builds_it(launcher: DockerLauncher, make_run: MakeRun) -> None:
     run = make_run("work()")
     plan = replace(run.plan(), image="mtl-cloud:nowhere")
@@ -152,7 +180,8 @@ def test_the_request_whole(tmp_path: Path) -> None:
     assert submission.request == {
         "image": "mtl-cloud:1",
         "run": [
-            *("--name", "mtl-cloud-r-1", "--label", "mtl-cloud.run-id=r-1", "--hostname", "laptop", "--user", "7:8"),
+            *("--name", "mtl-cloud-r-1", "--label", "mtl-cloud.run-id=r-1"),
+            *("--label", "mtl-cloud.storage=s3://b/runs", "--hostname", "laptop", "--user", "7:8"),
             *("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", "16g"),
             *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--stop-timeout", "135"),
             *("--gpus", "2", "--memory", "2g", "--memory-swap", "2g"),

@@ -15,23 +15,13 @@ from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.launch.ec2.group import ALIVE, Group
 from mtl_cloud.launch.ec2.names import read_tags
+from mtl_cloud.launch.leftover import Leftover
 from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
 
-__all__ = ["Leftover", "find_leftovers", "remove_leftovers"]
+__all__ = ["find_leftovers", "remove_leftovers"]
 
 _IDLE = timedelta(hours=1)
 """A submit in progress is younger."""
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """All that one run has at AWS, and why it should have nothing."""
-
-    run_id: str
-    owner: str
-    reason: str
-    names: tuple[str, ...]
-    """Each as ``kind name``."""
 
 
 @dataclass
