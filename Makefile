@@ -22,11 +22,13 @@ test: $(VENV)/.dev    ## Run the tests (minutes)
 test-slow: $(VENV)/.dev ## Run the tests that take longer
 	$(PYTEST) -n 2 --dist worksteal -m slow
 
-check: $(VENV)/.dev   ## Style, types, import contracts
+check: $(VENV)/.dev   ## Style, types, import contracts, the image's recipe, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/make-base .ci/run
 
 format: $(VENV)/.dev  ## Let the formatter and the safe fixes run
 	$(BIN)/ruff format .

@@ -167,7 +167,7 @@ def test_the_image_is_whole_and_holds_nothing_that_it_should_not(engine: Engine,
     kept = json.dumps(found["Config"]) + engine.ask("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
     assert "CERTIFICATE" not in kept
     assert not [word for word in ("PASSWORD=", "TOKEN=", "SECRET", "index-url") if word in kept.replace("secret,", "")]
-    assert (found["Config"]["StopSignal"], found["Config"]["User"]) == ("SIGTERM", "mtl-cloud")
+    assert (found["Config"]["StopSignal"], found["Config"]["User"]) == ("SIGTERM", "10001")
 
 
 def test_torch_is_the_largest_layer(engine: Engine, image: str) -> None:
