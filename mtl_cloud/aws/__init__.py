@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtl_cloud.aws.clients import AwsClients, ClientMaker
 from mtl_cloud.aws.codes import CODES, ErrorClass
-from mtl_cloud.aws.denials import Denial, decode_denial, read_denial
+from mtl_cloud.aws.denials import Denial, decode_denial, encoded_denial, read_denial
 from mtl_cloud.aws.diagnosis import Diagnosis, diagnose, read_reason
 from mtl_cloud.aws.translate import translated
 
@@ -17,6 +17,7 @@ __all__ = [
     "ErrorClass",
     "decode_denial",
     "diagnose",
+    "encoded_denial",
     "read_denial",
     "read_reason",
     "translated",

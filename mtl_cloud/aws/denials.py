@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_cloud.records import Json
 
-__all__ = ["Denial", "decode_denial", "read_denial"]
+__all__ = ["Denial", "decode_denial", "encoded_denial", "read_denial"]
 
 _DENIAL = re.compile(
     r"(?:User: (?P<principal>\S+) )?is not authorized to perform: (?P<action>[\w-]+:\w+)"
@@ -80,16 +80,18 @@ def read_denial(message: str, *, service: str = "", operation: str = "") -> Deni
     return Denial(f"{_PREFIXES.get(service, service)}:{operation}") if service and operation else None
 
 
-def decode_denial(message: str, sts: Any) -> Denial | None:
-    """What EC2 hides in an "encoded authorization failure message". None where the message has none.
+def encoded_denial(message: str) -> str | None:
+    """What EC2 hides in an "encoded authorization failure message", as it hides it; None where the message has none."""
+    found = _ENCODED.search(message)
+    return found["encoded"] if found else None
+
+
+def decode_denial(encoded: str, sts: Any) -> Denial:
+    """What STS makes of it.
 
     ``sts`` is a client whose user may ``sts:DecodeAuthorizationMessage``; botocore's errors pass through.
     """
-    found = _ENCODED.search(message)
-    if not found:
-        return None
-    answer = sts.decode_authorization_message(EncodedMessage=found["encoded"])
-    told = json.loads(answer["DecodedMessage"])
+    told = json.loads(sts.decode_authorization_message(EncodedMessage=encoded)["DecodedMessage"])
     context = told["context"]
     return Denial(
         action=context["action"],

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from mtl_cloud.aws.codes import ErrorClass
-from mtl_cloud.aws.denials import read_denial
+from mtl_cloud.aws.denials import encoded_denial, read_denial
 from mtl_cloud.aws.diagnosis import Diagnosis, diagnose
 from mtl_cloud.errors import CapacityError, CloudError, MissingExtraError
 
 __all__ = ["translated"]
 
 _DENIALS = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+_MORE = "; AWS has hidden more in its message: `mtl-cloud explain` with the whole of it, in quotes, has it decoded"
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def _ours(error: Exception, service: str, where: str) -> CloudError:
     place = " ".join(part for part in (where and f"{where}:", service, answer.operation) if part)
     return kind(
         f"{place}: {answer.message} ({answer.code}: {diagnosis.error_class.replace('_', ' ')})",
-        hint=f"{diagnosis.cause}; {diagnosis.action}",
+        hint=f"{diagnosis.cause}; {diagnosis.action}{_MORE if encoded_denial(answer.message) else ''}",
         code=answer.code,
         error_class=diagnosis.error_class,
         operation=answer.operation,

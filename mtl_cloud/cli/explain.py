@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table
-from mtl_cloud.errors import UsageError
+from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table, print_warnings
+from mtl_cloud.errors import LaunchError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from mtl_cloud.aws import Diagnosis
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @output_options
 def command(*, code: str | None, list_all: bool, as_json: bool) -> None:
     """Explain an error code of AWS, or a whole message in quotes: its class, its cause, and what to do.
+
+    An encoded authorization failure message is decoded by AWS, where your user may have that done.
 
     JSON: {code, error_class, may_pass, cause, action}; a list of them with --list. may_pass: the same request may
     succeed later with nothing changed.
@@ -38,13 +40,29 @@ def _diagnosis(code: str) -> Diagnosis:
     from mtl_cloud.nearest import nearest
 
     if " " in code:
-        return read_reason(code)
+        return _with_what_is_hidden(code, read_reason(code))
     found = diagnose(code)
     if found.error_class is ErrorClass.UNKNOWN:
         name = nearest(code, (known for known in CODES if not known.endswith("*")))
         hint = f"did you mean {name}?" if name else "mtl-cloud explain --list prints all that are known"
         raise UsageError(f"{code} is not in the table of AWS's errors", hint=hint)
     return found
+
+
+def _with_what_is_hidden(message: str, found: Diagnosis) -> Diagnosis:
+    from mtl_cloud.aws import AwsClients, decode_denial, encoded_denial, translated
+
+    encoded = encoded_denial(message)
+    if encoded is None:
+        return found
+    try:
+        sts = AwsClients("us-east-1")("sts")
+        with translated("sts"):
+            denial = decode_denial(encoded, sts)
+    except (LaunchError, MissingExtraError) as error:
+        print_warnings([f"what the message hides is not decoded: {error}"])
+        return found
+    return replace(found, cause=denial.cause, action=denial.action_to_take)
 
 
 def _document(diagnosis: Diagnosis) -> dict[str, object]:

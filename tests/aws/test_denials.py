@@ -8,7 +8,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from mtl_cloud.aws import Denial, decode_denial, diagnose, read_denial
+from mtl_cloud.aws import Denial, decode_denial, diagnose, encoded_denial, read_denial
 
 USER = "arn:aws:iam::111122223333:user/ada"
 INSTANCE = "arn:aws:ec2:us-east-1:111122223333:instance/*"
@@ -62,6 +62,7 @@ def test_an_encoded_message_is_decoded_by_sts() -> None:
     told = json.dumps({"allowed": False, "explicitDeny": True, "context": context})
     with Stubber(sts) as stub:
         stub.add_response("decode_authorization_message", {"DecodedMessage": told}, {"EncodedMessage": "8tQwz"})
-        denial = decode_denial("You are not authorized. Encoded authorization failure message: 8tQwz", sts)
+        encoded = encoded_denial("You are not authorized. Encoded authorization failure message: 8tQwz")
+        denial = decode_denial(str(encoded), sts)
     assert denial == Denial("iam:PassRole", "arn:aws:iam::111122223333:role/r", USER, explicit=True)
-    assert decode_denial("Access denied.", sts) is None
+    assert encoded_denial("Access denied.") is None
