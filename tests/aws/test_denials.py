@@ -6,9 +6,11 @@ import json
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from mtl_cloud.aws import Denial, decode_denial, diagnose, encoded_denial, read_denial
+from mtl_cloud.aws import Denial, decode_denial, diagnose, encoded_denial, read_denial, translated
+from mtl_cloud.errors import CloudError
 
 USER = "arn:aws:iam::111122223333:user/ada"
 INSTANCE = "arn:aws:ec2:us-east-1:111122223333:instance/*"
@@ -66,3 +68,12 @@ def test_an_encoded_message_is_decoded_by_sts() -> None:
         denial = decode_denial(str(encoded), sts)
     assert denial == Denial("iam:PassRole", "arn:aws:iam::111122223333:role/r", USER, explicit=True)
     assert encoded_denial("Access denied.") is None
+
+
+def test_an_error_that_hides_more_says_how_to_have_it_told() -> None:
+    message = "You are not authorized to perform this operation. Encoded authorization failure message: 8tQwz"
+    hidden = ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": message}}, "RunInstances")
+    with pytest.raises(CloudError) as caught, translated("ec2"):
+        raise hidden
+    assert str(caught.value.hint).startswith("no policy allows ec2:RunInstances; add to the policy")
+    assert "`mtl-cloud explain` with the whole of it" in str(caught.value.hint)
