@@ -27,6 +27,12 @@ _STOPPED_FOR = {
 _TORCHRUN_EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)")  # of its report, "Root Cause (first observed failure)"
 _PYTHON_ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?::.*)?)$")
 _TORCHRUN_ERROR = "ChildFailedError"  # its own last line, which hides the worker's
+_LOST_PEER = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms for|timeout caused pair closure"  # gloo
+    r"|Dist(?:Network|Store)Error|RendezvousConnectionError"  # torch's store, and torchrun over it
+    r"|remote process exited or there was a network error|communicator was aborted|operation timeout"  # NCCL
+)
+"""What those who are left say when another process of the training, or its machine, is gone."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,20 @@ def _unexplained(exit_code: int | None, log_tail: Sequence[str]) -> Ending:
     if exit_code == EXIT_STOPPED:
         message = "the trainer saved and stopped, though its supervisor did not ask it to"
         return Ending(Outcome.MACHINE_ERROR, exit_code, message)
-    return Ending(Outcome.USER_ERROR, exit_code, f"the trainer ended with code {exit_code}: {_last_words(log_tail)}")
+    words = _last_words(log_tail)
+    if _LOST_PEER.search(words):
+        return Ending(Outcome.MACHINE_ERROR, exit_code, f"the trainer lost another process of its training: {words}")
+    return Ending(Outcome.USER_ERROR, exit_code, f"the trainer ended with code {exit_code}: {words}")
 
 
 def _last_words(log_tail: Sequence[str]) -> str:
-    """The last line of the last Python traceback, or the last line of all."""
+    """The last line of the last Python traceback, or the last line of all.
+
+    Of several processes' tracebacks, that of one which did not merely lose another says why.
+    """
     errors = [match[1] for line in log_tail if _TORCHRUN_ERROR not in line and (match := _PYTHON_ERROR.match(line))]
-    lines = errors or log_tail or ["it wrote no log"]
+    causes = [error for error in errors if not _LOST_PEER.search(error)]
+    lines = causes or errors or log_tail or ["it wrote no log"]
     return lines[-1].strip()
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mtl_cloud.records import Outcome
 from mtl_cloud.supervise.classify import Ending, Life, Verdict, classify, judge
 from mtl_cloud.supervise.contract import Failure, StopReason
+from mtl_cloud.supervise.log import tail
 from mtl_cloud.supervise.watch import Stop
 
 USER = Failure(exit_code=9, message="no images in /data", hint="mount it")
@@ -73,6 +81,74 @@ def test_an_end_that_nobody_asked_for(
     exit_code: int, failure: Failure | None, log: list[str], expected: Ending
 ) -> None:
     assert classify(exit_code, None, failure, log) == expected
+
+
+GLOO = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:{}] {} [10.0.0.7]:5519{}. This is typically caused by a "
+    "remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! 🏖️"
+)
+"""As torch 2.15 prints it."""
+NCCL = "torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[rank1]: RuntimeError: " + GLOO.format(561, "Connection closed by peer", ""),
+        "[rank1]: RuntimeError: " + GLOO.format(545, "Read error", ": Connection reset by peer"),
+        "[rank1]: RuntimeError: [../unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+        "[rank3]: " + NCCL + "remote process exited or there was a network error, NCCL version 2.28.8",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 600000ms",
+        "torch.distributed.DistStoreError: wait timeout after 600000ms, keys: /default_pg/0//cpu//0",
+    ],
+)
+def test_a_lost_peer_is_the_machines_fault(words: str) -> None:
+    ending = classify(1, None, None, [*TRACEBACK[:2], words, *_torchrun(1)[3:]])
+    assert ending.outcome == Outcome.MACHINE_ERROR
+    assert ending.message == f"the trainer lost another process of its training: {words.partition(']: ')[2] or words}"
+
+
+@pytest.mark.parametrize("words", ["unhandled cuda error", "invalid usage"])
+def test_other_errors_of_nccl_are_no_lost_peer(words: str) -> None:
+    assert classify(1, None, None, [NCCL + words]).outcome == Outcome.USER_ERROR
+
+
+def test_an_error_that_took_its_peers_along_is_the_cause() -> None:
+    """Whoever ended first, and in whatever order they wrote."""
+    lost = "[rank1]: RuntimeError: " + GLOO.format(561, "Connection closed by peer", "")
+    expected = Ending(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes")
+    user = [f"[rank0]: {line}" for line in TRACEBACK]
+    assert classify(1, None, None, [*user, lost, *_torchrun(1)[3:]]) == expected
+    assert classify(1, None, None, [lost, *user, *_torchrun(1)[3:]]) == expected
+
+
+LIVES_TOGETHER = """
+import os, signal, torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+for step in range(100):
+    if step == 20 and dist.get_rank() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(3))
+"""
+
+
+@pytest.mark.slow
+def test_what_gloo_says_when_a_peer_is_killed_is_understood(tmp_path: Path) -> None:
+    """Each process on a host of its own, as their supervisors see it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    environ = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command, log = [sys.executable, "-c", LIVES_TOGETHER], (tmp_path / "log.txt").open("wb+")
+    with (
+        log,
+        subprocess.Popen(command, env=environ | {"RANK": "0"}) as first,
+        subprocess.Popen(command, env=environ | {"RANK": "1"}, stderr=log) as second,
+    ):
+        assert (first.wait(120), second.wait(120)) == (-signal.SIGKILL, 1)
+    ending = classify(1, None, None, tail(tmp_path / "log.txt", 200))
+    assert ending.outcome == Outcome.MACHINE_ERROR
+    assert "the trainer lost another process of its training: RuntimeError: " in ending.message
 
 
 @pytest.mark.parametrize(
