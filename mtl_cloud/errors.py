@@ -20,6 +20,7 @@
     │   └── RecordError           8   an object is there but is not what it should be
     ├── DatasetError              9   the dataset is missing, damaged or wrongly labelled
     ├── TrainingError            10   training cannot go on (diverged, out of memory, …)
+    │   └── WorkerDiedError      10   a signal ended a loader worker: the machine's fault
     └── MissingExtraError        11   an optional part of mtl-cloud is not installed
 
 A message says what is wrong and where; ``hint`` says what to do next.
@@ -51,6 +52,7 @@ __all__ = [
     "StorageRefusedError",
     "TrainingError",
     "UsageError",
+    "WorkerDiedError",
 ]
 
 
@@ -196,6 +198,10 @@ class TrainingError(MtlCloudError):
     """Training cannot go on: the loss is not a number, the device is out of memory, ..."""
 
     exit_code = 10
+
+
+class WorkerDiedError(TrainingError):
+    """A signal ended a loader worker. As with the trainer itself, the machine is to blame, and a restart may help."""
 
 
 class MissingExtraError(MtlCloudError):

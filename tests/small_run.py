@@ -19,11 +19,22 @@ __all__ = ["end_state", "make_small_run"]
 
 
 def make_small_run(
-    folder: Path, *, rounds: int = 4, epochs_per_round: int = 1, every_minutes: float | None = 1e-9, **limits: Any
+    folder: Path,
+    *,
+    rounds: int = 4,
+    epochs_per_round: int = 1,
+    every_minutes: float | None = 1e-9,
+    loader_workers: int = 0,
+    **limits: Any,
 ) -> RunRecord:
     """Rounds of three small batches; every step is saved, unless a save is under way. ``limits`` are the plan's."""
     job = small_job(
-        rounds=rounds, epochs_per_round=epochs_per_round, max_steps_per_epoch=3, batch_size=4, image_size=32
+        rounds=rounds,
+        epochs_per_round=epochs_per_round,
+        max_steps_per_epoch=3,
+        batch_size=4,
+        image_size=32,
+        loader_workers=loader_workers,
     )
     job = job.model_copy(
         update={

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError
+from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError, WorkerDiedError
 from mtl_cloud.patience import PatientStorage
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.load import job_from_json, relocate
@@ -80,7 +80,7 @@ def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:
 def _fail(scratch: Scratch, error: MtlCloudError) -> int:
     """Leave the reason for the supervisor, which may not see this process's exit code through torchrun."""
     log.error("error: %s%s", error, f"\nhint: {error.hint}" if error.hint else "")
-    kind: Literal["user", "machine"] = "machine" if isinstance(error, StorageError) else "user"
+    kind: Literal["user", "machine"] = "machine" if isinstance(error, StorageError | WorkerDiedError) else "user"
     scratch.write_failure(Failure(exit_code=error.exit_code, message=str(error), hint=error.hint, kind=kind))
     return error.exit_code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from mtl_cloud.train.transforms import (
     sample_rng,
     shrinkable,
 )
+from mtl_cloud.train.workers import deaths_explained
 
 __all__ = ["Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
 
@@ -160,10 +162,10 @@ def validation_batches(
     return _load(view, batches, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 
-def _load(view: TorchDataset[Item], batches: object, collate: Collate, *, workers: int, pin: bool) -> Iterator[Batch]:
+def _load(view: TorchDataset[Item], indices: object, collate: Collate, *, workers: int, pin: bool) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         _Reporting(view),
-        batch_sampler=batches,  # type: ignore[arg-type]  # an iterable of index lists serves
+        batch_sampler=indices,  # type: ignore[arg-type]  # an iterable of index lists serves
         collate_fn=partial(_collate_or_report, collate),
         num_workers=workers,
         pin_memory=pin,
@@ -174,10 +176,12 @@ def _load(view: TorchDataset[Item], batches: object, collate: Collate, *, worker
         # Without its own generator a loader draws from the global one, and training would depend on it.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, MtlCloudError):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    with deaths_explained(batches):
+        for batch in batches:
+            if isinstance(batch, MtlCloudError):
+                raise batch
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -210,5 +214,6 @@ def _forkserver() -> BaseContext:
 
 
 def _one_thread(_worker: int) -> None:
+    faulthandler.enable()  # what crashes a worker leaves its trace
     torch.set_num_threads(1)
     logging.captureWarnings(capture=True)

@@ -1,0 +1,108 @@
+"""Loader workers that die end the run with who and why; what a dataset raises in them comes out with its trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.embedded import open_embedded
+from mtl_cloud.errors import TrainingError, WorkerDiedError
+from mtl_cloud.records import Outcome
+from mtl_cloud.spec.job import TrainingSpec
+from mtl_cloud.supervise.classify import classify
+from mtl_cloud.tasks import Task
+from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data import Collate, validation_batches
+
+
+@dataclass(frozen=True)
+class Trapped:
+    """A dataset, one of whose samples does something else."""
+
+    dataset: Dataset
+    trap: Callable[[], None]
+    at: int = 9
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        if index == self.at:
+            self.trap()
+        return self.dataset.load(index, shrink)
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(index)
+
+
+def batches(trap: Callable[[], None]) -> Iterator[Batch]:
+    """Of four, by two workers."""
+    data = Trapped(open_embedded(None, "val"), trap)
+    training = TrainingSpec(batch_size=4, eval_batch_size=4, loader_workers=2, image_size=32)
+    return validation_batches(data, training, Collate(data.info.classes, multi_label=True), rank=0, world=1, pin=False)
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def out_of_shared_memory() -> None:
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def left() -> None:
+    os._exit(3)
+
+
+def mistaken() -> None:
+    raise ValueError("no such colour")
+
+
+@pytest.mark.parametrize(
+    ("trap", "kind", "message", "hint"),
+    [
+        (killed, WorkerDiedError, r"loader worker \d+ was ended by SIGKILL", "out of memory"),
+        pytest.param(
+            out_of_shared_memory,
+            WorkerDiedError,
+            r"loader worker \d+ was ended by SIGBUS",
+            "--shm-size",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(left, TrainingError, r"loader worker \d+ ended with code 3", "in the log", marks=pytest.mark.slow),
+    ],
+)
+def test_a_workers_end_names_it_and_what_probably_killed_it(
+    trap: Callable[[], None], kind: type[TrainingError], message: str, hint: str
+) -> None:
+    with pytest.raises(TrainingError, match=message) as caught:
+        list(batches(trap))
+    assert type(caught.value) is kind
+    assert hint in str(caught.value.hint)
+
+
+def test_what_a_dataset_raises_in_a_worker_is_the_users_fault_and_comes_with_its_trace() -> None:
+    with pytest.raises(ValueError, match="no such colour") as caught:
+        list(batches(mistaken))
+    log = "".join(traceback.format_exception(caught.value)).splitlines()
+    assert any("in mistaken" in line for line in log)
+    ending = classify(1, None, None, log)
+    assert (ending.outcome, ending.message) == (
+        Outcome.USER_ERROR, "the trainer ended with code 1: ValueError: no such colour",
+    )  # fmt: skip
