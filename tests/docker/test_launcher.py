@@ -142,6 +142,10 @@ def test_gc_removes_ended_containers_of_runs_that_are_over_and_no_others(
     assert shown == [([f"container {names[0]}"], False)]
     assert not {f"container {name}" for name in names[1:]} & {name for one in told for name in one["names"]}
 
+    ours = {run.run_id for run in (over, interrupted, living)}
+    ended = find_leftovers(engine, is_over=lambda run_id, _: run_id in ours)
+    assert {leftover.run_id for leftover in ended} == {over.run_id, interrupted.run_id}  # what runs is left alone
+
     def is_over(run_id: str, storage: str) -> bool:  # other tests' containers are theirs
         return run_id == over.run_id and RunRecord(open_storage(storage), run_id).result() is not None
 

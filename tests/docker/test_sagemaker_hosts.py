@@ -1,7 +1,7 @@
 """SageMaker's contract kept by the real image: two hosts are two containers, which meet by their names, over gloo.
 
 The containers are given what SageMaker gives: the request's entry point, arguments and environment, ``/opt/ml``, and a
-SIGTERM to all of them. Both share this machine's loopback, where each host's name is an address of its own.
+SIGTERM to all of them. Both share this machine's loopback, where each is known by its host's name.
 """
 
 from __future__ import annotations
