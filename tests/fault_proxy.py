@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import random
 import socket
 import struct
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-__all__ = ["KINDS", "FaultProxy"]
+__all__ = ["KINDS", "READ_KINDS", "FaultProxy"]
 
 KINDS = (
     "503",
@@ -30,6 +31,9 @@ KINDS = (
     "flip in GET",
 )
 """``lost``: the server has done what was asked before the failure."""
+READ_KINDS = ("503", "500", "cut", "reset", "timeout", "slow", "flip in GET")
+"""What befalls the reading of data. ``slow``: the answer comes in small pieces, whole in the end."""
+_PIECES = 5
 _ANSWERS = {
     "503": (503, "SlowDown"),
     "500": (500, "InternalError"),
@@ -44,15 +48,24 @@ class FaultProxy:
     """A context in which ``url`` leads to the server at ``upstream``, through faults.
 
     Each request meets one of ``kinds`` with the probability ``rate``; ``injected`` counts them by kind. ``stall_s`` is
-    how long a request that times out gets no answer.
+    how long a request that times out gets no answer. After ``in_a_row`` faults, the same request comes through.
     """
 
     def __init__(
-        self, upstream: str, *, rate: float, stall_s: float, seed: int = 0, kinds: Collection[str] = KINDS
+        self,
+        upstream: str,
+        *,
+        rate: float,
+        stall_s: float,
+        seed: int = 0,
+        kinds: Collection[str] = KINDS,
+        in_a_row: float = math.inf,
     ) -> None:
         self.kinds = kinds
         self.rate = rate
         self.injected: Counter[str] = Counter()
+        self.in_a_row = in_a_row
+        self._met: Counter[str] = Counter()
         self._stall_s = stall_s
         self._upstream = urlsplit(upstream).netloc
         self._chance = random.Random(seed)
@@ -74,15 +87,18 @@ class FaultProxy:
         for connection in self._connections:
             connection.close()
 
-    def choose(self, method: str, path: str, size: int) -> str | None:
-        """The fault that a request meets, of those that can befall it, or None."""
+    def choose(self, method: str, path: str, size: int, part: str = "") -> str | None:
+        """The fault that a request (for the range ``part``) meets, of those that can befall it, or None."""
         # A listing has no checksum of its own: over TLS, which it is for, no bit of it can flip.
         reads_object = method == "GET" and "?" not in path
         can_flip = {"flip in PUT": method == "PUT" and size > 0, "flip in GET": reads_object}
         possible = [kind for kind in self.kinds if can_flip.get(kind, True)]
+        request = f"{method} {path} {part}"
         with self._lock:
-            if not possible or self._chance.random() >= self.rate:
+            if not possible or self._met[request] >= self.in_a_row or self._chance.random() >= self.rate:
+                self._met[request] = 0
                 return None
+            self._met[request] += 1
             kind = min(self._chance.sample(possible, len(possible)), key=lambda kind: self.injected[kind])
             self.injected[kind] += 1
             return kind
@@ -94,8 +110,8 @@ class FaultProxy:
         spoilt[bit // 8] ^= 1 << bit % 8
         return bytes(spoilt)
 
-    def stall(self) -> None:
-        time.sleep(self._stall_s)
+    def stall(self, part: float = 1.0) -> None:
+        time.sleep(part * self._stall_s)
 
     def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, list, bytes]:
         """Status, headers and body of the server's answer. Each thread keeps its connection."""
@@ -121,11 +137,12 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's body waits for the acknowledgement of its head: 40 ms
     faults: FaultProxy
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.faults.choose(self.command, self.path, len(body))
+        fault = self.faults.choose(self.command, self.path, len(body), self.headers.get("Range", ""))
         if fault == "timeout":
             self.faults.stall()
         if fault in ("reset", "timeout"):
@@ -145,9 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(fault)
         if fault == "flip in GET" and body and status < 300:
             body = self.faults.flipped(body)
-        return self._send(status, headers, body, cut=fault == "cut")
+        return self._send(status, headers, body, fault)
 
-    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: str | None = None) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP | {"content-length"}:
@@ -155,12 +172,20 @@ class _Handler(BaseHTTPRequestHandler):
         length = {name.lower(): value for name, value in headers}.get("content-length", "0")
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
         self.end_headers()
-        if cut:
+        if fault == "cut":
             self.wfile.write(body[: len(body) // 2])
             return self._reset()
+        pieces = _PIECES if fault == "slow" else 1
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._write(body, pieces)
         return None
+
+    def _write(self, body: bytes, pieces: int) -> None:
+        size = -(-len(body) // pieces)
+        for start in range(0, len(body), max(1, size)):
+            self.wfile.write(body[start : start + size])
+            if pieces > 1:
+                self.faults.stall(1 / pieces)
 
     def _fail(self, fault: str) -> None:
         status, code = _ANSWERS[fault]

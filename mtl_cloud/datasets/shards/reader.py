@@ -17,11 +17,14 @@ from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCach
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
 from mtl_cloud.datasets.shards.tables import Table, open_table
-from mtl_cloud.errors import DatasetError, NotFoundError
+from mtl_cloud.errors import DatasetError, NotFoundError, StorageError
 from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import TASKS, Task
 
 __all__ = ["Extent", "ShardDataset", "is_prepared", "is_remote", "open_shards", "read_manifest"]
+
+_READS = 9
+"""Of a sample that arrives damaged, each time elsewhere: then it is the machine's fault and no bad sample."""
 
 
 class Extent(NamedTuple):
@@ -55,8 +58,9 @@ class StorageReader:
 class ShardDataset:
     """The samples of a split under the indices, keys and labels that the plain dataset has for them.
 
-    Every image and mask is checked against its CRC64NVME; one that does not fit is read once more. A copy for a loader
-    worker carries no rows: each process maps the index's file into memory.
+    Every image and mask is checked against its CRC64NVME; one that does not fit is read again, until it fits or comes
+    the same twice: then it is a bad sample. A copy for a loader worker carries no rows: each process maps the index's
+    file into memory.
     """
 
     url: str
@@ -78,11 +82,18 @@ class ShardDataset:
         return self.load(index, whole)
 
     def load(self, index: int, shrink: Shrink) -> Sample:
-        try:
-            return self.decode(index, self._fetch(index), shrink)
-        except _ChecksumError:  # damaged on its way here, and not where it lies?
-            shard, offset, size = self.extent(index)
-            return self.decode(index, self.reader.read_again(self.shards[shard], offset, size), shrink)
+        data = self._fetch(index)
+        for _ in range(_READS):
+            try:
+                return self.decode(index, data, shrink)
+            except _ChecksumError:
+                before, data = data, self._fetch_again(index)
+                if data == before:  # damaged where it lies, and not on its way here
+                    raise
+        raise StorageError(
+            f"{self.where(index)}: arrived damaged {_READS} times, and never the same",
+            hint="it is not the dataset: this machine's memory, network or disk damages what it reads",
+        )
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.rows["key"][index])
@@ -130,6 +141,10 @@ class ShardDataset:
     def _fetch(self, index: int) -> bytes:
         shard, offset, size = self.extent(index)
         return self.reader.read(self.shards[shard], offset, size)
+
+    def _fetch_again(self, index: int) -> bytes:
+        shard, offset, size = self.extent(index)
+        return self.reader.read_again(self.shards[shard], offset, size)
 
     def _image_bytes(self, index: int, data: bytes | memoryview) -> bytes:
         row = self.rows[index]

@@ -16,6 +16,7 @@ from mtl_cloud.datasets import Dataset, open_dataset, open_splits, restrict
 from mtl_cloud.datasets.base import Sample
 from mtl_cloud.datasets.shards import FileEntry, ShardDataset, open_shards
 from mtl_cloud.datasets.shards.reader import StorageReader
+from mtl_cloud.datasets.views import SkippingDataset
 from mtl_cloud.errors import DatasetError, StorageError
 from mtl_cloud.spec.job import DatasetSpec, SplitsSpec
 from mtl_cloud.storage import MemoryStorage, open_storage
@@ -172,20 +173,34 @@ def test_a_flipped_bit_is_found_and_the_sample_named(prepared: Prepared) -> None
     assert dataset[0].key == dataset.key(0)
 
 
+class Flipping(Recording):
+    """Spoils the first ``times`` reads, each elsewhere."""
+
+    def __init__(self, reader: StorageReader, times: int) -> None:
+        super().__init__(reader)
+        self.times = times
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        data = bytearray(super().read(shard, offset, size))
+        data[10 + len(self.asked)] ^= len(self.asked) <= self.times
+        return bytes(data)
+
+
 def test_bytes_that_were_damaged_on_the_way_are_read_again(prepared: Prepared) -> None:
     _, root, _ = prepared
     dataset = shards_of(root, "train")
-    whole = dataset[0]
+    reader = Flipping(dataset.reader, times=3)  # type: ignore[arg-type]
+    assert_same(replace(dataset, reader=reader)[0], dataset[0])
+    assert len(reader.asked) == 4
 
-    class FlippingOnce(Recording):
-        def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
-            data = bytearray(super().read(shard, offset, size))
-            data[100] ^= len(self.asked) == 1
-            return bytes(data)
 
-    reader = FlippingOnce(dataset.reader)  # type: ignore[arg-type]
-    assert_same(replace(dataset, reader=reader)[0], whole)
-    assert len(reader.asked) == 2
+def test_bytes_that_always_come_damaged_and_never_the_same_are_no_bad_sample(prepared: Prepared) -> None:
+    """Skipped for it, the sample would be lost for the run, and it is whole where it lies."""
+    _, root, _ = prepared
+    dataset = shards_of(root, "train")
+    reader = Flipping(dataset.reader, times=100)  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match=f"{dataset.key(0)}: arrived damaged 9 times, and never the same"):
+        SkippingDataset(replace(dataset, reader=reader))[0]
 
 
 def test_a_shard_that_is_short_or_gone_is_named(prepared: Prepared) -> None:
