@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Sample", "Shrink", "whole"]
+__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Least", "Sample", "Shrink", "whole"]
 
 IGNORE = 255
 """Mask value of pixels that count neither in the loss nor in the metrics (VOC's border)."""
@@ -55,7 +55,7 @@ class Sample:
     key: str
     """Names the sample for people: the file, or the archive and member."""
     image: npt.NDArray[np.uint8]
-    """[height, width, 3] RGB; perhaps shrunk."""
+    """[height, width, 3] RGB; perhaps shrunk, and black below what was asked for."""
     classification: int | npt.NDArray[np.float32] | None = None
     """Class index; or, for multi-label sets, [classes] with 1 present, 0 absent, -1 unknown (VOC's difficult only)."""
     detection: Boxes | None = None
@@ -73,13 +73,22 @@ class Sample:
         return self.shrunk_from or self.image.shape[:2]
 
 
-Shrink: TypeAlias = Callable[[int, int], int]
-"""(height, width) of a stored image -> 1, 2, 4 or 8: the divisor of its sides at which enough is left of it."""
+class Least(NamedTuple):
+    """How little of a stored image is enough."""
+
+    divisor: int
+    """1, 2, 4 or 8: its sides may be divided by this."""
+    rows: int
+    """From its top, before the division. What lies below may come out black."""
 
 
-def whole(height: int, width: int) -> int:  # noqa: ARG001  # a `Shrink`
-    """Nothing is shrunk."""
-    return 1
+Shrink: TypeAlias = Callable[[int, int], Least]
+"""(height, width) of a stored image -> how little of it is enough."""
+
+
+def whole(height: int, width: int) -> Least:  # noqa: ARG001  # a `Shrink`
+    """Nothing is spared."""
+    return Least(1, height)
 
 
 class Dataset(Protocol):
@@ -95,7 +104,7 @@ class Dataset(Protocol):
         ...
 
     def load(self, index: int, shrink: Shrink) -> Sample:
-        """The same, but its image may be shrunk while it is decoded, as far as ``shrink`` allows."""
+        """The same, but of its image only as much need be decoded as ``shrink`` asks for."""
         ...
 
     def key(self, index: int) -> str:

@@ -56,10 +56,10 @@ class FolderTree:
         return (self.root / path).stat().st_size
 
     def read(self, path: str) -> bytes:
-        return read_bytes(self.root / path)
+        return read_bytes(self.where(path))
 
     def where(self, path: str) -> str:
-        return str(self.root / path)
+        return f"{self.root}/{path}"
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,10 @@ class FolderStore:
         return FolderStore(self.folder, self.names[positions])
 
     def read(self, position: int) -> bytes:
-        return read_bytes(Path(self.where(position)))
+        return read_bytes(self.where(position))
 
     def where(self, position: int) -> str:
-        return str(self.folder / os.fsdecode(self.names[position]))
+        return f"{self.folder}/{os.fsdecode(self.names[position])}"
 
 
 @dataclass(frozen=True)

@@ -197,15 +197,16 @@ def _parse_object(element: ET.Element) -> VocObject:
     name = element.findtext("name", "").strip()
     if name not in _INDEX:
         raise ValueError(f"unknown class {name!r}")
-    left, top, right, bottom = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+    left, top, right, bottom = (float(_text(element, side)) for side in ("xmin", "ymin", "xmax", "ymax"))
     difficult = element.findtext("difficult", "0").strip() == "1"
     return VocObject(_INDEX[name], (left - 1, top - 1, right, bottom), difficult)
 
 
-def _text(element: ET.Element, path: str) -> str:
-    text = element.findtext(path)
+def _text(element: ET.Element, side: str) -> str:
+    box = element.find("bndbox")  # step by step: ElementTree walks longer paths in Python
+    text = None if box is None else box.findtext(side)
     if text is None:
-        raise ValueError(f"an object has no {path}")
+        raise ValueError(f"an object has no bndbox/{side}")
     return text
 
 

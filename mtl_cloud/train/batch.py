@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
 
 __all__ = ["Batch"]
+
+_SMALL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Batch:
 
     keys: tuple[str, ...]
     images: Tensor
-    """[B, 3, S, S] uint8, RGB."""
+    """[B, 3, S, S] uint8, RGB, in any memory format."""
     has: Mapping[Task, Tensor]
     """task -> [B] bool: does the sample carry that label? Only the job's tasks appear."""
     labels: Tensor
@@ -38,7 +41,7 @@ class Batch:
     box_difficult: Tensor
     """[M] bool: VOC's flag."""
     masks: Tensor
-    """[B, S, S] uint8 class index, 255 where unknown or absent."""
+    """[B, S, S] uint8 class index, 255 where unknown or absent; [B, 0, 0] where segmentation is not a task."""
     color: Tensor | None = None
     """[B, 3] float32 factors of brightness, contrast and saturation to apply on the device; None in validation."""
     skipped: tuple[str, ...] = ()
@@ -46,6 +49,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def floats(self) -> Tensor:
+        """[B, 3, S, S] the images in 0..1, in the memory format that networks have on their device."""
+        images = self.images if self.images.is_cuda else self.images.contiguous()
+        return images.float() / 255
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; copies from pinned memory do not block."""
@@ -55,6 +63,25 @@ class Batch:
         """Called by the DataLoader in its pinning thread."""
         return self._map(Tensor.pin_memory)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Small tensors go to another process by value: torch would open a file and a connection for each of them."""
+        return {name: _by_value(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: _as_tensors(value) for name, value in state.items()})
+
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
         moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, has={task: move(present) for task, present in self.has.items()}, **moved)
+
+
+def _by_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_value(item) for key, item in value.items()}
+    return value.numpy() if isinstance(value, Tensor) and value.nbytes < _SMALL_BYTES else value
+
+
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

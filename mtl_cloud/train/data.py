@@ -5,19 +5,19 @@ from __future__ import annotations
 import faulthandler
 import logging
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from mtl_cloud.datasets.base import IGNORE, Dataset, Sample
+from mtl_cloud.datasets.base import IGNORE, Dataset
 from mtl_cloud.datasets.locality import Shards
 from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
@@ -32,20 +32,38 @@ from mtl_cloud.train.transforms import (
     draw_color,
     draw_crop,
     draw_placement,
+    least,
     letterbox,
     place,
     sample_rng,
-    shrinkable,
 )
 from mtl_cloud.train.workers import deaths_explained
 
-__all__ = ["Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
+__all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
 
-Item = tuple[Sample, Canvas, "np.ndarray | None"]
+Item: TypeAlias = tuple[Canvas, "npt.NDArray[np.float32] | None"]
+"""A sample on its canvas, and its colour factors. The decoded image is not kept: the next one takes its memory, which
+is still in the processor's cache."""
+
+
+_Drawn: TypeAlias = tuple[Placement, np.random.Generator]
+
+
+class View(Protocol):
+    """A dataset as the network sees it."""
+
+    @property
+    def size(self) -> int:
+        """Side of the canvas."""
+        ...
+
+    def load(self, index: Any, room: Tensor | None) -> Item:
+        """One sample; its image in ``room`` [size, size, 3], where that is given."""
+        ...
 
 
 @dataclass(frozen=True)
-class TrainingView(TorchDataset[Item]):
+class TrainingView:
     """Samples as training sees them: placed at random and with drawn colour factors."""
 
     dataset: Dataset
@@ -54,13 +72,17 @@ class TrainingView(TorchDataset[Item]):
     seed: int
     fit: Fit = "letterbox"
 
-    def __getitem__(self, draw: Draw) -> Item:
-        placed = cache(partial(self._placement, draw))  # asked for by who decodes, and again here
-        sample = self.dataset.load(draw.sample, lambda *shape: shrinkable(shape, placed(shape)[0]))
-        placement, rng = placed(sample.shape)
-        return sample, place(sample, placement, self.size), draw_color(self.augment, rng)
+    def load(self, draw: Draw, room: Tensor | None = None) -> Item:
+        drawn: dict[tuple[int, int], _Drawn] = {}  # asked for by who decodes, and again here
 
-    def _placement(self, draw: Draw, shape: tuple[int, int]) -> tuple[Placement, np.random.Generator]:
+        def draw_once(shape: tuple[int, int]) -> _Drawn:
+            return drawn.get(shape) or drawn.setdefault(shape, self._draw(draw, shape))
+
+        sample = self.dataset.load(draw.sample, lambda *shape: least(shape, draw_once(shape)[0], self.size))
+        placement, rng = draw_once(sample.shape)
+        return place(sample, placement, self.size, room), draw_color(self.augment, rng)
+
+    def _draw(self, draw: Draw, shape: tuple[int, int]) -> _Drawn:
         """Where an image of ``shape`` goes in this draw, and the generator that drew it."""
         rng = sample_rng(self.seed, draw.epoch, draw.sample)
         draw_place = draw_crop if self.fit == "crop" else draw_placement
@@ -68,17 +90,20 @@ class TrainingView(TorchDataset[Item]):
 
 
 @dataclass(frozen=True)
-class ValidationView(TorchDataset[Item]):
+class ValidationView:
     """Samples as validation sees them: letterboxed, or their centre; otherwise unchanged."""
 
     dataset: Dataset
     size: int
     fit: Fit = "letterbox"
 
-    def __getitem__(self, index: int) -> Item:
+    def load(self, index: int, room: Tensor | None = None) -> Item:
         fit = center_crop if self.fit == "crop" else letterbox
-        sample = self.dataset.load(index, lambda *shape: shrinkable(shape, fit(shape, self.size)))
-        return sample, place(sample, fit(sample.shape, self.size), self.size), None
+        sample = self.dataset.load(index, lambda *shape: least(shape, fit(shape, self.size), self.size))
+        return place(sample, fit(sample.shape, self.size), self.size, room), None
+
+    def __getitem__(self, index: int) -> Item:
+        return self.load(index)
 
 
 @dataclass(frozen=True)
@@ -89,36 +114,39 @@ class Collate:
     """Of the job's tasks."""
     multi_label: bool
 
-    def __call__(self, items: list[Item]) -> Batch:
-        samples, canvases, colors = zip(*items, strict=True)
-        images = torch.stack([canvas.image for canvas in canvases])
+    def __call__(self, items: Sequence[Item], images: Tensor | None = None) -> Batch:
+        """``images`` [B, 3, S, S]: those of the items' canvases, where they lie together already."""
+        canvases, colors = zip(*items, strict=True)
+        if images is None:
+            images = torch.stack([canvas.image for canvas in canvases])
         return Batch(
-            keys=tuple(sample.key for sample in samples),
+            keys=tuple(canvas.key for canvas in canvases),
             images=images,
-            has=self._has(samples),
-            labels=self._labels(samples),
-            masks=torch.stack([_mask(canvas, images.shape[-1]) for canvas in canvases]),
+            has={
+                task: torch.tensor([getattr(canvas, task) is not None for canvas in canvases]) for task in self.classes
+            },
+            labels=self._labels([canvas.classification for canvas in canvases]),
+            masks=self._masks(canvases, images.shape[-1]),
             color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
-            skipped=tuple(sample.replaces for sample in samples if sample.replaces is not None),
+            skipped=tuple(canvas.replaces for canvas in canvases if canvas.replaces is not None),
             **_boxes(canvases),
         )
 
-    def _has(self, samples: Sequence[Sample]) -> dict[Task, Tensor]:
-        return {task: torch.tensor([getattr(sample, task) is not None for sample in samples]) for task in self.classes}
-
-    def _labels(self, samples: Sequence[Sample]) -> Tensor:
+    def _labels(self, known: Sequence[int | npt.NDArray[np.float32] | None]) -> Tensor:
         if not self.multi_label:
-            return torch.tensor([0 if s.classification is None else s.classification for s in samples])
+            return torch.tensor([0 if label is None else label for label in known])
         unknown = np.full(len(self.classes.get("classification", ())), -1, dtype=np.float32)
-        return torch.from_numpy(np.stack([unknown if s.classification is None else s.classification for s in samples]))
+        return torch.from_numpy(np.stack([unknown if label is None else label for label in known]))
 
-
-def _mask(canvas: Canvas, size: int) -> Tensor:
-    return torch.full((size, size), IGNORE, dtype=torch.uint8) if canvas.mask is None else canvas.mask
+    def _masks(self, canvases: Sequence[Canvas], size: int) -> Tensor:
+        if "segmentation" not in self.classes:
+            return torch.empty(len(canvases), 0, 0, dtype=torch.uint8)
+        unknown = torch.tensor(IGNORE, dtype=torch.uint8).expand(size, size)
+        return torch.stack([unknown if c.segmentation is None else c.segmentation for c in canvases])
 
 
 def _boxes(canvases: Sequence[Canvas]) -> dict[str, Tensor]:
-    known = [(i, canvas.boxes) for i, canvas in enumerate(canvases) if canvas.boxes is not None]
+    known = [(i, canvas.detection) for i, canvas in enumerate(canvases) if canvas.detection is not None]
     empty = np.zeros((0, 4), dtype=np.float32)
     return {
         "boxes": torch.from_numpy(np.concatenate([empty, *(boxes.xyxy for _, boxes in known)])),
@@ -162,11 +190,13 @@ def validation_batches(
     return _load(view, batches, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 
-def _load(view: TorchDataset[Item], indices: object, collate: Collate, *, workers: int, pin: bool) -> Iterator[Batch]:
+def _load(
+    view: View, indices: Iterable[Sequence[Any]], collate: Collate, *, workers: int, pin: bool
+) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
-        _Reporting(view),
-        batch_sampler=indices,  # type: ignore[arg-type]  # an iterable of index lists serves
-        collate_fn=partial(_collate_or_report, collate),
+        Batches(view, collate),
+        batch_size=None,  # an index of `Batches` is a batch
+        sampler=indices,
         num_workers=workers,
         pin_memory=pin,
         # Threads of storage clients and of torch do not survive a fork.
@@ -185,25 +215,23 @@ def _load(view: TorchDataset[Item], indices: object, collate: Collate, *, worker
 
 
 @dataclass(frozen=True)
-class _Reporting(TorchDataset[Item | MtlCloudError]):
-    """Hands an error over as a value: raised in a worker, it would come out with the worker's traceback as message."""
+class Batches(TorchDataset[Batch | MtlCloudError]):
+    """Batches by their samples. Images are decoded one at a time, each resized to its place in the batch."""
 
-    view: TorchDataset[Item]
+    view: View
+    collate: Collate
 
-    def __getitem__(self, index: Any) -> Item | MtlCloudError:
+    def __getitem__(self, indices: Sequence[Any]) -> Batch | MtlCloudError:
+        """An error is handed over as a value: raised in a worker, it would come out with its traceback as message."""
         try:
-            return self.view[index]
+            return self.load(indices)
         except MtlCloudError as error:
             return error
 
-
-def _collate_or_report(collate: Collate, items: list[Item | MtlCloudError]) -> Batch | MtlCloudError:
-    samples: list[Item] = []
-    for item in items:
-        if isinstance(item, MtlCloudError):
-            return item
-        samples.append(item)
-    return collate(samples)
+    def load(self, indices: Sequence[Any]) -> Batch:
+        images = torch.empty(len(indices), self.view.size, self.view.size, 3, dtype=torch.uint8)
+        items = [self.view.load(index, room) for index, room in zip(indices, images, strict=True)]
+        return self.collate(items, images.permute(0, 3, 1, 2))
 
 
 def _forkserver() -> BaseContext:

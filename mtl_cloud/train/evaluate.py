@@ -89,7 +89,7 @@ def validate(
                 break
             skipped.update(host_batch.skipped)
             batch = host_batch.to(group.device)
-            outputs = forward(network, batch.images.float() / 255, autocast)
+            outputs = forward(network, batch.floats(), autocast)
             meter.add(*sums(loss_terms(heads, outputs, batch)))
             for task, evaluator in evaluators.items():
                 evaluator.update(outputs[task], batch)
@@ -119,7 +119,7 @@ def draw_samples(
     """The images of ``batch`` with truth and prediction side by side, as the network sees them."""
     network.eval()
     with torch.inference_mode():
-        outputs = forward(network, batch.images.to(device).float() / 255, autocast)
+        outputs = forward(network, batch.to(device).floats(), autocast)
         predictions = {task: head.predict(outputs[task]) for task, head in heads.items()}
     classes = {task: list(head.classes) for task, head in heads.items()}
     samples = [

@@ -84,7 +84,7 @@ class Learner:
         return reduced
 
     def _losses(self, batch: Batch, size: int, tasks: Collection[Task] | None) -> Sequence[LossTerm]:
-        images = batch.images.float() / 255
+        images = batch.floats()
         if batch.color is not None:
             images = apply_color(images, batch.color)
         images, batch = resize(images, batch, size)

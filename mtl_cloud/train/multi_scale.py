@@ -43,5 +43,7 @@ def resize(images: Tensor, batch: Batch, size: int) -> tuple[Tensor, Batch]:
     if size == old:
         return images, batch
     resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    masks = F.interpolate(batch.masks[:, None], size=(size, size), mode="nearest-exact")[:, 0]
+    masks = batch.masks
+    if masks.numel():
+        masks = F.interpolate(masks[:, None], size=(size, size), mode="nearest-exact")[:, 0]
     return resized, replace(batch, boxes=batch.boxes * (size / old), masks=masks)

@@ -10,17 +10,18 @@ they are applied on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as v2
 
-from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
+from mtl_cloud.datasets.base import IGNORE, Boxes, Least, Sample
 from mtl_cloud.spec.job import AugmentSpec
 
 __all__ = [
@@ -31,16 +32,17 @@ __all__ = [
     "draw_color",
     "draw_crop",
     "draw_placement",
+    "least",
     "letterbox",
     "place",
     "sample_rng",
-    "shrinkable",
 ]
 
 GREY = 128
 """Canvas around an image: darknet's 0.5."""
 _RESIZE = 256 / 224
 _RATIOS = (3 / 4, 4 / 3)
+_LOG_RATIOS = tuple(np.log(_RATIOS).tolist())
 MIN_VISIBLE = 0.2
 """A box of which less is left inside the canvas is no longer taught."""
 
@@ -58,18 +60,33 @@ class Placement:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A sample on the network's input square."""
+    """A sample on the network's input square, with the labels that it has."""
 
+    key: str
     image: Tensor
-    """[3, S, S] uint8."""
-    boxes: Boxes | None
-    mask: Tensor | None
+    """[3, S, S] uint8; in memory a pixel's colours lie side by side."""
+    classification: int | npt.NDArray[np.float32] | None
+    detection: Boxes | None
+    segmentation: Tensor | None
     """[S, S] uint8."""
+    replaces: str | None
+    """As in ``Sample``."""
 
 
 def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """The generator of one sample in one epoch."""
-    return np.random.Generator(np.random.Philox(key=[seed, (epoch << 32) + sample]))
+    key = _Key(np.array([seed, (epoch << 32) + sample], dtype=np.uint64))
+    return np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type]  # of such seeds the stubs know one
+
+
+@dataclass(frozen=True)
+class _Key(ISeedSequence):
+    """Philox's key as it is. With ``Philox(key=…)`` NumPy asks the system for a seed first, and throws it away."""
+
+    words: npt.NDArray[np.uint64]
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> npt.NDArray[np.uint64]:  # noqa: ARG002
+        return self.words
 
 
 def letterbox(shape: Sequence[int], size: int) -> Placement:
@@ -106,7 +123,7 @@ def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.ran
     height, width = shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(augment.min_area, 1)
-        ratio = np.exp(rng.uniform(*np.log(_RATIOS)))
+        ratio = np.exp(rng.uniform(*_LOG_RATIOS))
         crop_width, crop_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
         if crop_width <= width and crop_height <= height:
             left, top = rng.uniform(0, 1, 2) * (width - crop_width, height - crop_height)
@@ -123,32 +140,48 @@ def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np
     return rng.uniform(1 - augment.color, 1 + augment.color, 3).astype(np.float32)
 
 
-def shrinkable(shape: Sequence[int], placement: Placement) -> int:
-    """How far an image may be shrunk while it is decoded and still be no smaller than on the canvas (a ``Shrink``)."""
+def least(shape: tuple[int, int], placement: Placement, size: int) -> Least:
+    """What of an image the canvas shows, and how far it may be shrunk and still be no smaller than there."""
     spare = min(shape[0] / placement.height, shape[1] / placement.width)
-    return next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
+    divisor = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
+    *_, last = _visible(placement.top, placement.height, -(-shape[0] // divisor), size)
+    return Least(divisor, last * divisor)
 
 
-def place(sample: Sample, placement: Placement, size: int) -> Canvas:
-    """Put image, boxes and mask on a square of ``size`` pixels."""
-    image = torch.from_numpy(sample.image).permute(2, 0, 1)
-    mask = None if sample.segmentation is None else torch.from_numpy(sample.segmentation)[None]
+def place(sample: Sample, placement: Placement, size: int, room: Tensor | None = None) -> Canvas:
+    """Put image, boxes and mask on a square of ``size`` pixels; the image into ``room`` [S, S, 3], where that is given.
+
+    Images are resized bilinearly, with a low-pass filter where they shrink; masks take the nearest pixel's class.
+    """
+    image, mask = torch.empty(size, size, 3, dtype=torch.uint8) if room is None else room, None
+    _paste(sample.image, placement, image, GREY, partial(F.interpolate, mode="bilinear", antialias=True))
+    if sample.segmentation is not None:
+        mask = torch.empty(size, size, 1, dtype=torch.uint8)
+        _paste(sample.segmentation[..., None], placement, mask, IGNORE, partial(F.interpolate, mode="nearest"))
     return Canvas(
-        _paste(image, placement, size, InterpolationMode.BILINEAR, GREY),
-        None if sample.detection is None else _move_boxes(sample.detection, placement, sample.shape, size),
-        None if mask is None else _paste(mask, placement, size, InterpolationMode.NEAREST, IGNORE)[0],
+        key=sample.key,
+        image=image.permute(2, 0, 1),
+        classification=sample.classification,
+        detection=None if sample.detection is None else _move_boxes(sample.detection, placement, sample.shape, size),
+        segmentation=None if mask is None else mask[..., 0],
+        replaces=sample.replaces,
     )
 
 
-def _paste(image: Tensor, placement: Placement, size: int, interpolation: InterpolationMode, fill: int) -> Tensor:
-    """Resize only the part that stays visible, then lay it on a canvas of ``fill``."""
-    (x0, x1, src_x0, src_x1) = _visible(placement.left, placement.width, image.shape[-1], size)
-    (y0, y1, src_y0, src_y1) = _visible(placement.top, placement.height, image.shape[-2], size)
-    part = image[:, src_y0:src_y1, src_x0:src_x1]
-    part = v2.resize(part, [y1 - y0, x1 - x0], interpolation=interpolation, antialias=True)
-    canvas = torch.full((image.shape[0], size, size), fill, dtype=torch.uint8)
-    canvas[:, y0:y1, x0:x1] = part
-    return canvas.flip(-1) if placement.flip else canvas
+def _paste(
+    pixels: npt.NDArray[np.uint8], placement: Placement, canvas: Tensor, fill: int, resize: Callable[..., Tensor]
+) -> None:
+    """Resize only the part that stays visible, and lay it on a canvas of ``fill``. Both are [row, column, channel]."""
+    size = len(canvas)
+    x0, x1, src_x0, src_x1 = _visible(placement.left, placement.width, pixels.shape[1], size)
+    y0, y1, src_y0, src_y1 = _visible(placement.top, placement.height, pixels.shape[0], size)
+    seen = np.ascontiguousarray(pixels[None, src_y0:src_y1, src_x0:src_x1])  # torch is fastest in this very layout
+    part = resize(torch.from_numpy(seen).permute(0, 3, 1, 2), (y1 - y0, x1 - x0))[0].permute(1, 2, 0)
+    if placement.flip:
+        part, x0, x1 = part.flip(1), size - x1, size - x0
+    if part.shape[:2] != (size, size):
+        canvas.fill_(fill)
+    canvas[y0:y1, x0:x1] = part
 
 
 def _visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
@@ -172,7 +205,8 @@ def _move_boxes(boxes: Boxes, placement: Placement, shape: tuple[int, int], size
 
 
 def _area(xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    area: npt.NDArray[np.float32] = (xyxy[:, 2:] - xyxy[:, :2]).clip(0).prod(axis=1)
+    width, height = (xyxy[:, 2:] - xyxy[:, :2]).T
+    area: npt.NDArray[np.float32] = width * height
     return area
 
 

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mtl_cloud.datasets.base import Least
 from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, decode_shrunk, read_bytes, read_lines
 from mtl_cloud.errors import DatasetError
 
@@ -111,7 +113,7 @@ def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(real_data: Callable[[str], Path
     differences = []
     for file in sorted(real_data("voc2012_subset").rglob("*.jpg"))[:20]:
         full = Image.open(file).convert("RGB")
-        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda *_: divisor)
+        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda height, _: Least(divisor, height))
         assert (shape, shrunk.shape[:2]) == ((full.height, full.width), _ceil(full.height, full.width, divisor))
         inside = np.s_[: full.height // divisor, : full.width // divisor]
         difference = np.abs(shrunk.astype(int)[inside] - np.asarray(full.reduce(divisor)).astype(int)[inside])
@@ -124,5 +126,18 @@ def _ceil(height: int, width: int, divisor: int) -> tuple[int, int]:
 
 
 def test_a_jpeg_cut_short_is_refused_whatever_decodes_it() -> None:
-    with pytest.raises(DatasetError, match=r"cut\.jpg: damaged, or not an image"):
-        decode_shrunk(jpeg(200, 100)[:-400], "cut.jpg", lambda *_: 2)
+    for least in (Least(2, 100), Least(1, 16)):
+        with pytest.raises(DatasetError, match=r"cut\.jpg: damaged, or not an image"):
+            decode_shrunk(jpeg(200, 100)[:-400], "cut.jpg", lambda *_, least=least: least)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}, {}])
+def test_rows_from_the_top_are_those_of_the_whole_however_the_jpeg_is_coded(options: dict[str, Any]) -> None:
+    """Progressive ones are decoded whole: their first rows are only known at the end."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", exif=b"Exif\0\0" + b"\xff\xc0" * 40, **options)
+    part, shape = decode_shrunk(file.getvalue(), "x", lambda *_: Least(1, 30))
+    assert shape == (90, 60)
+    assert np.array_equal(part[:30], np.asarray(Image.open(file))[:30])
+    assert part[60:].any() == ("progressive" in options)

@@ -47,8 +47,8 @@ def test_letterboxed_image_keeps_its_pixels_and_is_framed_in_grey() -> None:
     canvas = place(scene(50, 100, (0, 0, 100, 50)), letterbox((50, 100), 100), 100)
     assert canvas.image[:, 25:75].reshape(3, -1).unique(dim=1).T.tolist() == [list(COLOR)]
     assert canvas.image[:, :25].unique().tolist() == canvas.image[:, 75:].unique().tolist() == [GREY]
-    assert canvas.mask is not None
-    assert canvas.mask[:25].unique().tolist() == [IGNORE]
+    assert canvas.segmentation is not None
+    assert canvas.segmentation[:25].unique().tolist() == [IGNORE]
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,10 +64,10 @@ def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter:
     sample = scene(height, width, (width // 4, height // 3, width - 10, height - 8))
     placement = draw_placement(sample.image.shape, 96, AugmentSpec(flip=flip, jitter=jitter), sample_rng(seed, 0, 0))
     canvas = place(sample, placement, 96)
-    assert canvas.mask is not None
-    assert canvas.boxes is not None
-    ys, xs = torch.nonzero(canvas.mask == 7, as_tuple=True)
-    for left, top, right, bottom in canvas.boxes.xyxy:
+    assert canvas.segmentation is not None
+    assert canvas.detection is not None
+    ys, xs = torch.nonzero(canvas.segmentation == 7, as_tuple=True)
+    for left, top, right, bottom in canvas.detection.xyxy:
         extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         assert np.abs(extent - np.array([left, top, right, bottom])).max() <= 2
 
@@ -101,10 +101,10 @@ def test_a_box_of_which_too_little_is_left_is_dropped() -> None:
     sample = scene(100, 100, (0, 0, 20, 100))
     outside = place(sample, Placement(left=-18, top=0, width=100, height=100), 100)
     inside = place(sample, Placement(left=-10, top=0, width=100, height=100), 100)
-    assert outside.boxes is not None
-    assert inside.boxes is not None
-    assert len(outside.boxes.classes) == 0
-    assert inside.boxes.xyxy.tolist() == [[0, 0, 10, 100]]
+    assert outside.detection is not None
+    assert inside.detection is not None
+    assert len(outside.detection.classes) == 0
+    assert inside.detection.xyxy.tolist() == [[0, 0, 10, 100]]
 
 
 def test_a_mirrored_image_is_the_mirror_of_the_image() -> None:
@@ -122,6 +122,11 @@ def test_draws_depend_on_seed_epoch_and_sample_only() -> None:
     ]
     assert draws[0] == draws[1]
     assert len(set(draws)) == 3
+
+
+def test_a_samples_generator_is_philox_under_its_key() -> None:
+    theirs = np.random.Generator(np.random.Philox(key=[7, (3 << 32) + 11]))
+    assert sample_rng(7, 3, 11).random(50).tolist() == theirs.random(50).tolist()
 
 
 def test_neutral_color_factors_change_nothing() -> None:
