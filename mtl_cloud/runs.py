@@ -19,6 +19,7 @@ from mtl_cloud.records import AttemptRecord, ExitRecord, Heartbeat, Outcome, Pla
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage, Storage, open_storage
 from mtl_cloud.tasks import HEADLINE
+from mtl_cloud.user_folders import state_folder
 
 __all__ = [
     "RunSummary",
@@ -151,8 +152,7 @@ def _remembered(environ: Mapping[str, str]) -> list[str]:
 
 
 def _memory(environ: Mapping[str, str]) -> Path:
-    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    return Path(state) / "mtl-cloud" / "storages"
+    return state_folder(environ) / "storages"
 
 
 # --- how it stands ---------------------------------------------------------------------------------------------------

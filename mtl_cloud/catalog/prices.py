@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from mtl_cloud.errors import PlanError
+from mtl_cloud.user_folders import cache_folder
 
 __all__ = ["Price", "PriceBook", "SpotPrice", "known_prices", "price_cache", "save_prices", "shipped_prices"]
 
@@ -105,9 +106,8 @@ def shipped_prices() -> PriceBook:
 
 
 def price_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where looked-up prices are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    base = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mtl-cloud" / "prices.json"
+    """Where looked-up prices are kept."""
+    return cache_folder(environ) / "prices.json"
 
 
 def known_prices(cached: Path) -> PriceBook:

@@ -12,7 +12,7 @@ from mtl_cloud.datasets.base import Dataset
 from mtl_cloud.datasets.shards import FileEntry, RangeReader, ShardDataset
 from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset
 
-__all__ = ["Shards", "shards_of"]
+__all__ = ["Shards", "end_to_end", "shards_of"]
 
 
 class Shards(NamedTuple):
@@ -26,7 +26,7 @@ class Shards(NamedTuple):
 def shards_of(dataset: Dataset) -> Shards:
     """Where each sample lies."""
     if isinstance(dataset, JointDataset):
-        return _end_to_end([shards_of(part) for part in dataset.datasets])
+        return end_to_end([shards_of(part) for part in dataset.datasets])
     if isinstance(dataset, Selection):
         found = shards_of(dataset.dataset)
         return Shards(found.numbers[np.asarray(dataset.indices, dtype=np.int64)], found.files)
@@ -37,7 +37,8 @@ def shards_of(dataset: Dataset) -> Shards:
     return Shards(np.full(len(dataset), -1), ())
 
 
-def _end_to_end(parts: Sequence[Shards]) -> Shards:
+def end_to_end(parts: Sequence[Shards]) -> Shards:
+    """Of datasets whose samples are counted on from one to the next."""
     files: list[tuple[FileEntry, RangeReader]] = []
     numbers = []
     for part in parts:

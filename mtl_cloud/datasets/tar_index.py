@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from mtl_cloud.datasets.stored_file import StoredFile
 from mtl_cloud.errors import DatasetError
+from mtl_cloud.user_folders import cache_folder
 
 __all__ = ["TarIndex", "default_cache", "index_tar", "inner_tars"]
 
@@ -65,7 +66,7 @@ def inner_tars(tar: Path | StoredFile) -> list[str]:
 
 def default_cache(environ: Mapping[str, str]) -> Path:
     """Where indexes are kept between runs."""
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl-cloud" / "tar-index"
+    return cache_folder(environ) / "tar-index"
 
 
 def _fingerprint(tar: Path | StoredFile) -> str:

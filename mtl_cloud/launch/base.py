@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from mtl_cloud.errors import LaunchError
 from mtl_cloud.follow import LOST_AFTER_S, MachineNews, MachineWatch
 from mtl_cloud.records import AttemptRecord, Json, PlanRecord
 from mtl_cloud.run_record import RunRecord
-from mtl_cloud.storage import open_storage
+from mtl_cloud.storage import Storage, open_storage
 
 __all__ = [
     "BackendState",
@@ -59,9 +59,9 @@ class Submission:
     request: dict[str, Json]
 
 
-def record_of(handle: RunHandle) -> RunRecord:
+def record_of(handle: RunHandle, storages: Callable[[str], Storage] = open_storage) -> RunRecord:
     """The run that a handle names. Raises ``LaunchError`` when there is none."""
-    run = RunRecord(open_storage(handle.storage), handle.run_id)
+    run = RunRecord(storages(handle.storage), handle.run_id)
     if not run.exists():
         raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
     return run

@@ -77,7 +77,7 @@ def _bell() -> int:
 def _wait(child: int, bell: int) -> int | None:
     """Wait status of the child, or None when the lifeline closed first."""
     while True:
-        status = _reap(child)
+        status = reap(child)
         if status is not None:
             return status
         ready, _, _ = select.select([_LIFELINE, bell], [], [])
@@ -86,7 +86,7 @@ def _wait(child: int, bell: int) -> int | None:
         os.read(bell, 4096)
 
 
-def _reap(child: int | None = None) -> int | None:
+def reap(child: int | None = None) -> int | None:
     """Collect whoever has died, adopted orphans too. Wait status of ``child`` if it is among them."""
     found = None
     while True:
@@ -104,7 +104,7 @@ def _let_helpers_end() -> None:
     end = time.monotonic() + _HELPERS_S
     while _descendants(os.getpid()) and time.monotonic() < end:
         select.select([], [], [], _REAP_S)
-        _reap()
+        reap()
 
 
 def _kill_tree(child: int) -> None:
@@ -113,7 +113,7 @@ def _kill_tree(child: int) -> None:
         for pid in descendants:
             _signal(pid, signal.SIGKILL)
         select.select([], [], [], _REAP_S)
-        _reap()
+        reap()
 
 
 def _descendants(root: int) -> list[int]:

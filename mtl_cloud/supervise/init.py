@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 
+from mtl_cloud.supervise.guard import reap
+
 __all__ = ["become_init"]
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -30,20 +32,7 @@ def become_init() -> None:
         if number != signal.SIGCHLD:
             os.kill(child, number)  # not reaped yet, so the number is still its own
             continue
-        status = _reap(child)
+        status = reap(child)
         if status is not None:
-            os._exit(status if status >= 0 else 128 - status)
-
-
-def _reap(child: int) -> int | None:
-    """Collect everyone who has died. The exit code of ``child`` if it is among them (negative: the signal)."""
-    found = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if pid == 0:
-            return found
-        if pid == child:
-            found = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)

@@ -11,6 +11,7 @@ from mtl_cloud.supervise.ec2 import InstanceMetadata
 from mtl_cloud.supervise.nodes import ALONE, Nodes
 from mtl_cloud.supervise.settings import Settings
 from mtl_cloud.supervise.watch import Watcher
+from mtl_cloud.user_folders import state_folder
 
 __all__ = ["Surroundings", "default_scratch"]
 
@@ -40,6 +41,5 @@ class Surroundings:
 
 
 def default_scratch(run_id: str, environ: Mapping[str, str]) -> Path:
-    """The run's folder below the user's state (XDG base directories), which outlives a restart of the machine."""
-    state = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "mtl-cloud" / run_id
+    """The run's folder, which outlives a restart of the machine."""
+    return state_folder(environ) / run_id

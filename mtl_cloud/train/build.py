@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.datasets.locality import Shards, shards_of
+from mtl_cloud.datasets.locality import Shards, end_to_end, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
@@ -121,7 +121,7 @@ def build_trainer(
             autocast=_autocast(job.training, group.device),
             average=None if job.training.ema is None else MovingAverage(network, job.training.ema),
         ),
-        training_batches=_training_batches(data, job.training, collate, order, group),
+        training_batches=_training_batches(data, job.training, collate, order, shards=shards, group=group),
         step_tasks=step_tasks,
         validation_batches=_validation_batches(data, job.training, collate, group),
         sample_batch=partial(_sample_batch, data.val, job.training.image_size, collate),
@@ -221,13 +221,19 @@ def _step_tasks(order: BatchOrder, sources: Sequence[Dataset], tasks: tuple[Task
 
 
 def _training_batches(
-    data: JobData, training: TrainingSpec, collate: Collate, order: BatchOrder, group: ProcessGroup
+    data: JobData,
+    training: TrainingSpec,
+    collate: Collate,
+    order: BatchOrder,
+    *,
+    shards: Sequence[Shards],
+    group: ProcessGroup,
 ) -> Callable[[int], Iterator[Batch]]:
     pin = group.device.type == "cuda"
-    shards = shards_of(data.train) if group.local_rank == 0 else None
+    ahead = end_to_end(shards) if group.local_rank == 0 else None
 
     def batches(start: int) -> Iterator[Batch]:
-        return training_batches(data.train, training, collate, order, start=start, pin=pin, shards=shards)
+        return training_batches(data.train, training, collate, order, start=start, pin=pin, shards=ahead)
 
     return batches
 

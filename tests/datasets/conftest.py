@@ -61,7 +61,7 @@ def cifar_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def pack_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Path]:
     """Packs ``train/`` and ``val/`` as the original tars: a tar of a tar for each class, and a flat one."""
-    monkeypatch.setattr("mtl_cloud.datasets.imagenet.default_cache", lambda _environ: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def pack(root: Path, target: Path) -> Path:
         target.mkdir()

@@ -17,7 +17,7 @@ from mtl_cloud.datasets.shards.parts import Part
 from mtl_cloud.datasets.shards.plan import ShardJob
 from mtl_cloud.datasets.shards.source import Source
 from mtl_cloud.datasets.shards.tables import encode_table
-from mtl_cloud.datasets.shards.work import bad_samples, entry_of
+from mtl_cloud.datasets.shards.work import bad_samples
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.storage import Storage
 
@@ -157,7 +157,7 @@ def _store(split: str, merged: _Merged, same: Sequence[Finding], target: Storage
 def _write_table(key: str, rows: Rows, target: Storage) -> FileEntry:
     data = encode_table(rows)
     target.write(key, data)
-    return entry_of(key, data)
+    return FileEntry.of(key, data)
 
 
 def _by_key(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import FileEntry
 from mtl_cloud.errors import DatasetError
+from mtl_cloud.user_folders import cache_folder
 
 __all__ = ["CachedReader", "RangeReader", "ShardCache", "default_folder"]
 
@@ -49,7 +49,7 @@ class RangeReader(Protocol):
 
 def default_folder(environ: Mapping[str, str]) -> Path:
     """Where copies of shards lie."""
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl-cloud" / "shards"
+    return cache_folder(environ) / "shards"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ShardCache:
     def holds(self, shard: FileEntry) -> bool:
         """Is there a copy, and are its bytes those of the shard? Reads all of it."""
         with contextlib.suppress(OSError):
-            return _is_whole(self.path(shard).read_bytes(), shard)
+            return shard.fits(self.path(shard).read_bytes())
         return False
 
     def add(self, shard: FileEntry, source: RangeReader) -> None:
@@ -81,7 +81,7 @@ class ShardCache:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             parts = pool.map(lambda at: source.read(shard, at, min(_PART_BYTES, shard.size - at)), starts)
             data = b"".join(parts)
-        if not _is_whole(data, shard):
+        if not shard.fits(data):
             raise DatasetError(f"{shard.key}: its CRC64NVME is not {shard.crc64nvme}", hint="mtl-cloud data verify")
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
@@ -110,10 +110,6 @@ class ShardCache:
                 with contextlib.suppress(FileNotFoundError):
                     found = path.stat()
                     yield found.st_mtime, found.st_size, path
-
-
-def _is_whole(data: bytes, shard: FileEntry) -> bool:
-    return len(data) == shard.size and f"{crc64nvme(data):016x}" == shard.crc64nvme
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtl_cloud.datasets.base import DatasetInfo
+from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
@@ -85,6 +86,14 @@ class FileEntry:
     size: int
     crc64nvme: str
     """16 hexadecimal digits."""
+
+    @classmethod
+    def of(cls, key: str, data: bytes) -> FileEntry:
+        return cls(key, len(data), f"{crc64nvme(data):016x}")
+
+    def fits(self, data: bytes) -> bool:
+        """Are these the bytes that were written?"""
+        return len(data) == self.size and f"{crc64nvme(data):016x}" == self.crc64nvme
 
 
 @dataclass(frozen=True, slots=True)

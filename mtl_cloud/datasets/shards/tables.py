@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import FileEntry, Rows
 from mtl_cloud.errors import DatasetError, NotFoundError
 from mtl_cloud.storage import FolderStorage, Storage
+from mtl_cloud.user_folders import cache_folder
 
 __all__ = ["Table", "decode_table", "encode_table", "open_table"]
 
@@ -78,7 +79,7 @@ def open_table(storage: Storage, entry: FileEntry, cache: Path | None = None) ->
 
 def default_cache(environ: Mapping[str, str]) -> Path:
     """Where copies of indexes are kept between runs."""
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl-cloud" / "shard-index"
+    return cache_folder(environ) / "shard-index"
 
 
 def _read(storage: Storage, entry: FileEntry) -> bytes:
@@ -89,17 +90,15 @@ def _read(storage: Storage, entry: FileEntry) -> bytes:
 
 
 def _check(data: bytes, entry: FileEntry, storage: Storage) -> bytes:
-    if len(data) != entry.size or f"{crc64nvme(data):016x}" != entry.crc64nvme:
+    if not entry.fits(data):
         raise DatasetError(f"{storage.url}/{entry.key}: damaged: not the bytes that were written", hint=_AGAIN)
     return data
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return False
-    return len(data) == entry.size and f"{crc64nvme(data):016x}" == entry.crc64nvme
+    with contextlib.suppress(OSError):
+        return entry.fits(path.read_bytes())
+    return False
 
 
 def _publish(data: bytes, path: Path) -> None:

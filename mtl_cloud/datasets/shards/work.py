@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import FileEntry, Finding
 from mtl_cloud.datasets.shards.parts import Part, part_key, plan_name
 from mtl_cloud.datasets.shards.plan import OnBad, ShardJob
@@ -15,7 +14,7 @@ from mtl_cloud.datasets.shards.write import ShardWriter
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.storage import Storage
 
-__all__ = ["QUARANTINE", "bad_samples", "entry_of", "make_shard"]
+__all__ = ["QUARANTINE", "bad_samples", "make_shard"]
 
 QUARANTINE = "quarantine/"
 _SHOWN = 5
@@ -49,10 +48,6 @@ def bad_samples(findings: list[Finding]) -> DatasetError:
         f"{shown}{more}",
         hint="correct the original; or leave bad samples out, named in the manifest: --on-bad skip, or quarantine",
     )
-
-
-def entry_of(key: str, data: bytes) -> FileEntry:
-    return FileEntry(key=key, size=len(data), crc64nvme=f"{crc64nvme(data):016x}")
 
 
 @dataclass
@@ -97,7 +92,7 @@ def _quarantine(job: ShardJob, work: _Work, target: Storage) -> None:
 
 def _store(work: _Work, target: Storage, plan: str) -> None:
     job, shard = work.job, work.writer.finish()
-    entry = entry_of(f"{job.name}.tar", shard.data)
+    entry = FileEntry.of(f"{job.name}.tar", shard.data)
     part = Part(
         shard=entry,
         rows=shard.rows,

@@ -62,10 +62,14 @@ class Group:
 
     def find(self) -> GroupState | None:
         """None when there is none, or it is being deleted."""
+        groups = [group for group in self._described() if not group.get("Status")]
+        return GroupState.of(groups[0]) if groups else None
+
+    def _described(self) -> list[dict[str, Any]]:
+        """As AWS tells it: at most one, which may be on its way out."""
         with translated("autoscaling", where=self._run_id):
             answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
-        groups = [group for group in answer["AutoScalingGroups"] if not group.get("Status")]
-        return GroupState.of(groups[0]) if groups else None
+        return cast("list[dict[str, Any]]", answer["AutoScalingGroups"])
 
     def activities(self) -> list[dict[str, Any]]:
         """The newest hundred launches and terminations, refused ones too, oldest first; none when there is no group."""
@@ -120,16 +124,11 @@ class Group:
     def _left(self) -> list[str]:
         """Names of what is there; what AWS is too busy to look for counts as being there."""
         try:
-            return self._groups() or self._stray_instances()
+            return [group["AutoScalingGroupName"] for group in self._described()] or self._stray_instances()
         except CloudError as error:
             if ErrorClass(error.error_class).may_pass:
                 return [self.name]
             raise
-
-    def _groups(self) -> list[str]:
-        with translated("autoscaling", where=self._run_id):
-            answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
-        return [group["AutoScalingGroupName"] for group in answer["AutoScalingGroups"]]
 
     def _stray_instances(self) -> list[str]:
         """Ids of the run's instances that are not terminated yet; each of them is told to."""

@@ -9,7 +9,7 @@ from typing import cast
 from mtl_cloud.aws import AwsClients, ClientMaker
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.base import BackendState, RunHandle, Submission
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.ec2.group import Group, GroupState
 from mtl_cloud.launch.ec2.request import expires_at, requests
 from mtl_cloud.launch.ec2.watch import Ec2Watch
@@ -75,10 +75,7 @@ class Ec2Launcher:
         return Group(plan.run_id, self._clients(cast("str", plan.compute["region"])), self._clock)
 
     def _record(self, handle: RunHandle) -> RunRecord:
-        run = RunRecord(self._storages(handle.storage), handle.run_id)
-        if not run.exists():
-            raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
-        return run
+        return record_of(handle, self._storages)
 
     def _require_time(self, plan: PlanRecord) -> None:
         expiry = expires_at(plan)

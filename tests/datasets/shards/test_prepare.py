@@ -72,8 +72,7 @@ def images() -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("imagenet", "shards.originals", "shards.tables"):
-        monkeypatch.setattr(f"mtl_cloud.datasets.{module}.default_cache", lambda _environ: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def train_only(root: Path, target: Path, **options: Any) -> DatasetManifest:

@@ -16,9 +16,8 @@ import pytest
 from dataset_harness import jpeg, write_devkit
 
 from mtl_cloud.datasets.base import DatasetInfo
-from mtl_cloud.datasets.shards.format import row_dtype
+from mtl_cloud.datasets.shards.format import FileEntry, row_dtype
 from mtl_cloud.datasets.shards.tables import encode_table, open_table
-from mtl_cloud.datasets.shards.work import entry_of
 from mtl_cloud.storage import open_storage
 
 IMAGENET = 1_281_167
@@ -85,7 +84,7 @@ def test_the_index_of_all_imagenet_is_small_and_opens_at_once(tmp_path: Path) ->
     storage, data = open_storage(tmp_path), encode_table(rows)
     storage.write("train.index.npy", data)
     start = time.perf_counter()
-    table = open_table(storage, entry_of("train.index.npy", data))
+    table = open_table(storage, FileEntry.of("train.index.npy", data))
     assert table.rows["crc64nvme"][-1] == rows["crc64nvme"][-1]
     checked = time.perf_counter() - start
     start = time.perf_counter()
