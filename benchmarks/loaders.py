@@ -1,0 +1,243 @@
+"""The contenders of ``data_loading.py``: each a function that yields the number of images of its next batch, forever.
+
+All do the same work on the same JPEGs: decode, a random crop of 8 to 100 % of the area to 224 pixels, a mirror at every
+second image, uint8 out, 64 to a batch. The peers do it as their documentation shows it, with Pillow and torchvision.
+Peers import nothing of mtl_cloud, so that they may run under an interpreter of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH, SIZE = 64, 224
+Images = Iterator[int]
+
+
+# --- the decoders' own limits, on bytes in memory ---------------------------------------------------------------------
+
+
+def _files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((folder / "images").rglob("*.JPEG"))]
+
+
+def decode_simplejpeg(folder: Path, **options: bool) -> Images:
+    import simplejpeg
+
+    files = _files(folder)
+    while True:
+        for data in files:
+            simplejpeg.decode_jpeg(data, "RGB", **options)
+            yield 1
+
+
+def decode_fast(folder: Path, workers: int) -> Images:  # noqa: ARG001  # limits are of one process
+    return decode_simplejpeg(folder, fastdct=True, fastupsample=True)
+
+
+def decode_exact(folder: Path, workers: int) -> Images:  # noqa: ARG001
+    return decode_simplejpeg(folder)
+
+
+def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
+    """No more of each image than our crops show of it."""
+    from mtl_cloud.datasets.files import decode_shrunk
+    from mtl_cloud.spec.job import AugmentSpec
+    from mtl_cloud.train.transforms import draw_crop, least, sample_rng
+
+    files = _files(folder)
+    for epoch in itertools.count():
+        for number, data in enumerate(files):
+            rng = sample_rng(0, epoch, number)
+            decode_shrunk(
+                data, "", lambda *shape, rng=rng: least(shape, draw_crop(shape, SIZE, AugmentSpec(), rng), SIZE)
+            )
+            yield 1
+
+
+def decode_pillow(folder: Path, workers: int) -> Images:  # noqa: ARG001
+    from PIL import Image
+
+    files = _files(folder)
+    while True:
+        for data in files:
+            Image.open(io.BytesIO(data)).convert("RGB")
+            yield 1
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def _ours(name: str, uri: str, workers: int, **training: Any) -> Images:
+    from mtl_cloud.datasets import open_dataset
+    from mtl_cloud.datasets.locality import shards_of
+    from mtl_cloud.spec.job import DatasetSpec, TrainingSpec
+    from mtl_cloud.train.data import Collate, training_batches
+    from mtl_cloud.train.order import BatchOrder
+
+    tasks = ("detection",) if name == "voc" else None
+    dataset = open_dataset(DatasetSpec(name=name, uri=uri, tasks=tasks), "train")
+    spec = TrainingSpec(image_size=SIZE, batch_size=BATCH, loader_workers=workers, **training)
+    order = BatchOrder((len(dataset),), BATCH, 100_000, 0, "random")
+    collate = Collate(dataset.info.classes, dataset.info.multi_label)
+    batches = training_batches(dataset, spec, collate, order, start=0, pin=False, shards=shards_of(dataset))
+    return (len(batch) for batch in batches)
+
+
+def ours_folder(folder: Path, workers: int) -> Images:
+    return _ours("imagenet", str(folder / "ours"), workers, fit="crop")
+
+
+def ours_shards(folder: Path, workers: int) -> Images:
+    return _ours("imagenet", str(folder / "shards"), workers, fit="crop")
+
+
+def ours_s3(folder: Path, workers: int) -> Images:  # noqa: ARG001
+    return _ours("imagenet", f"{os.environ['BENCHMARK_S3']}/shards", workers, fit="crop")
+
+
+def ours_detection_folder(folder: Path, workers: int) -> Images:
+    return _ours("voc", str(folder / "VOCdevkit"), workers)
+
+
+def ours_detection_shards(folder: Path, workers: int) -> Images:
+    return _ours("voc", str(folder / "voc-shards"), workers)
+
+
+# --- peers ------------------------------------------------------------------------------------------------------------
+
+
+def _augment() -> Callable[[Any], Any]:
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop(SIZE, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def _pillow(data: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _endless(loader: Any) -> Images:
+    while True:
+        for images, _labels in loader:
+            yield len(images)
+
+
+def _loader(dataset: Any, workers: int, **options: Any) -> Any:
+    from torch.utils.data import DataLoader
+
+    return DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0, **options)
+
+
+def imagefolder(folder: Path, workers: int) -> Images:
+    from torchvision.datasets import ImageFolder
+
+    return _endless(_loader(ImageFolder(folder / "images", _augment()), workers, shuffle=True, drop_last=True))
+
+
+def _webdataset(urls: list[str], workers: int) -> Images:
+    import webdataset
+
+    augment = _augment()
+    dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), nodesplitter=None, empty_check=False)
+    dataset = dataset.shuffle(200).to_tuple("jpg", "cls").map_tuple(lambda data: augment(_pillow(data)), int)
+    return _endless(_loader(dataset, workers))
+
+
+def webdataset_folder(folder: Path, workers: int) -> Images:
+    return _webdataset(sorted(str(path) for path in (folder / "tars").glob("*.tar")), workers)
+
+
+def webdataset_s3(folder: Path, workers: int) -> Images:  # noqa: ARG001
+    return _webdataset([f"pipe:curl -s '{url}'" for url in os.environ["BENCHMARK_TAR_URLS"].split()], workers)
+
+
+def streaming_s3(folder: Path, workers: int) -> Images:
+    from streaming import StreamingDataset
+
+    augment = _augment()
+
+    class Dataset(StreamingDataset):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            sample = super().__getitem__(index)
+            return augment(_pillow(sample["jpg"])), sample["cls"]
+
+    remote, local = f"{os.environ['BENCHMARK_S3']}/mds", str(folder / f"mds-{os.getpid()}")
+    return _endless(_loader(Dataset(remote=remote, local=local, shuffle=True, batch_size=BATCH), workers))
+
+
+def litdata_s3(folder: Path, workers: int) -> Images:
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
+
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"  # noqa: SLF001  # its only way to a server without TLS
+    augment = _augment()
+
+    class Dataset(StreamingDataset):
+        def __getitem__(self, index: Any) -> tuple[Any, int]:
+            jpg, label = super().__getitem__(index)
+            return augment(_pillow(jpg)), label
+
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    cache = str(folder / f"litdata-{os.getpid()}")
+    dataset = Dataset(f"{os.environ['BENCHMARK_S3']}/litdata", cache, shuffle=True, storage_options=options)
+    return _endless(StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers))
+
+
+# --- the peers' own formats -------------------------------------------------------------------------------------------
+
+
+def _labelled(folder: Path) -> list[tuple[Path, int]]:
+    classes = sorted((folder / "images").iterdir())
+    return [(path, label) for label, name in enumerate(classes) for path in sorted(name.iterdir())]
+
+
+def write_mds(folder: Path) -> None:
+    from streaming import MDSWriter
+
+    with MDSWriter(columns={"jpg": "bytes", "cls": "int"}, out=str(folder / "mds"), size_limit=8 << 20) as writer:
+        for path, label in _labelled(folder):
+            writer.write({"jpg": path.read_bytes(), "cls": label})
+
+
+def _read(item: tuple[str, int]) -> tuple[bytes, int]:
+    return Path(item[0]).read_bytes(), item[1]
+
+
+def write_litdata(folder: Path) -> None:
+    import litdata
+
+    inputs = [(str(path), label) for path, label in _labelled(folder)]
+    litdata.optimize(_read, inputs, str(folder / "litdata"), chunk_bytes="8MB", num_workers=1)
+
+
+WRITERS = {"mds": write_mds, "litdata": write_litdata}
+LIMITS: dict[str, Callable[[Path, int], Images]] = {
+    "decode, fastest": decode_fast,
+    "decode": decode_exact,
+    "decode, what crops show": decode_as_ours,
+    "decode, Pillow": decode_pillow,
+}
+OURS: dict[str, Callable[[Path, int], Images]] = {
+    "ours, folder": ours_folder,
+    "ours, shards": ours_shards,
+    "ours, shards in S3": ours_s3,
+    "ours, detection, folder": ours_detection_folder,
+    "ours, detection, shards": ours_detection_shards,
+}
+PEERS: dict[str, Callable[[Path, int], Images]] = {
+    "ImageFolder": imagefolder,
+    "webdataset": webdataset_folder,
+    "webdataset, S3": webdataset_s3,
+    "mosaicml-streaming, S3": streaming_s3,
+    "litdata, S3": litdata_s3,
+}
+NEEDS = {"webdataset": "webdataset", "mosaicml": "streaming", "litdata": "litdata", "ImageFolder": "torchvision"}
+"""Beginning of a peer's name -> module."""

@@ -1,0 +1,137 @@
+"""What more loader workers give a training step: the published experiment's 1 against 4, and 0 and 2, on this machine.
+
+    python benchmarks/workers.py VOCDEVKIT [--workers 0 1 2 4] [--steps 60] [--rounds 3]
+
+Trains a narrow VGG16 as a run does (the trainer's own step, batches of 16 from the loader) on the classes of a VOC
+year, random crops. Rounds are interleaved. The table, in Markdown, shows medians over the rounds of
+images/s, of the median and the 95th percentile of a step (data wait included), of the share of the time that the step
+waits for its batch, and of the processor's seconds an image, of trainer and workers together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from data_loading import _cpu_s
+
+from mtl_cloud.plan import gather_facts, plan_run
+from mtl_cloud.records import AttemptRecord
+from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.train.build import JobData, build_trainer, open_data
+from mtl_cloud.train.distributed import ProcessGroup
+from mtl_cloud.train.loop import Trainer
+
+BATCH, WARMUP_STEPS = 16, 10
+Row = dict[str, float]
+
+
+def main() -> None:
+    options = _arguments()
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: that is asked
+    data = open_data(_job(options, 0))
+    found: dict[int, list[Row]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for workers in options.workers:
+            found[workers].append(measure(_job(options, workers), data, options.steps))
+    rows = {n: {what: statistics.median(row[what] for row in each) for what in each[0]} for n, each in found.items()}
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print(rows)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="VOCDEVKIT", help="folder with VOC2012/JPEGImages in it")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--steps", type=int, default=60, help="timed steps of each in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=float, default=0.03125, help="of VGG16's layers")
+    parser.add_argument("--image-size", type=int, default=96, help="pixels; the larger, the less the loader matters")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def _job(options: argparse.Namespace, workers: int) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "compute": {"gpu_count": 0},
+            "dataset": {"name": "voc", "uri": options.source, "tasks": ["classification"]},
+            "model": {"name": "vgg16", "width": options.width},
+            "training": {
+                "image_size": options.image_size,
+                "fit": "crop",
+                "batch_size": BATCH,
+                "loader_workers": workers,
+                "epochs_per_round": 10_000,
+                "optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.9},
+                "schedule": {"name": "constant"},
+            },
+        }
+    )
+
+
+def measure(job: JobSpec, data: JobData, steps: int) -> Row:
+    """Of ``steps`` steps, after those in which workers start."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(job, data, Path(folder))
+        batches = trainer.training_batches(0)
+        waits, totals, cpu = [], [], 0.0
+        for number in range(WARMUP_STEPS + steps):
+            if number == WARMUP_STEPS:
+                cpu = _cpu_s()
+            started = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - started)
+            trainer._step(batch, waits[-1])  # noqa: SLF001  # the very step of a run
+            totals.append(time.perf_counter() - started)
+        cpu = _cpu_s() - cpu
+        batches.close()
+    waits, totals = waits[WARMUP_STEPS:], totals[WARMUP_STEPS:]
+    return {
+        "images_per_s": BATCH * steps / sum(totals),
+        "p50_ms": 1000 * statistics.median(totals),
+        "p95_ms": 1000 * statistics.quantiles(totals, n=20)[-1],
+        "data_wait": sum(waits) / sum(totals),
+        "cpu_ms_per_image": 1000 * cpu / (BATCH * steps),
+    }
+
+
+def _trainer(job: JobSpec, data: JobData, folder: Path) -> Trainer:
+    """As a run's first attempt has it."""
+    now = datetime.now(UTC)
+    run = RunRecord(MemoryStorage(), "benchmark")
+    run.create(plan_run(job, gather_facts(job), run_id="benchmark", now=now), spec_yaml=b"", spec_json=job_to_json(job))
+    run.claim(AttemptRecord(number=1, started_at=now.isoformat(), host="here", pid=1, backend="local"))
+    group = ProcessGroup(0, 1, torch.device("cpu"))
+    return build_trainer(job, data, run, attempt=1, group=group, scratch=Scratch(folder))
+
+
+def _print(rows: dict[int, Row]) -> None:
+    print(f"{os.cpu_count()} CPU cores, one thread a process, batches of {BATCH}\n")
+    print("| loader workers | images/s | step p50, ms | step p95, ms | data wait, % | CPU ms/image |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for workers, row in rows.items():
+        times = f"{row['p50_ms']:.0f} | {row['p95_ms']:.0f} | {100 * row['data_wait']:.1f}"
+        print(f"| {workers} | {row['images_per_s']:.1f} | {times} | {row['cpu_ms_per_image']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
