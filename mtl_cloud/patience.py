@@ -20,11 +20,16 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 10.0
 
 
+def _uniform(low: float, high: float) -> float:
+    """Pickled by its name; ``random.uniform`` with the generator's state, and all loader workers would pause as one."""
+    return random.uniform(low, high)  # noqa: S311  # a pause, no secret
+
+
 class PatientStorage:
     """Another storage, each of whose requests is made again while it fails, for at most ``patience_s``.
 
     ``draw(0, bound)`` chooses a pause. A ``create`` whose reply was lost finds its key taken by itself, as the contract
-    of ``Storage.create`` says.
+    of ``Storage.create`` says. Picklable, where the storage is.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class PatientStorage:
         *,
         patience_s: float,
         clock: Clock,
-        draw: Callable[[float, float], float] = random.uniform,
+        draw: Callable[[float, float], float] = _uniform,
     ) -> None:
         self._storage = storage
         self._patience_s = patience_s

@@ -18,7 +18,9 @@ from trainer_harness import ALONE, digest, facts_of, open_attempt
 
 from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.train.__main__ import _connect
 from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.build import open_data
 from mtl_cloud.train.loop import Trainer
 
 __all__ = ["sequence_of", "sequence_of_process"]
@@ -30,7 +32,8 @@ Sequence = dict[str, Any]
 def sequence_of(job: JobSpec, folder: Path) -> Sequence:
     """The job, trained in this process on one thread; ``folder`` is for its scratch."""
     torch.set_num_threads(1)
-    trainer = open_attempt(job, folder, storage=MemoryStorage(), attempt=1, data=None, group=ALONE)
+    data = open_data(job, connect=_connect)
+    trainer = open_attempt(job, folder, storage=MemoryStorage(), attempt=1, data=data, group=ALONE)
     keys, losses = _watched_keys(trainer), _watched_losses(trainer)
     assert trainer.fit()
     rounds = [list(map(repr, facts_of(record))) for record in trainer.run.rounds()]  # type: ignore[call-overload]

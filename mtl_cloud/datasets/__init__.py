@@ -11,6 +11,7 @@ from mtl_cloud.datasets.shards import is_prepared, open_shards
 from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset, restrict
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import Task
 
 __all__ = [
@@ -36,10 +37,14 @@ DATASETS = {
 """Dataset name -> ``module:function``, a function of (uri, split)."""
 
 _Opener: TypeAlias = Callable[[str | None, str], Dataset]
+Connect: TypeAlias = Callable[[str], Storage]
+"""A URL -> its storage."""
 
 
-def open_dataset(spec: DatasetSpec, split: str) -> Dataset:
+def open_dataset(spec: DatasetSpec, split: str, *, connect: Connect = open_storage) -> Dataset:
     """One split as the job wants it: its tasks, ``on_bad_sample``, and ``max_*_samples`` of the split's role.
+
+    What does not lie on this machine is read through ``connect(uri)``.
 
     Raises
     ------
@@ -47,20 +52,20 @@ def open_dataset(spec: DatasetSpec, split: str) -> Dataset:
         The dataset is not there, lacks the split or one of the tasks, or its lists and folders do not fit together.
         Samples are not read yet: a damaged one raises when it is asked for.
     """
-    dataset = _select(_open(spec, split), spec.tasks, _limit(spec, split))
+    dataset = _select(_open(spec, split, connect), spec.tasks, _limit(spec, split))
     return SkippingDataset(dataset) if spec.on_bad_sample == "skip" else dataset
 
 
-def open_splits(*specs: DatasetSpec) -> tuple[Dataset, Dataset]:
-    """The train and the val split of a job's datasets, joined when there are several.
+def open_splits(*specs: DatasetSpec, connect: Connect = open_storage) -> tuple[Dataset, Dataset]:
+    """The train and the val split of a job's datasets, joined when there are several; ``connect`` as above.
 
     Raises
     ------
     DatasetError
         As ``open_dataset`` and ``JointDataset``; or the splits share an image, or disagree on the classes.
     """
-    train = _join([open_dataset(spec, spec.splits.train) for spec in specs])
-    val = _join([open_dataset(spec, spec.splits.val) for spec in specs])
+    train = _join([open_dataset(spec, spec.splits.train, connect=connect) for spec in specs])
+    val = _join([open_dataset(spec, spec.splits.val, connect=connect) for spec in specs])
     assert_disjoint(train, val)
     if train.info.classes != val.info.classes:
         raise DatasetError(
@@ -82,9 +87,9 @@ def assert_disjoint(train: Dataset, val: Dataset) -> None:
         )
 
 
-def _open(spec: DatasetSpec, split: str) -> Dataset:
+def _open(spec: DatasetSpec, split: str, connect: Connect) -> Dataset:
     if spec.uri is not None and is_prepared(spec.uri):
-        return open_shards(spec.uri, split, name=spec.name)
+        return open_shards(spec.uri, split, name=spec.name, connect=connect)
     module, _, function = DATASETS[spec.name].partition(":")
     opener: _Opener = getattr(import_module(module), function)
     return opener(spec.uri, split)

@@ -37,7 +37,8 @@ from mtl_cloud.train.distributed import join_group
 log = logging.getLogger("mtl_cloud.train")
 
 _PATIENCE_S = 900.0
-"""Training goes on while an upload waits for its storage: as long as a new attempt would take to come as far again."""
+"""Training goes on while an upload waits for its storage, and waits where it is data that does not come: as long as a
+new attempt would take to come as far again."""
 
 
 def main() -> int:
@@ -54,8 +55,7 @@ def main() -> int:
 
 
 def _train(scratch: Scratch) -> int:
-    storage = PatientStorage(open_storage(os.environ[ENV_STORAGE]), patience_s=_PATIENCE_S, clock=Clock())
-    run = RunRecord(storage, os.environ[ENV_RUN_ID])
+    run = RunRecord(_connect(os.environ[ENV_STORAGE]), os.environ[ENV_RUN_ID])
     job = job_from_json(run.spec_json(), source=run.paths.spec_json)
     job = relocate(job, json.loads(os.environ.get(ENV_INPUTS, "{}")))
     group = join_group(cuda=wants_cuda(job))
@@ -63,11 +63,16 @@ def _train(scratch: Scratch) -> int:
         logging.getLogger().setLevel(logging.WARNING)
     try:
         attempt = int(os.environ[ENV_ATTEMPT])
-        trainer = build_trainer(job, open_data(job), run, attempt=attempt, group=group, scratch=scratch)
+        data = open_data(job, connect=_connect)
+        trainer = build_trainer(job, data, run, attempt=attempt, group=group, scratch=scratch)
         trainer.channel.listen(hang_s=float(os.environ[ENV_HANG_S]) if ENV_HANG_S in os.environ else None)
         return EXIT_DONE if trainer.fit() else EXIT_STOPPED
     finally:
         group.leave()
+
+
+def _connect(url: str) -> PatientStorage:
+    return PatientStorage(open_storage(url), patience_s=_PATIENCE_S, clock=Clock())
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:

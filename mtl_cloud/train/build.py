@@ -19,6 +19,7 @@ from mtl_cloud.datasets.locality import Shards, end_to_end, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
+from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train import rng
@@ -68,8 +69,8 @@ def wants_cuda(job: JobSpec) -> bool:
     return True
 
 
-def open_data(job: JobSpec) -> JobData:
-    """Open the splits, with those labels only that the network learns from.
+def open_data(job: JobSpec, *, connect: Callable[[str], Storage] = open_storage) -> JobData:
+    """Open the splits, with those labels only that the network learns from; ``connect`` as in ``open_splits``.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def open_data(job: JobSpec) -> JobData:
         As ``open_splits`` and ``network_classes``.
     """
     wanted = job.model.tasks or NETWORK_TASKS[job.model.name]
-    train, val = (restrict(split, wanted) for split in open_splits(*job.datasets))
+    train, val = (restrict(split, wanted) for split in open_splits(*job.datasets, connect=connect))
     return JobData(train, val, network_classes(wanted, train.info.classes))
 
 

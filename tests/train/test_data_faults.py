@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from dataset_harness import cifar_batch
 from fault_proxy import READ_KINDS, FaultProxy
 from loss_sequence import sequence_of, sequence_of_process
+from run_harness import wait_for
 from s3_servers import BUCKET, CREDENTIALS, moto, seaweedfs
 from trainer_harness import small_job
 
@@ -19,7 +23,7 @@ from mtl_cloud.datasets.cifar10 import open_cifar10
 from mtl_cloud.datasets.shards.prepare import Options, prepare
 from mtl_cloud.datasets.shards.sources import CifarSource
 from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.storage import FolderStorage, open_storage
+from mtl_cloud.storage import FolderStorage, open_storage, remote
 
 AWAY = f"s3://{BUCKET}/cifar10"
 STALL_S = 0.1
@@ -98,3 +102,18 @@ def test_losses_are_the_same_through_faults_of_a_real_server(
         assert train(job(AWAY, rounds=1, **loader), tmp_path) == straight
     assert proxy.injected.keys() == set(READ_KINDS)
     assert bool(list((tmp_path / "cache").rglob("*.tar"))) == bool(loader["cache_gib"])
+
+
+@pytest.mark.slow
+def test_an_outage_of_the_data_is_waited_for(server: str, folder: Path, put: Put, tmp_path: Path) -> None:
+    """Longer than a storage by itself is patient."""
+    straight = sequence_of(job(folder, rounds=1), tmp_path)
+    with put(server) as proxy, ThreadPoolExecutor() as pool:
+        proxy.kinds, proxy.rate = ("slow",), 0.5
+        waiting = pool.submit(sequence_of, job(AWAY, rounds=1, cache_gib=0), tmp_path)
+        wait_for(lambda: proxy.injected["slow"] >= 10, seconds=120)
+        proxy.kinds, proxy.rate, proxy.in_a_row = ("503",), 1.0, math.inf
+        time.sleep(1.2 * remote._PATIENCE_S)
+        proxy.rate = 0.0
+        assert waiting.result() == straight
+    assert proxy.injected["503"] >= 5

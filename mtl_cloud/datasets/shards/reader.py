@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -210,10 +211,18 @@ def read_manifest(storage: Storage) -> DatasetManifest:
     return DatasetManifest.decode(data, source=f"{storage.url}/{MANIFEST}")
 
 
-def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | None = None) -> ShardDataset:
+def open_shards(
+    uri: str,
+    split: str,
+    *,
+    name: str | None = None,
+    cache: Path | None = None,
+    connect: Callable[[str], Storage] = open_storage,
+) -> ShardDataset:
     """A split of the prepared dataset at a folder or URL, which must be of the kind ``name``.
 
-    The index of one that does not lie on this machine is kept in the folder ``cache`` (default: the user's).
+    The index of one that does not lie on this machine is kept in the folder ``cache`` (default: the user's); it is
+    opened and read through ``connect(uri)``.
 
     Raises
     ------
@@ -222,7 +231,7 @@ def open_shards(uri: str, split: str, *, name: str | None = None, cache: Path | 
     StorageError
         The storage does not answer.
     """
-    storage = open_storage(uri if is_remote(uri) else local_path(uri))
+    storage = connect(uri) if is_remote(uri) else open_storage(local_path(uri))
     manifest = read_manifest(storage)
     if name not in {None, manifest.name}:
         raise DatasetError(
