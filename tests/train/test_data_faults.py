@@ -74,6 +74,7 @@ def job(uri: str | Path, **training: Any) -> JobSpec:
     return JobSpec.model_validate(small.model_dump() | {"dataset": dataset})
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_through_faults(folder: Path, put: Put, tmp_path: Path) -> None:
     few = {"cache_gib": 0, "rounds": 1, "max_steps_per_epoch": 2}
     straight = sequence_of(job(folder, **few), tmp_path)
