@@ -348,7 +348,9 @@ class TrainingSpec(_Spec):
     )
     mixing: MixingSpec = Field(MixingSpec(), description="How several datasets come together.")
     loader_workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        4, description="Loader processes of each trainer process."
+        4,
+        description="Loader processes of each trainer process. With 0, a small classification set of equal images, as "
+        "CIFAR-10, lives on the GPU.",
     )
     cache_gib: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Local disk for copies of shards that lie at a URL, GiB; default half of what is free."

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from mtl_cloud.train.loop import Trainer
 from mtl_cloud.train.nets import build_network
 from mtl_cloud.train.optim import build_optimizer
 from mtl_cloud.train.order import BatchOrder
+from mtl_cloud.train.resident import Resident
 from mtl_cloud.train.tasks import build_heads
 from mtl_cloud.train.weighting import Weighting, build_weighting
 
@@ -232,9 +233,12 @@ def _training_batches(
 ) -> Callable[[int], Iterator[Batch]]:
     pin = group.device.type == "cuda"
     ahead = end_to_end(shards) if group.local_rank == 0 else None
+    resident = _resident(data.train, training, group)
 
     def batches(start: int) -> Iterator[Batch]:
-        return training_batches(data.train, training, collate, order, start=start, pin=pin, shards=ahead)
+        return training_batches(
+            data.train, training, collate, order, start=start, pin=pin, shards=ahead, resident=resident()
+        )
 
     return batches
 
@@ -243,7 +247,20 @@ def _validation_batches(
     data: JobData, training: TrainingSpec, collate: Collate, group: ProcessGroup
 ) -> Callable[[], Iterator[Batch]]:
     pin = group.device.type == "cuda"
-    return partial(validation_batches, data.val, training, collate, rank=group.rank, world=group.world, pin=pin)
+    resident = _resident(data.val, training, group)
+
+    def batches() -> Iterator[Batch]:
+        return validation_batches(
+            data.val, training, collate, rank=group.rank, world=group.world, pin=pin, resident=resident()
+        )
+
+    return batches
+
+
+def _resident(dataset: Dataset, training: TrainingSpec, group: ProcessGroup) -> Callable[[], Resident | None]:
+    """Brought to the GPU when it is first asked for, where no workers are to load it."""
+    wanted = group.device.type == "cuda" and training.loader_workers == 0
+    return cache(lambda: Resident.of(dataset, group.device) if wanted else None)
 
 
 def _sample_batch(val: Dataset, size: int, collate: Collate) -> Batch:

@@ -25,6 +25,7 @@ from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
 from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs
+from mtl_cloud.train.resident import Placed, Resident
 from mtl_cloud.train.transforms import (
     Canvas,
     Placement,
@@ -82,6 +83,10 @@ class TrainingView:
         placement, rng = draw_once(sample.shape)
         return place(sample, placement, self.size, room), draw_color(self.augment, rng)
 
+    def placed(self, draw: Draw, shape: tuple[int, int]) -> Placed:
+        placement, rng = self._draw(draw, shape)
+        return Placed(draw.sample, placement, draw_color(self.augment, rng))
+
     def _draw(self, draw: Draw, shape: tuple[int, int]) -> _Drawn:
         """Where an image of ``shape`` goes in this draw, and the generator that drew it."""
         rng = sample_rng(self.seed, draw.epoch, draw.sample)
@@ -104,6 +109,10 @@ class ValidationView:
 
     def __getitem__(self, index: int) -> Item:
         return self.load(index)
+
+    def placed(self, index: int, shape: tuple[int, int]) -> Placed:
+        fit = center_crop if self.fit == "crop" else letterbox
+        return Placed(index, fit(shape, self.size), None)
 
 
 @dataclass(frozen=True)
@@ -165,13 +174,17 @@ def training_batches(
     start: int,
     pin: bool,
     shards: Shards | None = None,
+    resident: Resident | None = None,
 ) -> Iterator[Batch]:
     """This process's share of every batch from ``start`` to the job's end; loader workers live that long too.
 
-    With ``shards``, this process copies those of the dataset that lie elsewhere ahead of the batches.
+    With ``shards``, this process copies those of the dataset that lie elsewhere ahead of the batches. A dataset that is
+    ``resident`` needs no loading.
     """
     view = TrainingView(dataset, training.image_size, training.augment, training.seed, training.fit)
     batches = order.batches(start)
+    if resident:
+        return _cut(resident, view, batches, collate)
     limit = copies_limit(shards, training.cache_gib) if shards else 0
     if shards and limit:
         needs = job_needs(order, shards.numbers, start)
@@ -180,14 +193,30 @@ def training_batches(
 
 
 def validation_batches(
-    dataset: Dataset, training: TrainingSpec, collate: Collate, *, rank: int, world: int, pin: bool
+    dataset: Dataset,
+    training: TrainingSpec,
+    collate: Collate,
+    *,
+    rank: int,
+    world: int,
+    pin: bool,
+    resident: Resident | None = None,
 ) -> Iterator[Batch]:
     """This process's share of one pass over the split, each sample once over all processes."""
     size = training.eval_batch_size or 2 * training.batch_size
     mine = range(rank, len(dataset), world)
     batches = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
     view = ValidationView(dataset, training.image_size, training.fit)
+    if resident:
+        return _cut(resident, view, batches, collate)
     return _load(view, batches, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
+
+
+def _cut(
+    resident: Resident, view: TrainingView | ValidationView, indices: Iterable[Sequence[Any]], collate: Collate
+) -> Iterator[Batch]:
+    for some in indices:
+        yield resident.batch([view.placed(index, resident.shape) for index in some], view.size, collate.classes)
 
 
 def _load(

@@ -36,6 +36,7 @@ __all__ = [
     "letterbox",
     "place",
     "sample_rng",
+    "visible",
 ]
 
 GREY = 128
@@ -144,7 +145,7 @@ def least(shape: tuple[int, int], placement: Placement, size: int) -> Least:
     """What of an image the canvas shows, and how far it may be shrunk and still be no smaller than there."""
     spare = min(shape[0] / placement.height, shape[1] / placement.width)
     divisor = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
-    *_, last = _visible(placement.top, placement.height, -(-shape[0] // divisor), size)
+    *_, last = visible(placement.top, placement.height, -(-shape[0] // divisor), size)
     return Least(divisor, last * divisor)
 
 
@@ -173,8 +174,8 @@ def _paste(
 ) -> None:
     """Resize only the part that stays visible, and lay it on a canvas of ``fill``. Both are [row, column, channel]."""
     size = len(canvas)
-    x0, x1, src_x0, src_x1 = _visible(placement.left, placement.width, pixels.shape[1], size)
-    y0, y1, src_y0, src_y1 = _visible(placement.top, placement.height, pixels.shape[0], size)
+    x0, x1, src_x0, src_x1 = visible(placement.left, placement.width, pixels.shape[1], size)
+    y0, y1, src_y0, src_y1 = visible(placement.top, placement.height, pixels.shape[0], size)
     seen = np.ascontiguousarray(pixels[None, src_y0:src_y1, src_x0:src_x1])  # torch is fastest in this very layout
     part = resize(torch.from_numpy(seen).permute(0, 3, 1, 2), (y1 - y0, x1 - x0))[0].permute(1, 2, 0)
     if placement.flip:
@@ -184,7 +185,7 @@ def _paste(
     canvas[y0:y1, x0:x1] = part
 
 
-def _visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
+def visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
     """One axis: the canvas pixels that are covered, and the source pixels that cover them (both at least one)."""
     first = min(max(0, round(start)), size - 1)
     last = max(first + 1, min(size, round(start + length)))
