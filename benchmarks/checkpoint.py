@@ -3,9 +3,10 @@
     python benchmarks/checkpoint.py [--width 0.25] [--rounds 3] [--folder DIR] [--s3torchconnector DIR]
 
 The state is MTL-Net's with the optimizer's momentum (``--width 1``: 1.9 GB). The server is a SeaweedFS of its own
-below ``--folder``: a RAM disk shows the client, a disk shows the disk. It gets the processor's time that nobody else
-wants, for S3 takes none of a trainer's. While a save runs on, a loop goes through
-training steps (matrix products on one thread). Rounds are interleaved; the table shows medians of
+below ``--folder``: a RAM disk shows the client, a disk shows the disk; either needs six times the state's bytes for
+each round, and one more. It gets the processor's time that nobody else wants, for S3 takes none of a trainer's. While a
+save runs on, a loop goes through training steps (matrix products on one thread). Rounds are interleaved; the table
+shows medians of
 
 * *stall*: seconds that the loop waits, also as a multiple of one plain copy of the same bytes into memory that exists;
 * *durable*: seconds until all bytes are stored, also as a multiple of an upload of the same bytes and nothing else, by
@@ -244,6 +245,7 @@ def measure(methods: dict[str, Callable[[], Wait]], state: State, rounds: int) -
     step = _step(state)
     for round_number in range(rounds + 1):
         for name, begin in methods.items():
+            print(f"round {round_number} of {rounds}: {name}", file=sys.stderr)
             gc.collect()
             cost = _cost(begin, step, works=name != IDLE)
             if round_number:
