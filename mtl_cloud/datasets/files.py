@@ -128,8 +128,8 @@ def _decode_jpeg(data: bytes, shape: tuple[int, int], least: Least) -> npt.NDArr
 
 def _height_field(data: bytes) -> int | None:
     """Where a JPEG states its height; None unless its rows are coded one after another, and its end is there."""
-    at = 2
-    while data.endswith(b"\xff\xd9") and data[at] == 0xFF and (marker := data[at + 1]) != _START_OF_SCAN:
+    at = 2 if data.endswith(b"\xff\xd9") else len(data)
+    while data[at : at + 1] == b"\xff" and (marker := data[at + 1]) != _START_OF_SCAN:
         if marker in _SEQUENTIAL:
             return at + 5
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

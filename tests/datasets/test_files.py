@@ -141,3 +141,11 @@ def test_rows_from_the_top_are_those_of_the_whole_however_the_jpeg_is_coded(opti
     assert shape == (90, 60)
     assert np.array_equal(part[:30], np.asarray(Image.open(file))[:30])
     assert part[60:].any() == ("progressive" in options)
+
+
+def test_a_jpeg_with_fill_bytes_before_its_markers_is_decoded_whole() -> None:
+    """ITU-T T.81, B.1.1.2 allows any number of them; libjpeg passes over them."""
+    data = jpeg(90, 60)
+    filled = data[:2] + b"\xff\xff" + data[2:]
+    part, _ = decode_shrunk(filled, "x", lambda *_: Least(1, 30))
+    assert np.array_equal(part, np.asarray(Image.open(io.BytesIO(data))))
