@@ -78,7 +78,8 @@ class Resident:
         chosen = torch.tensor(samples, device=self.images.device)
         return Batch(
             keys=tuple(self.keys[sample] for sample in samples),
-            images=paste(self.images[chosen], placements, size),
+            # In a loader's memory format: the network's kernels, and so its roundings, follow it.
+            images=paste(self.images[chosen], placements, size).contiguous(memory_format=torch.channels_last),
             has={task: torch.full_like(chosen, task == "classification", dtype=torch.bool) for task in tasks},
             labels=self.labels[chosen],
             masks=self._no_masks(len(samples), size, tasks),

@@ -79,6 +79,7 @@ def cifar(tmp_path: Path) -> Dataset:
 
 
 def assert_equal(ours: Batch, theirs: Batch) -> None:
+    assert ours.images.stride() == theirs.images.stride()  # the memory format
     assert (ours.keys, ours.skipped) == (theirs.keys, theirs.skipped)
     assert all(torch.equal(ours.has[task], theirs.has[task]) for task in ours.has.keys() | theirs.has.keys())
     for name, value in vars(theirs).items():
