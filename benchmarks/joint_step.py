@@ -42,7 +42,7 @@ from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import JobData, build_trainer, open_data
-from mtl_cloud.train.data import Collate, ValidationView
+from mtl_cloud.train.data import Batches, Collate, ValidationView
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.loop import Trainer
 
@@ -128,14 +128,14 @@ def _trainer(job: JobSpec, data: JobData, device: torch.device, folder: Path) ->
 def _batch(data: JobData, options: argparse.Namespace) -> Batch:
     """Embedded scenes, without colour jitter: plain pipelines do that in the loader."""
     view = ValidationView(data.train, options.image_size)
-    batch = Collate(data.classes, data.train.info.multi_label)([view[i] for i in range(options.batch)])
+    batch = Batches(view, Collate(data.classes, data.train.info.multi_label)).load(range(options.batch))
     return batch.pin_memory() if options.device.type == "cuda" else batch
 
 
 def _plain_batch(batch: Batch) -> plain.PlainBatch:
     owners = range(len(batch))
     return plain.PlainBatch(
-        images=batch.images,
+        images=batch.images.contiguous(),
         labels=batch.labels,
         boxes=[batch.boxes[batch.box_image == image] for image in owners],
         box_classes=[batch.box_class[batch.box_image == image] for image in owners],

@@ -27,7 +27,7 @@ from mtl_cloud.train.backward import Backward, SummedBackward, TaskwiseBackward
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.channel import Channel
 from mtl_cloud.train.checkpoint import Checkpointer
-from mtl_cloud.train.data import Collate, ValidationView, training_batches, validation_batches
+from mtl_cloud.train.data import Batches, Collate, ValidationView, training_batches, validation_batches
 from mtl_cloud.train.distributed import ProcessGroup, set_norm
 from mtl_cloud.train.ema import MovingAverage
 from mtl_cloud.train.events import EventLog
@@ -267,7 +267,7 @@ def _sample_batch(val: Dataset, size: int, collate: Collate) -> Batch:
     """Images spread evenly over the split, so that all of its classes and sources have a chance."""
     count = min(SAMPLE_IMAGES, len(val))
     view = ValidationView(val, size)
-    return collate([view[i * len(val) // count] for i in range(count)])
+    return Batches(view, collate).load([i * len(val) // count for i in range(count)])
 
 
 def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

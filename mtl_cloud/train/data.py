@@ -107,9 +107,6 @@ class ValidationView:
         sample = self.dataset.load(index, lambda *shape: least(shape, fit(shape, self.size), self.size))
         return place(sample, fit(sample.shape, self.size), self.size, room), None
 
-    def __getitem__(self, index: int) -> Item:
-        return self.load(index)
-
     def placed(self, index: int, shape: tuple[int, int]) -> Placed:
         fit = center_crop if self.fit == "crop" else letterbox
         return Placed(index, fit(shape, self.size), None)
@@ -123,11 +120,9 @@ class Collate:
     """Of the job's tasks."""
     multi_label: bool
 
-    def __call__(self, items: Sequence[Item], images: Tensor | None = None) -> Batch:
-        """``images`` [B, 3, S, S]: those of the items' canvases, where they lie together already."""
+    def __call__(self, items: Sequence[Item], images: Tensor) -> Batch:
+        """``images`` [B, 3, S, S]: those of the items' canvases, one after another in memory."""
         canvases, colors = zip(*items, strict=True)
-        if images is None:
-            images = torch.stack([canvas.image for canvas in canvases])
         return Batch(
             keys=tuple(canvas.key for canvas in canvases),
             images=images,
