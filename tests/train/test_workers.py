@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import struct
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +23,7 @@ from mtl_cloud.supervise.classify import classify
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.data import Collate, validation_batches
+from mtl_cloud.train.workers import deaths_explained
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,30 @@ def test_what_a_dataset_raises_in_a_worker_is_the_users_fault_and_comes_with_its
     assert (ending.outcome, ending.message) == (
         Outcome.USER_ERROR, "the trainer ended with code 1: ValueError: no such colour",
     )  # fmt: skip
+
+
+def send_half_a_batch(results: Any) -> None:
+    """What a worker has done that is killed while it sends; it keeps the others from sending, too."""
+    results._wlock.acquire()
+    os.write(results._writer.fileno(), struct.pack("!i", 1000) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_its_turn(results: Any) -> None:
+    results._wlock.acquire()
+
+
+@pytest.mark.timeout(60)
+def test_a_batch_of_which_the_rest_never_comes_is_not_waited_for() -> None:
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    workers = [context.Process(target=what, args=(results,)) for what in (wait_for_its_turn, send_half_a_batch)]
+    workers[1].start()
+    workers[1].join()
+    workers[0].start()
+    loader = SimpleNamespace(_workers=workers, _worker_result_queue=results)
+    explained = pytest.raises(WorkerDiedError, match=rf"{workers[1].pid} was ended by SIGKILL")
+    with explained, deaths_explained(loader, patience_s=0.1):
+        results.get()
+    workers[0].join()
+    assert workers[0].exitcode == -signal.SIGKILL
