@@ -93,7 +93,7 @@ def test_sigkills_at_random_instants_change_nothing(tmp_path: Path) -> None:
     life_s, expected = time.monotonic() - started, end_state(straight)
     kills: Counter[tuple[str, str]] = Counter()
     number = 0
-    while kills.total() < KILLS:
+    while kills.total() < KILLS or (_missing(kills) and kills.total() < 4 * KILLS):
         number += 1
         run, scratch = make_small_run(tmp_path / f"run-{number}"), tmp_path / f"scratch-{number}"
         killer = Killer(run, scratch, number)
@@ -103,6 +103,9 @@ def test_sigkills_at_random_instants_change_nothing(tmp_path: Path) -> None:
         assert (result.outcome, end_state(run)) == ("done", expected), f"run {number}: {killer.kills}"
         kills += killer.kills
     print(f"{kills.total()} kills over {number} runs of {life_s:.1f} s in {time.monotonic() - started:.0f} s: {kills}")
-    if KILLS >= 50:
-        assert {whom for whom, _ in kills} == {"trainer", "supervisor", "both"}
-        assert {phase for _, phase in kills} >= PHASES
+    assert not _missing(kills)
+
+
+def _missing(kills: Counter[tuple[str, str]]) -> set[str]:
+    """Who, and in which phase, was not killed yet."""
+    return {"trainer", "supervisor", "both", *PHASES} - {name for kill in kills for name in kill}
