@@ -1,4 +1,4 @@
-"""Makers of small images, annotations and archives in the layouts of the real datasets."""
+"""Small images, annotations and archives in the layouts of the real datasets; datasets that change what others give."""
 
 from __future__ import annotations
 
@@ -6,12 +6,42 @@ import io
 import pickle
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.tasks import Task
+
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Another dataset, sample by sample; a subclass gives samples of its own by ``load``."""
+
+    dataset: Dataset
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.load(index, whole)
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        return self.dataset.load(index, shrink)
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def labels(self, index: int) -> frozenset[Task]:
+        return self.dataset.labels(index)
 
 
 def jpeg(width: int = 32, height: int = 24, mode: str = "RGB", seed: int = 0) -> bytes:

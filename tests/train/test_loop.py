@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_harness import Altered
 from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Sample, Shrink
 from mtl_cloud.datasets.views import SkippingDataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.supervise.contract import StopReason
-from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import JobData, network_classes, open_data
 from mtl_cloud.train.loop import Trainer, _finite
@@ -158,32 +158,15 @@ def test_a_network_none_of_whose_tasks_is_labelled_is_refused() -> None:
 
 
 @dataclass(frozen=True)
-class Damaged:
+class Damaged(Altered):
     """A dataset of which one sample cannot be read."""
 
-    dataset: Dataset
     bad: int
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.dataset.info
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
 
     def load(self, index: int, shrink: Shrink) -> Sample:
         if index == self.bad:
             raise DatasetError(f"{self.key(index)} is damaged")
-        return self.dataset.load(index, shrink)
-
-    def key(self, index: int) -> str:
-        return self.dataset.key(index)
-
-    def labels(self, index: int) -> frozenset[Task]:
-        return self.dataset.labels(index)
+        return super().load(index, shrink)
 
 
 def test_damaged_samples_of_both_splits_are_counted_once_each(make_trainer: TrainerMaker) -> None:

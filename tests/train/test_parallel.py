@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from dataset_harness import Altered
 from process_harness import in_processes
 from torch import nn
 from trainer_harness import ALONE, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import Sample, Shrink
 from mtl_cloud.records import RoundRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage
@@ -22,30 +23,15 @@ from mtl_cloud.train.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
-class MasksOnEvenSamples:
+class MasksOnEvenSamples(Altered):
     """A dataset whose odd samples carry no mask: in the order on disk, the second of two processes never sees one."""
 
-    dataset: Dataset
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.dataset.info
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        sample = super().load(index, shrink)
         return replace(sample, segmentation=None) if index % 2 else sample
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        return self[index]
-
-    def key(self, index: int) -> str:
-        return self.dataset.key(index)
-
     def labels(self, index: int) -> frozenset[Task]:
-        return self.dataset.labels(index) - ({"segmentation"} if index % 2 else set())
+        return super().labels(index) - ({"segmentation"} if index % 2 else set())
 
 
 def _in_double(_module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:

@@ -10,9 +10,10 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+from dataset_harness import Altered
 from PIL import Image
 
-from mtl_cloud.datasets.base import Dataset, Least, Sample, Shrink
+from mtl_cloud.datasets.base import Dataset, Least, Sample, Shrink, whole
 from mtl_cloud.datasets.voc import open_voc
 from mtl_cloud.spec.job import AugmentSpec, Fit
 from mtl_cloud.train.data import TrainingView, ValidationView
@@ -23,13 +24,11 @@ pytestmark = pytest.mark.real_data
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Altered):
     """Decodes every image in full."""
 
-    dataset: Dataset
-
-    def load(self, index: int, shrink: Shrink) -> Sample:  # the point
-        return self.dataset[index]
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        return super().load(index, whole)
 
 
 @pytest.fixture(scope="module")

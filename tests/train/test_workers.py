@@ -13,47 +13,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dataset_harness import Altered
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Sample, Shrink
 from mtl_cloud.datasets.embedded import open_embedded
 from mtl_cloud.errors import TrainingError, WorkerDiedError
 from mtl_cloud.records import Outcome
 from mtl_cloud.spec.job import TrainingSpec
 from mtl_cloud.supervise.classify import classify
-from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.data import Collate, validation_batches
 from mtl_cloud.train.workers import deaths_explained
 
 
 @dataclass(frozen=True)
-class Trapped:
+class Trapped(Altered):
     """A dataset, one of whose samples does something else."""
 
-    dataset: Dataset
     trap: Callable[[], None]
     at: int = 9
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.dataset.info
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
 
     def load(self, index: int, shrink: Shrink) -> Sample:
         if index == self.at:
             self.trap()
-        return self.dataset.load(index, shrink)
-
-    def key(self, index: int) -> str:
-        return self.dataset.key(index)
-
-    def labels(self, index: int) -> frozenset[Task]:
-        return self.dataset.labels(index)
+        return super().load(index, shrink)
 
 
 def batches(trap: Callable[[], None]) -> Iterator[Batch]:
