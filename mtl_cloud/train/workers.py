@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -43,42 +44,66 @@ def deaths_explained(batches: Any, *, patience_s: float = 15.0) -> Iterator[None
         It left with an exit code: its trace is in the log.
     """
     workers: list[BaseProcess] = getattr(batches, "_workers", [])  # torch tells of them nowhere else
-    dead: list[BaseProcess] = []
-    over = threading.Event()
-    if workers:
-        watch = (workers, batches._worker_result_queue, dead, over, patience_s)  # noqa: SLF001  # nor of this
-        threading.Thread(target=_watch, args=watch, name="loader-workers", daemon=True).start()
+    if not workers:
+        yield
+        return
+    watch = _Watch(workers, batches._worker_result_queue, patience_s)  # noqa: SLF001  # nor of this
+    watch.start()
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        wait([worker.sentinel for worker in workers], _LATE_S)
-        first = next((worker for worker in (*dead, *workers) if worker.exitcode), None)
+        first = watch.first_dead()
         if first is None:
             raise
         raise _death(first) from error
     finally:
-        over.set()
+        watch.stop()
 
 
-def _watch(
-    workers: list[BaseProcess], results: Any, dead: list[BaseProcess], over: threading.Event, patience_s: float
-) -> None:
-    """Look for the ``dead``, and let the reader of ``results`` go if it is not ``over`` in time.
+@dataclass
+class _Watch:
+    """Looks for dead ``workers``; whoever still waits for their ``results`` after ``patience_s`` is let go."""
 
-    An end of file does that, once nobody is left who could write. Exit codes are not looked at: they can be read once.
-    """
-    while not dead:
-        if over.wait(_LOOK_S):
-            return
-        ended = wait([worker.sentinel for worker in workers], 0)
-        dead += [worker for worker in workers if worker.sentinel in ended]
-    if over.wait(patience_s):
-        return
-    for worker in workers:
-        if worker not in dead:
-            worker.kill()
-    with contextlib.suppress(OSError):
-        results._writer.close()  # noqa: SLF001
+    workers: list[BaseProcess]
+    results: Any
+    """The queue that they send batches by."""
+    patience_s: float
+    """From the first death on."""
+    _dead: list[BaseProcess] = field(init=False, default_factory=list)
+    """Those that were the first to end. The others may have been ended here."""
+    _over: threading.Event = field(init=False, default_factory=threading.Event)
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="loader-workers", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def first_dead(self) -> BaseProcess | None:
+        """The worker that everything else followed from; None if all who ended did so in peace."""
+        wait([worker.sentinel for worker in self.workers], _LATE_S)
+        return next((worker for worker in (*self._dead, *self.workers) if worker.exitcode), None)
+
+    def _run(self) -> None:
+        while not self._dead:
+            if self._over.wait(_LOOK_S):
+                return
+            self._dead = self._ended()
+        if not self._over.wait(self.patience_s):
+            self._let_go()
+
+    def _ended(self) -> list[BaseProcess]:
+        """Exit codes are not looked at: they can be read once."""
+        ended = wait([worker.sentinel for worker in self.workers], 0)
+        return [worker for worker in self.workers if worker.sentinel in ended]
+
+    def _let_go(self) -> None:
+        """Once nobody is left who could write, the reader sees an end of file."""
+        for worker in self.workers:
+            if worker not in self._dead:
+                worker.kill()
+        with contextlib.suppress(OSError):
+            self.results._writer.close()  # noqa: SLF001
 
 
 def _death(worker: BaseProcess) -> TrainingError:
