@@ -65,6 +65,11 @@ class MtlCloudError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def with_hint(self) -> str:
+        """The message and, in brackets, the hint: for logs, where both are read on one line."""
+        return f"{self} ({self.hint})" if self.hint else str(self)
+
 
 class UsageError(MtlCloudError):
     """The command line names something that does not exist or is ambiguous."""

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with SignalWatcher() as signals:
             verdict = _supervise(args, signals, container)
     except AlreadyExistsError as error:
-        return _complain(error, EXIT_TAKEN, container)
+        return _leave(error.with_hint, EXIT_TAKEN, container)
     except MtlCloudError as error:
-        return _complain(error, error.exit_code, container)
+        return _leave(error.with_hint, error.exit_code, container)
     return _report(verdict, container)
 
 
@@ -80,11 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--echo", action="store_true", help="copy the trainer's log to standard output")
     Settings.add_flags(parser)
     return parser
-
-
-def _complain(error: MtlCloudError, exit_code: int, container: SageMakerContainer | None) -> int:
-    hint = f" ({error.hint})" if error.hint else ""
-    return _leave(f"{error}{hint}", exit_code, container)
 
 
 def _report(verdict: Verdict, container: SageMakerContainer | None) -> int:

@@ -73,8 +73,7 @@ def main() -> int:
         job = job_from_json(sys.stdin.buffer.read(), source="standard input")
         found = probe(job)
     except MtlCloudError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        sys.stderr.write(f"{error}{hint}\n")
+        sys.stderr.write(f"{error.with_hint}\n")
         return error.exit_code
     sys.stdout.write(json.dumps(found) + "\n")
     return 0
