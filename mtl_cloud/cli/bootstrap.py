@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table
+from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table, region_option
 
 if TYPE_CHECKING:
     from mtl_cloud.aws import ClientMaker
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     "bootstrap",
     epilog=examples("bootstrap", "bootstrap --region eu-west-1 --vpc vpc-0123456789abcdef0", "bootstrap --destroy"),
 )
-@click.option(
-    "--region",
-    envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-    default="us-east-1",
-    show_default=True,
-    help="Which region.",
-)
+@region_option("Which region.")
 @click.option("--vpc", metavar="ID", help="Use this VPC of yours, and its subnets; default one is made.")
 @click.option(
     "--destroy", is_flag=True, help="Remove all of it; refused while runs are alive or the bucket holds data."

@@ -25,6 +25,7 @@ __all__ = [
     "print_pairs",
     "print_table",
     "print_warnings",
+    "region_option",
     "run_examples",
     "run_options",
     "storage_option",
@@ -50,6 +51,12 @@ def output_options(command: F) -> F:
     debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
     as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     return as_json(debug(command))
+
+
+def region_option(text: str) -> Callable[[F], F]:
+    """``--region`` with ``text`` as its help; AWS_REGION or AWS_DEFAULT_REGION stand for it where they are set."""
+    variables = ["AWS_REGION", "AWS_DEFAULT_REGION"]
+    return click.option("--region", envvar=variables, default="us-east-1", show_default=True, help=text)
 
 
 def run_options(command: F) -> F:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, print_json
+from mtl_cloud.cli.common import examples, output_options, print_json, region_option
 
 WHO = ("user", "instance", "sagemaker")
 
@@ -18,13 +18,7 @@ WHO = ("user", "instance", "sagemaker")
     "iam", epilog=examples("iam user", "iam instance --region eu-west-1", "iam user --account 123456789012 --json")
 )
 @click.argument("who", type=click.Choice(WHO), required=False, metavar="[WHO]")
-@click.option(
-    "--region",
-    envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-    default="us-east-1",
-    show_default=True,
-    help="Which region.",
-)
+@region_option("Which region.")
 @click.option("--account", default="ACCOUNT_ID", metavar="ID", help="Number of the account; default a placeholder.")
 @click.option("--prefix", default="mtl-cloud", show_default=True, help="The bucket's prefix that runs may use.")
 @output_options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table
+from mtl_cloud.cli.common import examples, output_options, print_json, print_pairs, print_table, region_option
 
 if TYPE_CHECKING:
     from mtl_cloud.engine import Engine
@@ -91,13 +91,7 @@ def build(
 @command.command("push", epilog=examples("image push", "image push --repository registry.example.com/mtl-cloud"))
 @_base
 @_platform("linux/amd64, of the GPU instances")
-@click.option(
-    "--region",
-    envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-    default="us-east-1",
-    show_default=True,
-    help="Region of the ECR repository.",
-)
+@region_option("Region of the ECR repository.")
 @click.option("--repository", metavar="HOST/NAME", help="A repository that is not ECR's; the engine must be logged in.")
 @output_options
 def push(*, base: str | None, platform: str | None, region: str, repository: str | None, as_json: bool) -> None:
