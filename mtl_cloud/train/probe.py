@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.spec.job import JobSpec, PretrainedSpec
@@ -23,31 +22,30 @@ from mtl_cloud.train.nets import build_network
 __all__ = ["probe"]
 
 _PAIR = 2
-"""Images in the forward pass that is counted: batch normalisation wants more than one."""
+"""Images in the forward pass that is looked at: batch normalisation wants more than one."""
 _STATES = {"sgd": 1, "adamw": 2}
 """Tensors that the optimizer keeps for each parameter."""
 _BYTES = 4
 
 
 def probe(job: JobSpec) -> dict[str, Any]:
-    """``train_images``, ``val_images``, ``tasks``, ``parameters``, and of one image ``forward_flops`` and
-    ``activation_bytes``; ``state_bytes`` of weights, gradients and optimizer; ``gpus`` that torch sees here."""
+    """``train_images``, ``val_images``, ``tasks``, ``parameters``; ``state_bytes`` of weights, gradients and optimizer;
+    ``activation_bytes`` of one image; ``gpus`` that torch sees here."""
     data = open_data(job)
-    parameters, flops, activations = _weigh(job, data)
+    parameters, activations = _weigh(job, data)
     return {
         "train_images": len(data.train),
         "val_images": len(data.val),
         "tasks": list(data.train.info.tasks),
         "parameters": parameters,
         "state_bytes": parameters * _BYTES * (2 + _STATES[job.training.optimizer.name]),
-        "forward_flops": flops,
         "activation_bytes": activations,
         "gpus": torch.cuda.device_count(),
     }
 
 
-def _weigh(job: JobSpec, data: JobData) -> tuple[int, int, int]:
-    """Parameters; FLOPs of a forward pass and bytes that it keeps for the backward pass, both of one image."""
+def _weigh(job: JobSpec, data: JobData) -> tuple[int, int]:
+    """Parameters, and the bytes that a forward pass keeps of one image for the backward pass."""
     spec = job.model.model_copy(update={"pretrained": PretrainedSpec()})
     kept: dict[int, Tensor] = {}
 
@@ -59,13 +57,12 @@ def _weigh(job: JobSpec, data: JobData) -> tuple[int, int, int]:
         network = build_network(spec, data.classes)
         own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}  # noqa: SLF001
         images = torch.zeros(_PAIR, 3, job.training.image_size, job.training.image_size)
-        counter = FlopCounterMode(display=False)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             outputs = network(images)
     del outputs
     activations = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
     total = sum(parameter.numel() for parameter in network.parameters())
-    return total, counter.get_total_flops() // _PAIR, activations // _PAIR
+    return total, activations // _PAIR
 
 
 def main() -> int:

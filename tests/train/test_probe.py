@@ -1,4 +1,4 @@
-"""What a job takes is counted without computing it: parameters as the network has them, FLOPs as published."""
+"""What a job takes is counted without computing it: parameters as the network has them, bytes as they follow."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ def job(**training: object) -> JobSpec:
     return JobSpec.model_validate(
         {"dataset": {"name": "embedded"}, "model": {"name": "vgg16"}, "training": {"image_size": 224, **training}}
     )
-
-
-def test_vgg16s_work_is_the_published_one() -> None:
-    """15.5 GFLOPs (multiply-adds) at 224 x 224: torchvision's table of its models."""
-    found = probe(job())
-    assert found["forward_flops"] / 2 == pytest.approx(15.5e9, rel=0.03)
 
 
 def test_parameters_and_states_are_those_of_the_network() -> None:
