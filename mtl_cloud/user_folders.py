@@ -1,14 +1,18 @@
-"""Where this program keeps files of the user, by the XDG base directory specification.
+"""Where this program keeps files of the user, by the XDG base directory specification, and how it writes a cache's.
 
 https://specifications.freedesktop.org/basedir/latest/
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["cache_folder", "state_folder"]
+__all__ = ["cache_folder", "state_folder", "whole_file"]
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -24,3 +28,21 @@ def state_folder(environ: Mapping[str, str]) -> Path:
 def _folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
     home = Path(environ.get("HOME") or Path.home())
     return Path(environ.get(variable) or home / below_home) / "mtl-cloud"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written, which is put in the place of ``path`` at the end; after an error nothing is left of it.
+
+    Whoever reads ``path`` meanwhile, finds all of a file or none. Not safe against a power cut: it is for what can be
+    had again. Raises ``OSError``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        partial.replace(path)  # only now: closing it has written its last bytes
+    finally:
+        partial.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from mtl_cloud.errors import PlanError
-from mtl_cloud.user_folders import cache_folder
+from mtl_cloud.user_folders import cache_folder, whole_file
 
 __all__ = ["Price", "PriceBook", "SpotPrice", "known_prices", "price_cache", "save_prices", "shipped_prices"]
 
@@ -130,10 +130,9 @@ def _damaged(cached: Path, error: Exception) -> PlanError:
 
 def save_prices(book: PriceBook, cached: Path) -> None:
     """Add a book to a cache file, whole or not at all."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(_known_before(cached).updated(book).tables(), indent=1), encoding="utf-8")
-    partial.replace(cached)
+    text = json.dumps(_known_before(cached).updated(book).tables(), indent=1)
+    with whole_file(cached) as file:
+        file.write(text.encode())
 
 
 def _known_before(cached: Path) -> PriceBook:

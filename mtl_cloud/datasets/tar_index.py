@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from mtl_cloud.datasets.stored_file import StoredFile
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.user_folders import cache_folder
+from mtl_cloud.user_folders import cache_folder, whole_file
 
 __all__ = ["TarIndex", "default_cache", "index_tar", "inner_tars"]
 
@@ -53,8 +53,8 @@ def index_tar(tar: Path | StoredFile, cache: Path) -> TarIndex:
     index = _load(cached)
     if index is None:
         index = _scan(tar)
-        with contextlib.suppress(OSError):
-            _save(index, cached)
+        with contextlib.suppress(OSError), whole_file(cached) as file:
+            np.savez(file, **index._asdict())
     return index
 
 
@@ -144,14 +144,3 @@ def _load(cached: Path) -> TarIndex | None:
             return TarIndex(*(arrays[name] for name in TarIndex._fields))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _save(index: TarIndex, cached: Path) -> None:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **index._asdict())
-        partial.replace(cached)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Protocol
 
 from mtl_cloud.datasets.shards.format import FileEntry
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.user_folders import cache_folder
+from mtl_cloud.user_folders import cache_folder, whole_file
 
 __all__ = ["CachedReader", "RangeReader", "ShardCache", "default_folder"]
 
@@ -83,14 +82,8 @@ class ShardCache:
             data = b"".join(parts)
         if not shard.fits(data):
             raise DatasetError(f"{shard.key}: its CRC64NVME is not {shard.crc64nvme}", hint="mtl-cloud data verify")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
-            try:
-                file.write(data)
-                Path(file.name).replace(self.path(shard))
-            except OSError:
-                Path(file.name).unlink()
-                raise
+        with whole_file(self.path(shard)) as file:
+            file.write(data)
 
     def make_room(self, size: int, needed: Collection[FileEntry], limit: int) -> None:
         """Remove what lies here, but none of ``needed``, longest unused first, until ``size`` more fit ``limit``."""

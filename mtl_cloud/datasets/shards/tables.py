@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ import numpy as np
 from mtl_cloud.datasets.shards.format import FileEntry, Rows
 from mtl_cloud.errors import DatasetError, NotFoundError
 from mtl_cloud.storage import FolderStorage, Storage
-from mtl_cloud.user_folders import cache_folder
+from mtl_cloud.user_folders import cache_folder, whole_file
 
 __all__ = ["Table", "decode_table", "encode_table", "open_table"]
 
@@ -103,10 +102,8 @@ def _is_whole(path: Path, entry: FileEntry) -> bool:
 
 def _publish(data: bytes, path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with whole_file(path) as file:
             file.write(data)
-        Path(file.name).replace(path)
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot keep the dataset's index there ({error.strerror})",

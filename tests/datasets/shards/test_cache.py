@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +83,29 @@ def test_what_is_not_the_shard_becomes_no_copy(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.tar: its CRC64NVME is not"):
         cache.add(FileEntry("a.tar", 100, "0" * 16), StorageReader(storage))
     assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk that is nearly full, as far as this process sees it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_a_disk_that_takes_only_a_part_has_no_copy_and_no_part_of_one(tmp_path: Path, size: int) -> None:
+    storage, cache, data = MemoryStorage(), ShardCache(tmp_path), bytes(size)
+    storage.write("a.tar", data)
+    shard = FileEntry.of("a.tar", data)
+    with files_of_at_most(size - 1), pytest.raises(OSError, match="too large"):
+        cache.add(shard, StorageReader(storage))
+    assert list(tmp_path.iterdir()) == []
+    cache.add(shard, StorageReader(storage))
+    assert cache.holds(shard)
 
 
 def test_room_is_made_by_removing_what_is_longest_unused_and_not_needed(tmp_path: Path) -> None:
