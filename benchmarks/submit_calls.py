@@ -22,7 +22,7 @@ from typing import Any
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.launch.ec2.request import requests
+from mtl_cloud.launch.ec2.request import Template, requests
 from mtl_cloud.plan import gather_facts, plan_run
 from mtl_cloud.records import PlanRecord
 from mtl_cloud.run_record import RunRecord
@@ -98,12 +98,20 @@ def _take_turns(clients: AwsClients, runs: int) -> dict[str, Any]:
             bare, ours, again = Side(), Side(), Side()
         bare_plan, plan = _plan(f"bare-{turn}", facts), _plan(f"ours-{turn}", facts)
         RunRecord(storage, plan.run_id).create(plan, spec_yaml=b"", spec_json=b"{}")
-        sent: dict[str, Any] = requests(bare_plan)
-        bare.measure(clients, lambda sent=sent: [getattr(clients(BARE[name]), name)(**sent[name]) for name in BARE])
+        bare.measure(clients, lambda plan=bare_plan: _send_bare(clients, plan))
         ours.measure(clients, lambda plan=plan: launcher.submit(launcher.prepare(plan)))
         again.measure(clients, lambda plan=plan: launcher.submit(launcher.prepare(plan)))
     figures = {"bare": bare.figures(), "ours": ours.figures(), "ours again": again.figures()}
     return {**figures, "ratio": figures["ours"]["median_ms"] / figures["bare"]["median_ms"]}
+
+
+def _send_bare(clients: AwsClients, plan: PlanRecord) -> None:
+    template = Template(id="", key=32 * "0")
+    for name, service in BARE.items():
+        sent: dict[str, Any] = requests(plan, template)
+        answer = getattr(clients(service), name)(**sent[name])
+        if "LaunchTemplate" in answer:
+            template = replace(template, id=answer["LaunchTemplate"]["LaunchTemplateId"])
 
 
 def _account(clients: AwsClients) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def _account(clients: AwsClients) -> dict[str, Any]:
         "subnets": {subnet["AvailabilityZone"]: subnet["SubnetId"] for subnet in subnets},
         "security_group": clients("ec2").describe_security_groups()["SecurityGroups"][0]["GroupId"],
         "instance_profile": "mtl-cloud",
+        "group_role": "arn:aws:iam::123456789012:role/mtl-cloud-group",
         "image": "image:1",
     }
 

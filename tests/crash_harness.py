@@ -14,13 +14,23 @@ class Killed(BaseException):
     """The process is gone: nothing of it may catch this."""
 
 
-class Mortal:
-    """Makers of clients that kill at the ``at``-th request (1, 2, ...), ``before`` AWS acts on it or after."""
+def _kill() -> None:
+    raise Killed
 
-    def __init__(self, clients: Callable[[str], Any], at: int, *, before: bool) -> None:
+
+class Mortal:
+    """Makers of clients that kill at the ``at``-th request (1, 2, ...), ``before`` AWS acts on it or after.
+
+    Or have something else ``happen`` there, as another process may do it in the midst of this one.
+    """
+
+    def __init__(
+        self, clients: Callable[[str], Any], at: int, *, before: bool, happen: Callable[[], None] = _kill
+    ) -> None:
         self._clients = clients
         self._left = at
         self._before = before
+        self._happen = happen
 
     def __call__(self, region: str) -> Any:
         maker = self._clients(region)
@@ -28,11 +38,12 @@ class Mortal:
 
     def ask(self, request: Callable[..., Any], parameters: dict[str, Any]) -> Any:
         self._left -= 1
-        if self._left == 0 and self._before:
-            raise Killed
+        happens = self._left == 0
+        if happens and self._before:
+            self._happen()
         answer = request(**parameters)
-        if self._left == 0:
-            raise Killed
+        if happens and not self._before:
+            self._happen()
         return answer
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 from run_harness import FakeClock
@@ -11,6 +15,8 @@ from run_harness import FakeClock
 from mtl_cloud.clock import Clock
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.double import CloudDouble
+from mtl_cloud.launch.ec2.names import aws_name
+from mtl_cloud.launch.tags import KEY_TAG
 from mtl_cloud.plan import gather_facts, plan_run
 from mtl_cloud.records import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord, ResultRecord
 from mtl_cloud.run_record import RunRecord
@@ -24,6 +30,7 @@ FACTS: dict[str, Any] = {
     "subnets": SUBNETS,
     "security_group": "sg-0123456789abcdef0",
     "instance_profile": "mtl-cloud-instance-us-east-1",
+    "group_role": "arn:aws:iam::123456789012:role/mtl-cloud-group-us-east-1",
     "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud:3fa9c1",
 }
 STORAGE = "s3://bucket/runs-of-ada"
@@ -53,10 +60,26 @@ class World:
         self.clock = clock or FakeClock(START)
         self.cloud = CloudDouble(self.clock, zones={subnet: zone for zone, subnet in SUBNETS.items()}, **account)
         self.storage: Storage = MemoryStorage("bucket")
+        self._keys = count(1)
 
-    def launcher(self) -> Ec2Launcher:
+    def launcher(self, clients: Callable[[str], Any] | None = None) -> Ec2Launcher:
         """As a command makes it: it remembers nothing."""
-        return Ec2Launcher(clients=self.cloud.clients, storages=lambda _: self.storage, clock=self.clock)
+        return Ec2Launcher(
+            clients=clients or self.cloud.clients,
+            storages=lambda _: self.storage,
+            clock=self.clock,
+            random_bytes=lambda length: next(self._keys).to_bytes(length, "big"),
+        )
+
+    def keys(self, run_id: str = "digits-1") -> list[str]:
+        """Of the run's group, and in the script of the template to which it is bound; none where one is missing."""
+        group = self.cloud.state.groups.get(aws_name(run_id))
+        template = group and self.cloud.template(group.request)
+        if not group or not template:
+            return []
+        tags = {tag["Key"]: tag["Value"] for tag in group.request["Tags"]}
+        script = b64decode(template["data"]["UserData"]).decode()
+        return [tags[KEY_TAG], *re.findall(r"^KEY=(.*)$", script, re.MULTILINE)]
 
     def make_run(self, plan: PlanRecord) -> RunRecord:
         run = RunRecord(self.storage, plan.run_id)

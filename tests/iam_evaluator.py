@@ -1,6 +1,7 @@
-"""IAM's decision over identity policies, as AWS documents it: an explicit deny, else an allow, else no by default.
+"""IAM's decision over policies, as AWS documents it: an explicit deny, else an allow, else no by default.
 
-What is known of a request is its *context*: condition keys (without regard to case) with one value each.
+What is known of a request is its *context*: condition keys (without regard to case) with one value each. A trust policy
+is asked with the ``principal`` that would take on the role, and without a resource: it is the role's own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ __all__ = ["Context", "Decision", "decide"]
 Decision = Literal["allowed", "denied", "explicitly denied"]
 Context = Mapping[str, str]
 
+_VARIABLE = re.compile(r"\$\{([^}]+)\}")
 _WILDCARDS = {"*": ".*", "?": "."}
 
 
@@ -34,15 +36,23 @@ _OPERATORS: dict[str, Callable[[str, str], bool]] = {
 
 
 def decide(
-    documents: Iterable[Mapping[str, Any]], action: str, resource: str, context: Context | None = None
+    documents: Iterable[Mapping[str, Any]],
+    action: str,
+    resource: str,
+    context: Context | None = None,
+    *,
+    principal: str = "",
 ) -> Decision:
-    """Of one action (``s3:GetObject``) on one resource (an ARN, or ``*`` where the action knows none)."""
+    """Of one action (``s3:GetObject``) on one resource (an ARN, or ``*`` where the action knows none).
+
+    ``principal`` is a role's or user's ARN, or a service's name.
+    """
     known = {key.lower(): value for key, value in (context or {}).items()}
     effects = {
         statement["Effect"]
         for document in documents
         for statement in _list(document["Statement"])
-        if _applies(statement, action, resource, known)
+        if _applies(statement, action, resource, known) and _concerns(statement, principal)
     }
     if "Deny" in effects:
         return "explicitly denied"
@@ -53,8 +63,18 @@ def _applies(statement: Mapping[str, Any], action: str, resource: str, context: 
     conditions = statement.get("Condition", {}).items()
     return (
         _names(statement, "Action", lambda pattern: _like(pattern.lower(), action.lower()))
-        and _names(statement, "Resource", lambda pattern: _like(_filled(pattern, context), resource))
+        and (
+            "Principal" in statement or _names(statement, "Resource", lambda one: _fits(_like, one, resource, context))
+        )
         and all(_holds(operator, key, wanted, context) for operator, keys in conditions for key, wanted in keys.items())
+    )
+
+
+def _concerns(statement: Mapping[str, Any], principal: str) -> bool:
+    """An identity policy concerns who it is attached to."""
+    named = statement.get("Principal", {})
+    return "Principal" not in statement or any(
+        one in {principal, "*"} for kind in named.values() for one in _list(kind)
     )
 
 
@@ -74,12 +94,15 @@ def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
     if found is None:
         return bool(if_exists) or negated
     test = _OPERATORS[name.replace("Not", "")]
-    return any(test(_filled(str(value), context), found) for value in _list(wanted)) != negated
+    return any(_fits(test, str(value), found, context) for value in _list(wanted)) != negated
 
 
-def _filled(text: str, context: Context) -> str:
-    """With policy variables; an unknown one stays, and so fits nothing."""
-    return re.sub(r"\$\{([^}]+)\}", lambda match: context.get(match[1].lower(), match[0]), text)
+def _fits(test: Callable[[str, str], bool], wanted: str, found: str, context: Context) -> bool:
+    """With the values of policy variables: one without a value equals nothing. A wildcard in a value stays one here,
+    which is the worst that AWS could make of it."""
+    if any(name.lower() not in context for name in _VARIABLE.findall(wanted)):
+        return False
+    return test(_VARIABLE.sub(lambda match: context[match[1].lower()], wanted), found)
 
 
 def _list(value: Any) -> list[Any]:

@@ -226,7 +226,8 @@ def outputs(parameters: dict[str, str]) -> list[dict[str, str]]:
     if parameters.get("VpcId"):
         found = {"Subnets": parameters["VpcSubnets"]}
     names = (
-        "SecurityGroup InstanceProfile InstanceRoleArn SageMakerRoleArn UserPolicyArns Storage RepositoryUri LogGroup"
+        "SecurityGroup InstanceProfile InstanceRoleArn GroupRoleArn SageMakerRoleArn UserPolicyArns Storage "
+        "RepositoryUri LogGroup"
     )
     found |= {name: name.lower() for name in names.split()} | {"Bucket": "the-bucket"}
     return [{"OutputKey": key, "OutputValue": value} for key, value in found.items()]

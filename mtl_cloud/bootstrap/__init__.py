@@ -34,6 +34,8 @@ class Bootstrap:
     instance_profile: str
     """Name of the profile for EC2 instances."""
     instance_role_arn: str
+    group_role_arn: str
+    """Of the role that instances take on to close the group of which they have the key."""
     sagemaker_role_arn: str
     user_policy_arns: tuple[str, ...]
     """For those who submit: attach both."""
@@ -48,7 +50,7 @@ class Bootstrap:
 def stack_outputs(client: Any) -> Bootstrap:
     """The region's stack, through a CloudFormation client of that region.
 
-    Raises ``LaunchError`` when there is none, or it is not (or no longer) whole.
+    Raises ``LaunchError`` when there is none, it is not (or no longer) whole, or an older mtl-cloud has made it.
     """
     stack = find_stack(client)
     region = client.meta.region_name
@@ -57,7 +59,12 @@ def stack_outputs(client: Any) -> Bootstrap:
         raise LaunchError(f"{region}: mtl-cloud has no stack in this region", hint=hint)
     if stack["StackStatus"] not in _READY:
         raise LaunchError(f"{region}: the stack {STACK!r} is {stack['StackStatus']}", hint=hint)
-    return _bootstrap({output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}, stack["StackId"])
+    try:
+        return _bootstrap({output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}, stack["StackId"])
+    except KeyError as error:
+        raise LaunchError(
+            f"{region}: the stack {STACK!r} is of an older mtl-cloud: it has no {error.args[0]}", hint=hint
+        ) from error
 
 
 def find_stack(client: Any) -> dict[str, Any] | None:
@@ -84,6 +91,7 @@ def _bootstrap(outputs: Mapping[str, str], stack_id: str) -> Bootstrap:
         security_group=outputs["SecurityGroup"],
         instance_profile=outputs["InstanceProfile"],
         instance_role_arn=outputs["InstanceRoleArn"],
+        group_role_arn=outputs["GroupRoleArn"],
         sagemaker_role_arn=outputs["SageMakerRoleArn"],
         user_policy_arns=tuple(outputs["UserPolicyArns"].split(",")),
         bucket=outputs["Bucket"],

@@ -7,21 +7,25 @@ from typing import Any, Final
 
 from mtl_cloud.bootstrap.template import resolved, template
 
-__all__ = ["POLICIES", "Policy", "policies"]
+__all__ = ["POLICIES", "ROLES", "Policy", "policies", "trust_policy"]
 
 POLICIES: Final = {
     "user": ("UserLaunchPolicy", "UserPolicy"),
     "instance": ("RunPolicy", "InstancePolicy"),
+    "group": ("GroupPolicy",),
     "sagemaker": ("RunPolicy", "SageMakerPolicy"),
 }
 """Whose policies -> their resources in the template."""
+ROLES: Final = {"instance": "InstanceRole", "group": "GroupRole", "sagemaker": "SageMakerRole"}
+"""Who of them is a role -> its resource in the template."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One managed policy."""
+    """One managed policy, or the trust policy of a role."""
 
     name: str
+    """Of the managed policy, or of the role."""
     document: dict[str, Any]
     """Ready for IAM."""
     reasons: dict[str, str]
@@ -30,24 +34,34 @@ class Policy:
 
 def policies(who: str, *, account: str, region: str, prefix: str = "mtl-cloud") -> list[Policy]:
     """The policies of one of ``POLICIES`` in an account's region, for a stack with that ``Prefix``."""
+    names = _names(account, region, prefix)
+    return [_policy(resource, "ManagedPolicyName", "PolicyDocument", names) for resource in POLICIES[who]]
+
+
+def trust_policy(who: str, *, account: str, region: str) -> Policy:
+    """Who may take on the role of one of ``ROLES``."""
+    return _policy(ROLES[who], "RoleName", "AssumeRolePolicyDocument", _names(account, region))
+
+
+def _policy(resource: str, name: str, document: str, names: dict[str, str]) -> Policy:
+    found = template()["Resources"][resource]
+    properties = found["Properties"]
+    return Policy(
+        name=resolved(properties[name], names),
+        document=resolved(properties[document], names),
+        reasons=found["Metadata"]["Reasons"],
+    )
+
+
+def _names(account: str, region: str, prefix: str = "") -> dict[str, str]:
+    """What the policies refer to -> its value."""
     names = {
         "AWS::AccountId": account,
         "AWS::Partition": _partition(region),
         "AWS::Region": region,
         "Prefix": prefix,
     }
-    resources = template()["Resources"]
-    names["Bucket"] = resolved(resources["Bucket"]["Properties"]["BucketName"], names)
-    return [_policy(resources[resource], names) for resource in POLICIES[who]]
-
-
-def _policy(resource: dict[str, Any], names: dict[str, str]) -> Policy:
-    properties = resource["Properties"]
-    return Policy(
-        name=resolved(properties["ManagedPolicyName"], names),
-        document=resolved(properties["PolicyDocument"], names),
-        reasons=resource["Metadata"]["Reasons"],
-    )
+    return {**names, "Bucket": resolved(template()["Resources"]["Bucket"]["Properties"]["BucketName"], names)}
 
 
 def _partition(region: str) -> str:

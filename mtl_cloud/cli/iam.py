@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mtl_cloud.cli.common import examples, output_options, print_json, region_option
 
-WHO = ("user", "instance", "sagemaker")
+if TYPE_CHECKING:
+    from mtl_cloud.bootstrap.policies import Policy
+
+WHO = ("user", "instance", "group", "sagemaker")
 
 
 @click.command(
@@ -23,21 +26,29 @@ WHO = ("user", "instance", "sagemaker")
 @click.option("--prefix", default="mtl-cloud", show_default=True, help="The bucket's prefix that runs may use.")
 @output_options
 def command(*, who: str | None, region: str, account: str, prefix: str, as_json: bool) -> None:
-    """Print the policies of WHO: user (who submits), instance (EC2), sagemaker; default all.
+    """Print the policies of WHO: user (who submits), instance (EC2), group (as what an instance closes its run's
+    group), sagemaker; default all.
 
-    They are those of the stack that `mtl-cloud bootstrap` deploys, and nothing is asked of AWS.
+    They are those of the stack that `mtl-cloud bootstrap` deploys, and nothing is asked of AWS. A role's last one is
+    its trust policy: who may take the role on.
 
     JSON: {WHO: [{name, document, reasons: {sid: reason}}]}; a document can be given to IAM as it is.
     """
-    from mtl_cloud.bootstrap.policies import policies
+    from mtl_cloud.bootstrap.policies import ROLES, policies, trust_policy
 
-    found = {one: policies(one, account=account, region=region, prefix=prefix) for one in (who and (who,)) or WHO}
+    asked = [who] if who else WHO
+    found = {one: policies(one, account=account, region=region, prefix=prefix) for one in asked}
+    trust = {one: [trust_policy(one, account=account, region=region)] for one in asked if one in ROLES}
     if as_json:
-        print_json({one: [asdict(policy) for policy in own] for one, own in found.items()})
+        print_json({one: [asdict(policy) for policy in [*found[one], *trust.get(one, [])]] for one in asked})
         return
-    shown = {policy.name: policy for own in found.values() for policy in own}
-    for name, policy in shown.items():
-        click.secho(name, bold=True)
+    _show({policy.name: policy for own in found.values() for policy in own}.values())
+    _show([policy for own in trust.values() for policy in own], "the role {}, who may take it on")
+
+
+def _show(policies: Iterable[Policy], title: str = "{}") -> None:
+    for policy in policies:
+        click.secho(title.format(policy.name), bold=True)
         for statement in policy.document["Statement"]:
             click.echo("\n".join(_lines(statement, policy.reasons[statement["Sid"]])))
 
@@ -46,7 +57,8 @@ def _lines(statement: dict[str, Any], reason: str) -> Iterator[str]:
     yield f"\n  {click.style(statement['Sid'], fg='cyan')} ({statement['Effect'].lower()})"
     yield textwrap.fill(reason, 100, initial_indent="    ", subsequent_indent="    ")
     yield from (f"      {action}" for action in _list(statement["Action"]))
-    yield from (f"      on {resource}" for resource in _list(statement["Resource"]))
+    yield from (f"      on {resource}" for resource in _list(statement.get("Resource", [])))
+    yield from (f"      by {principal}" for principal in statement.get("Principal", {}).values())
     for operator, keys in statement.get("Condition", {}).items():
         yield from (f"      if {key} {operator} {' | '.join(_list(values))}" for key, values in keys.items())
 

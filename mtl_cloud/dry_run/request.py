@@ -59,6 +59,7 @@ def _account(job: JobSpec) -> dict[str, Json] | None:
         "subnets": {zone: "subnet-0123456789abcdef0"},
         "security_group": "sg-0123456789abcdef0",
         "instance_profile": "mtl-cloud-instance",
+        "group_role": "arn:aws:iam::123456789012:role/mtl-cloud-group",
         "image": image,
         "reservation": {"zone": zone, "kind": "default"},
     }

@@ -45,6 +45,7 @@ def look_up_account(clients: ClientMaker, compute: Ec2Compute | SageMakerCompute
         "subnets": dict(stack.subnets),
         "security_group": stack.security_group,
         "instance_profile": stack.instance_profile,
+        "group_role": stack.group_role_arn,
         "image": image,
         "reservation": _reservation(clients, compute.capacity_reservation) if compute.capacity_reservation else None,
     }

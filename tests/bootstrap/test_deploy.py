@@ -8,7 +8,7 @@ import pytest
 from run_harness import FakeClock
 from stack_double import Account, Clients, Killed
 
-from mtl_cloud.bootstrap import Bootstrap
+from mtl_cloud.bootstrap import Bootstrap, stack_outputs
 from mtl_cloud.bootstrap.deploy import Deployment
 from mtl_cloud.bootstrap.remains import what_is_left
 from mtl_cloud.errors import CloudError, LaunchError
@@ -44,6 +44,18 @@ def test_again_it_finds_nothing_to_change_and_leaves_no_change_set() -> None:
     assert (proposal.changes, account.change_sets) == ((), {})
     assert deployment.accept(proposal) == first
     assert account.made == 1
+
+
+def test_a_stack_of_an_older_mtl_cloud_is_named_as_such_and_mended_by_the_next_bootstrap() -> None:
+    account = Account()
+    made = bootstrap(account.clients())
+    assert account.stack is not None
+    account.stack["Outputs"] = [one for one in account.stack["Outputs"] if one["OutputKey"] != "GroupRoleArn"]
+    account.stack["wanted"] = {}
+    with pytest.raises(LaunchError, match=r"us-east-1: .* is of an older mtl-cloud: it has no GroupRoleArn") as caught:
+        stack_outputs(account.clients()("cloudformation"))
+    assert caught.value.hint == "mtl-cloud bootstrap --region us-east-1"
+    assert bootstrap(account.clients()) == made
 
 
 def test_a_zone_keeps_its_subnet_when_another_one_opens_or_closes() -> None:

@@ -20,9 +20,9 @@ from run_harness import make_run, supervisor_argv
 from stack_double import Account
 
 from mtl_cloud import cli
-from mtl_cloud.bootstrap.policies import POLICIES, policies
+from mtl_cloud.bootstrap.policies import POLICIES, ROLES, policies, trust_policy
 from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import PURCHASE_TAG, RUN_TAG
+from mtl_cloud.launch.tags import KEY_TAG, PURCHASE_TAG, RUN_TAG
 from mtl_cloud.storage import open_storage
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"
@@ -43,6 +43,12 @@ def group(name: str) -> str:
 def ask(who: str, action: str, resource: str = "*", context: Context | None = None) -> Decision:
     documents = [policy.document for policy in policies(who, account=ACCOUNT, region=REGION)]
     return decide(documents, action, resource, context)
+
+
+def take(role: str, principal: str, context: Context, action: str = "sts:AssumeRole") -> Decision:
+    """Whether the role's trust policy lets the principal take it on."""
+    document = trust_policy(role, account=ACCOUNT, region=REGION).document
+    return decide([document], action, "", context, principal=principal)
 
 
 # --- the evaluator ---
@@ -74,6 +80,11 @@ SECURE = {
     "Statement": {"Effect": "Allow", "Action": "s3:*", "Resource": "*",
                   "Condition": {"Bool": {"aws:SecureTransport": "true"}, "Null": {"aws:TokenIssueTime": "false"}}}
 }  # fmt: skip
+NOT_OWNED = {
+    "Statement": {"Effect": "Deny", "Action": "*", "Resource": "*",
+                  "Condition": {"StringNotEquals": {"aws:ResourceTag/Owner": "${aws:username}"}}}
+}  # fmt: skip
+"""After the same guide, "Policy variables with no value": they equal nothing, and the inverted operators hold."""
 INSTANCE = "arn:aws:ec2:us-east-1:1:instance/i-1"
 
 
@@ -93,6 +104,8 @@ INSTANCE = "arn:aws:ec2:us-east-1:1:instance/i-1"
         (REGION_LOCK, "s3:GetObject", "*", {"aws:RequestedRegion": "us-east-1"}, "allowed"),
         (OWNED, "ec2:StopInstances", INSTANCE, {"aws:username": "ann", "aws:ResourceTag/Owner": "ann"}, "allowed"),
         (OWNED, "ec2:StopInstances", INSTANCE, {"aws:username": "ann", "aws:ResourceTag/Owner": "bob"}, "denied"),
+        (OWNED, "ec2:StopInstances", INSTANCE, {"aws:ResourceTag/Owner": "${aws:username}"}, "denied"),
+        (NOT_OWNED, "ec2:StopInstances", INSTANCE, {"aws:ResourceTag/Owner": "ann"}, "explicitly denied"),
         (SECURE, "s3:GetObject", "*", {"aws:SecureTransport": "true", "aws:TokenIssueTime": "2026"}, "allowed"),
         (SECURE, "s3:GetObject", "*", {"aws:SecureTransport": "true"}, "denied"),
     ],
@@ -147,10 +160,11 @@ RUN_DOES = [
     ("ssm:GetParameter", arn("ssm", "parameter/mtl-cloud/wandb"), {}),
     ("secretsmanager:GetSecretValue", arn("secretsmanager", "secret:mtl-cloud/deploy-AbCdEf"), {}),
 ]
+GROUP_ROLE = f"arn:aws:iam::{ACCOUNT}:role/mtl-cloud-group-{REGION}"
 INSTANCE_DOES = [
     *RUN_DOES,
-    ("autoscaling:UpdateAutoScalingGroup", group(aws_name("voc-3fa9c1")), ZERO),
-    ("autoscaling:UpdateAutoScalingGroup", group(aws_name("voc-3fa9c1")), ONE_ON_DEMAND),
+    ("sts:AssumeRole", GROUP_ROLE, {}),
+    ("sts:TagSession", GROUP_ROLE, {}),
     ("logs:PutLogEvents", arn("logs", "log-group:/mtl-cloud:log-stream:i-1"), {}),
     ("ssm:UpdateInstanceInformation", "*", {}),
     ("ssmmessages:CreateControlChannel", "*", {}),
@@ -197,6 +211,22 @@ def _asked(method: str, path: str) -> tuple[str, str, Context]:
     return "s3:ListBucket", BUCKET, {**OURS, "s3:prefix": prefix}
 
 
+KEY = 16 * "0a"
+OWN, SESSION = f"aws:ResourceTag/{KEY_TAG}", f"aws:PrincipalTag/{KEY_TAG}"
+HAS_KEY = {SESSION: KEY}
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/mtl-cloud"
+INSTANCE_ROLE = f"{ROLE}-instance-{REGION}"
+GROUP = group(aws_name("voc-3fa9c1"))
+GROUP_VERBS = (
+    "SetDesiredCapacity", "DeleteAutoScalingGroup", "TerminateInstanceInAutoScalingGroup", "CreateOrUpdateTags",
+    "DeleteTags", "PutScheduledUpdateGroupAction", "DeleteScheduledAction", "CreateAutoScalingGroup",
+)  # fmt: skip
+LOOKS = (
+    "autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeTags", "ec2:DescribeInstanceAttribute",
+    "ec2:DescribeInstances", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeTags",
+    "ec2:GetLaunchTemplateData", "tag:GetResources", "cloudtrail:LookupEvents", "iam:GetRole",
+)  # fmt: skip
+"""Each tells the key of a group, or what leads to it."""
 WEB = group("web-frontend")
 OTHER = group(aws_name("other-1"))
 FORBIDDEN = [
@@ -209,16 +239,11 @@ FORBIDDEN = [
     ("s3:DeleteObject", f"{RECORD}/attempts/0001/log/000001", OURS),
     ("s3:DeleteBucket", BUCKET, OURS),
     ("s3:PutBucketPolicy", BUCKET, OURS),
-    ("autoscaling:UpdateAutoScalingGroup", WEB, {"autoscaling:MaxSize": "0"}),
-    ("autoscaling:UpdateAutoScalingGroup", WEB, ZERO),
-    ("autoscaling:UpdateAutoScalingGroup", OTHER, {"autoscaling:MaxSize": "0"}),
-    ("autoscaling:UpdateAutoScalingGroup", OTHER, {TAG: "other-1", "autoscaling:MaxSize": "1"}),
-    ("autoscaling:UpdateAutoScalingGroup", OTHER, {TAG: "other-1", "autoscaling:DesiredCapacity": "1"}),
-    ("autoscaling:UpdateAutoScalingGroup", OTHER, {**ONE_ON_DEMAND, "autoscaling:MaxSize": "2"}),
-    *((f"autoscaling:{verb}", OTHER, {TAG: "other-1"}) for verb in (
-        "SetDesiredCapacity", "DeleteAutoScalingGroup", "TerminateInstanceInAutoScalingGroup", "CreateOrUpdateTags",
-        "PutScheduledUpdateGroupAction", "DeleteScheduledAction", "CreateAutoScalingGroup",
+    *(("autoscaling:UpdateAutoScalingGroup", of, {**asked, **HAS_KEY}) for of in (WEB, OTHER, GROUP) for asked in (
+        ZERO, ONE_ON_DEMAND,
     )),
+    *((f"autoscaling:{verb}", of, {TAG: "x", **HAS_KEY}) for verb in GROUP_VERBS for of in (OTHER, GROUP)),
+    *((action, "*", {}) for action in LOOKS),
     *((f"ec2:{verb}", arn("ec2", "instance/i-1"), {TAG: "other-1"}) for verb in (
         "RunInstances", "TerminateInstances", "CreateTags", "ModifyInstanceAttribute",
     )),
@@ -226,6 +251,7 @@ FORBIDDEN = [
         "PassRole", "CreateRole", "PutRolePolicy", "AttachRolePolicy", "CreatePolicyVersion", "CreateAccessKey",
     )),
     ("sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/admin", {}),
+    ("sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/mtl-cloud-group-us-east-1", {}),
     ("ssm:GetParameter", arn("ssm", "parameter/other/secret"), {}),
     ("ssm:SendCommand", arn("ec2", "instance/i-1"), {TAG: "other-1"}),
     ("ssm:StartSession", arn("ec2", "instance/i-1"), {TAG: "other-1"}),
@@ -239,19 +265,78 @@ FORBIDDEN = [
 @pytest.mark.parametrize("who", ["instance", "sagemaker"])
 @pytest.mark.parametrize(("action", "resource", "context"), FORBIDDEN)
 def test_a_run_may_do_nothing_else(who: str, action: str, resource: str, context: Context) -> None:
-    """Nothing to another run's group but what the design grants it: to set a group with our tag to zero."""
+    """Nothing to any group, its own either, and no look at what tells another group's key."""
     assert ask(who, action, resource, context) != "allowed"
+
+
+# --- what the key of a group opens: the role of groups, and in it that group alone ---
+
+
+def test_an_instance_takes_on_the_groups_role_with_a_key_and_nobody_else_does() -> None:
+    asked = {f"aws:RequestTag/{KEY_TAG}": KEY}
+    for action in ("sts:AssumeRole", "sts:TagSession"):
+        assert take("group", INSTANCE_ROLE, asked, action) == "allowed"
+        for principal in (f"{ROLE}-sagemaker-{REGION}", f"{ROLE}-group-{REGION}", f"{ROLE}-instance-us-east-1",
+                          f"arn:aws:iam::{ACCOUNT}:user/ada", "ec2.amazonaws.com"):  # fmt: skip
+            assert take("group", principal, asked, action) == "denied"
+
+
+@pytest.mark.parametrize("asked", [{}, {f"aws:RequestTag/{RUN_TAG}": KEY}, *(
+    {f"aws:RequestTag/{KEY_TAG}": key} for key in ("", "*", "?", KEY[1:], KEY + "0")
+)])  # fmt: skip
+def test_without_a_whole_key_it_is_not_taken_on(asked: Context) -> None:
+    assert take("group", INSTANCE_ROLE, asked) == "denied"
+
+
+def test_the_other_roles_are_taken_on_by_their_services_alone() -> None:
+    of_account = {"aws:SourceAccount": ACCOUNT}
+    assert take("instance", "ec2.amazonaws.com", {}) == "allowed"
+    assert take("sagemaker", "sagemaker.amazonaws.com", of_account) == "allowed"
+    assert take("sagemaker", "sagemaker.amazonaws.com", {"aws:SourceAccount": "999999999999"}) == "denied"
+    for role in ("instance", "sagemaker"):
+        assert take(role, INSTANCE_ROLE, of_account) == "denied"
+
+
+@pytest.mark.parametrize("asked", [ZERO, ONE_ON_DEMAND])
+def test_with_its_key_a_run_changes_its_own_group(asked: Context) -> None:
+    assert ask("group", "autoscaling:UpdateAutoScalingGroup", GROUP, {**asked, **HAS_KEY, OWN: KEY}) == "allowed"
+
+
+@pytest.mark.parametrize("asked", [ZERO, ONE_ON_DEMAND])
+@pytest.mark.parametrize("session", [
+    {}, *({SESSION: key} for key in (KEY, "", "*", 32 * "?", "${aws:ResourceTag/mtl-cloud-key}"))
+])  # fmt: skip
+@pytest.mark.parametrize("held", [{OWN: 32 * "b"}, {}])
+def test_another_runs_group_it_changes_with_no_key_that_it_can_have(
+    held: Context, session: Context, asked: Context
+) -> None:
+    """Nor a group that has none."""
+    context = {**asked, **session, **held}
+    assert ask("group", "autoscaling:UpdateAutoScalingGroup", OTHER, context) == "denied"
+
+
+@pytest.mark.parametrize(("action", "resource", "context"), [
+    ("autoscaling:UpdateAutoScalingGroup", WEB, ZERO),
+    ("autoscaling:UpdateAutoScalingGroup", GROUP, {"autoscaling:MaxSize": "0"}),  # without our tag
+    ("autoscaling:UpdateAutoScalingGroup", GROUP, {TAG: "x", "autoscaling:MaxSize": "1"}),  # its job did not ask for it
+    ("autoscaling:UpdateAutoScalingGroup", GROUP, {TAG: "x", "autoscaling:DesiredCapacity": "1"}),
+    ("autoscaling:UpdateAutoScalingGroup", GROUP, {**ONE_ON_DEMAND, "autoscaling:MaxSize": "2"}),
+    *((f"autoscaling:{verb}", GROUP, ZERO) for verb in GROUP_VERBS),
+    *((action, "*", {}) for action in LOOKS),
+    ("s3:GetObject", f"{RECORD}/plan.json", OURS),
+    ("sts:AssumeRole", INSTANCE_ROLE, {}),
+])  # fmt: skip
+def test_the_groups_role_does_nothing_else_even_with_the_key(action: str, resource: str, context: Context) -> None:
+    assert ask("group", action, resource, {**context, **HAS_KEY, OWN: KEY}) == "denied"
 
 
 # --- what a person does ---
 
-GROUP = group(aws_name("voc-3fa9c1"))
 TEMPLATE = arn("ec2", "launch-template/lt-1")
 MACHINE = arn("ec2", "instance/i-1")
 JOB = arn("sagemaker", "training-job/voc-3fa9c1-1")
 OF_RUN = {TAG: "voc-3fa9c1"}
 STACK_ARN = arn("cloudformation", "stack/mtl-cloud/5f0e")
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/mtl-cloud"
 USER_DOES = [
     *((action, "*", {}) for action in (
         "autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities",
@@ -294,6 +379,7 @@ USER_DOES = [
     ("ssm:TerminateSession", arn("ssm", "session/AIDA:ann-0a1b"), {"aws:userid": "AIDA:ann"}),
     ("ec2-instance-connect:SendSSHPublicKey", MACHINE, OF_RUN),
     ("ec2:GetConsoleOutput", MACHINE, OF_RUN),
+    ("sts:DecodeAuthorizationMessage", "*", {}),
     ("logs:GetLogEvents", arn("logs", "log-group:/aws/sagemaker/TrainingJobs:log-stream:voc/algo-1"), {}),
 ]  # fmt: skip
 
@@ -337,6 +423,8 @@ def test_every_call_of_bootstrap_itself_is_allowed_to_who_submits() -> None:
         ("autoscaling:DeleteAutoScalingGroup", WEB, OF_RUN),
         ("autoscaling:UpdateAutoScalingGroup", GROUP, {}),
         ("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/admin", {"iam:PassedToService": "ec2.amazonaws.com"}),
+        ("iam:PassRole", f"{ROLE}-group-{REGION}", {"iam:PassedToService": "ec2.amazonaws.com"}),
+        ("sts:AssumeRole", f"{ROLE}-group-{REGION}", {}),
         ("iam:CreateRole", f"{ROLE}-instance-{REGION}", {}),
         ("iam:CreateServiceLinkedRole", f"arn:aws:iam::{ACCOUNT}:role/aws-service-role/x", {"iam:AWSServiceName": "x"}),
         ("ssm:StartSession", MACHINE, {}),
@@ -357,7 +445,8 @@ def test_who_submits_may_not(action: str, resource: str, context: Context) -> No
 
 @pytest.mark.parametrize("who", POLICIES)
 def test_every_statement_has_a_reason_and_every_reason_a_statement(who: str) -> None:
-    for policy in policies(who, account=ACCOUNT, region=REGION):
+    trust = [trust_policy(who, account=ACCOUNT, region=REGION)] if who in ROLES else []
+    for policy in [*policies(who, account=ACCOUNT, region=REGION), *trust]:
         assert [statement["Sid"] for statement in policy.document["Statement"]] == list(policy.reasons)
         assert all(len(reason) > 20 for reason in policy.reasons.values())
 
@@ -375,14 +464,23 @@ def test_what_is_printed_is_what_cloudformation_makes(monkeypatch: pytest.Monkey
         for policy in (policy for who in POLICIES for policy in policies(who, account=ACCOUNT, region=REGION)):
             found = iam.get_policy_version(PolicyArn=f"arn:aws:iam::{ACCOUNT}:policy/{policy.name}", VersionId="v1")
             assert found["PolicyVersion"]["Document"] == policy.document
+        for policy in (trust_policy(who, account=ACCOUNT, region=REGION) for who in ROLES):
+            role = iam.get_role(RoleName=policy.name)["Role"]
+            assert role["AssumeRolePolicyDocument"] == policy.document
 
 
 def test_iam_prints_each_statement_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["iam", "instance", "--region", REGION]) == 0
     words = capsys.readouterr().out
     assert "mtl-cloud-run-eu-west-1\n" in words
-    assert "  StopGroup (allow)\n    At the run's end the instance sets its group to zero." in words
+    assert "  TakeGroupRole (allow)\n    To close its own group the instance takes on the groups' role" in words
+    assert "the role mtl-cloud-instance-eu-west-1, who may take it on\n" in words
+    assert "      by ec2.amazonaws.com" in words
+    assert cli.main(["iam", "group"]) == 0
+    words = capsys.readouterr().out
     assert "      if autoscaling:MaxSize NumericEquals 0" in words
+    assert "      if aws:ResourceTag/mtl-cloud-key StringEquals ${aws:PrincipalTag/mtl-cloud-key}" in words
+    assert "      by arn:aws:iam::ACCOUNT_ID:role/mtl-cloud-instance-us-east-1" in words
 
 
 def test_iam_as_json_is_ready_for_iam(capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,4 +488,5 @@ def test_iam_as_json_is_ready_for_iam(capsys: pytest.CaptureFixture[str]) -> Non
     found = json.loads(capsys.readouterr().out)
     assert list(found) == list(POLICIES)
     assert found["user"][0]["document"]["Version"] == "2012-10-17"
-    assert "${" not in json.dumps(found).replace("${aws:userid}", "")
+    assert set(re.findall(r"\$\{[^}]*\}", json.dumps(found))) == {"${aws:userid}", f"${{aws:PrincipalTag/{KEY_TAG}}}"}
+    assert found["group"][-1]["document"]["Statement"][0]["Principal"]

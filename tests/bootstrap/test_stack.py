@@ -100,6 +100,7 @@ def test_the_outputs_name_what_was_made() -> None:
     assert stack.storage == f"s3://{stack.bucket}/mtl-cloud"
     profile = client("iam").get_instance_profile(InstanceProfileName=stack.instance_profile)["InstanceProfile"]
     assert [role["Arn"] for role in profile["Roles"]] == [stack.instance_role_arn]
+    assert client("iam").get_role(RoleName="mtl-cloud-group-eu-west-1")["Role"]["Arn"] == stack.group_role_arn
     (repository,) = client("ecr", "eu-west-1").describe_repositories()["repositories"]
     assert repository["repositoryUri"] == stack.repository_uri
     assert repository["imageTagMutability"] == "IMMUTABLE"

@@ -120,7 +120,9 @@ def test_an_account_in_which_all_is_well(clients: AwsClients) -> None:
 def test_the_account_s_facts_are_those_that_the_requests_need(clients: AwsClients, aws: Answers) -> None:
     account = facts_of(clients, on_ec2()).account
     assert account
-    assert sorted(account) == ["ami", "image", "instance_profile", "reservation", "security_group", "subnets"]
+    assert sorted(account) == [
+        "ami", "group_role", "image", "instance_profile", "reservation", "security_group", "subnets",
+    ]  # fmt: skip
     ami: Any = account["ami"]
     assert ami["id"].startswith("ami-")
     assert ami["root_device"] in {"/dev/sda1", "/dev/xvda"}

@@ -1,21 +1,26 @@
 """What a run has at AWS: a launch template and a group of one, made, looked at and removed by name.
 
+The two share a key, which is a tag of both and stands in the template's script: with it, and nothing else, the run's
+machine may close the group. Whoever makes the group takes the key of the template that is there.
+
 Every method may be repeated after a crash anywhere inside of it: what is made already is adopted, what is gone already
-is passed over. Writes go by name and never rest on an earlier look, because a look may be seconds behind.
+is passed over. Writes go by name and never rest on an earlier look, because a look may be seconds behind; the group
+alone names its template by the id, for the key's sake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError, LaunchError
-from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import RUN_TAG
+from mtl_cloud.launch.ec2.names import aws_name, read_tags
+from mtl_cloud.launch.ec2.request import PLANNED, Template
+from mtl_cloud.launch.tags import KEY_TAG, RUN_TAG
 from mtl_cloud.records import Json
 
 __all__ = ["ALIVE", "Group", "GroupState"]
@@ -25,6 +30,8 @@ _ABSENT = {"InvalidLaunchTemplateName.NotFoundException", "InvalidLaunchTemplate
 _GROUP_ABSENT = "not found"
 _REMOVAL_S = 900.0
 _LOOK_S = 5.0
+_LOOKS = 12
+"""At a template that is said to be there."""
 _SETTLED_S = 15.0
 """AWS's looks may be some seconds old."""
 ALIVE = ["pending", "running", "shutting-down", "stopping", "stopped"]
@@ -78,11 +85,39 @@ class Group:
             return cast("list[dict[str, Any]]", answer["Activities"][::-1])
         return []
 
-    def make(self, requests: Mapping[str, Json]) -> None:
-        """Template and group, the group at size zero."""
-        for service, operation in (("ec2", "create_launch_template"), ("autoscaling", "create_auto_scaling_group")):
-            with translated(service, where=self._run_id), _passing_over(taken=True):
-                getattr(self._clients(service), operation)(**cast("dict[str, Any]", requests[operation]))
+    def make(self, requests: Callable[[Template], Mapping[str, Json]], *, key: str) -> None:
+        """Template and group, the group at size zero. ``key`` is that of a template that is made now.
+
+        A group is bound to the template whose key it has, by its id: if that one is removed meanwhile, AWS refuses the
+        group, even if another template has the name by then.
+        """
+        request = requests(self._template(requests, key))["create_auto_scaling_group"]
+        with translated("autoscaling", where=self._run_id), _passing_over(taken=True):
+            self._clients("autoscaling").create_auto_scaling_group(**cast("dict[str, Any]", request))
+
+    def _template(self, requests: Callable[[Template], Mapping[str, Json]], key: str) -> Template:
+        """Made with ``key``; or the one that an earlier submit has made, as soon as AWS tells of it."""
+        request = requests(replace(PLANNED, key=key))["create_launch_template"]
+        for _ in range(_LOOKS):
+            with translated("ec2", where=self._run_id), _passing_over(taken=True):
+                made = self._clients("ec2").create_launch_template(**cast("dict[str, Any]", request))
+                return Template(id=made["LaunchTemplate"]["LaunchTemplateId"], key=key)
+            if found := self._found_template():
+                return found
+            self._clock.sleep(_LOOK_S)
+        raise LaunchError(
+            f"{self._run_id}: AWS has a launch template {self.name}, and does not tell its tag {KEY_TAG}",
+            hint="submit again in a minute; one that has no such tag is of an older mtl-cloud: gc removes it",
+        )
+
+    def _found_template(self) -> Template | None:
+        """None while AWS does not tell of it and its key."""
+        with translated("ec2", where=self._run_id), _passing_over(absent=True):
+            answer = self._clients("ec2").describe_launch_templates(LaunchTemplateNames=[self.name])
+            (found,) = answer["LaunchTemplates"]
+            key = read_tags(found.get("Tags", [])).get(KEY_TAG)
+            return Template(id=found["LaunchTemplateId"], key=key) if key else None
+        return None
 
     def open(self, requests: Mapping[str, Json]) -> None:
         """Put up the wall, then ask for the machine. A group whose expiry has passed is refused by AWS."""

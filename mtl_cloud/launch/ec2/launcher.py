@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import cast
 
 from mtl_cloud.aws import AwsClients, ClientMaker
@@ -19,11 +21,14 @@ from mtl_cloud.storage import Storage, open_storage
 
 __all__ = ["Ec2Launcher"]
 
+_KEY_BYTES = 16
+
 
 class Ec2Launcher:
     """Runs are groups in the account that the credentials belong to, in the region of each run's plan.
 
     ``clients`` maps a region to its maker of clients, ``storages`` a URL to its storage.
+    ``random_bytes(n)`` are those of the groups' keys.
     """
 
     backend = "ec2"
@@ -34,17 +39,23 @@ class Ec2Launcher:
         clients: Callable[[str], ClientMaker] = AwsClients,
         storages: Callable[[str], Storage] = open_storage,
         clock: Clock | None = None,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._clients = clients
         self._storages = storages
         self._clock = clock or Clock()
+        self._random_bytes = random_bytes
         self._opened: dict[str, datetime] = {}
 
     def prepare(self, plan: PlanRecord) -> Submission:
+        """The requests but for the template's id and the group's key, which ``submit`` makes and nobody stores."""
         return Submission(RunHandle.of(plan), requests(plan))
 
     def submit(self, submission: Submission) -> RunHandle:
-        """Five requests for a new run, one for a run that is being looked after already."""
+        """Five requests for a new run, one for a run that is being looked after already.
+
+        Sent is ``requests`` of the record's plan, which the submission shows.
+        """
         run = self._record(submission.handle)
         if run.result() is not None or run.cancel_request() is not None:
             return submission.handle
@@ -53,7 +64,7 @@ class Ec2Launcher:
         group = self._group(plan)
         found = group.find()
         if found is None:
-            group.make(submission.request)
+            group.make(partial(requests, plan), key=self._random_bytes(_KEY_BYTES).hex())
         if found is None or not found.wanted:
             self._opened[run.run_id] = self._clock.now()
             group.open(submission.request)

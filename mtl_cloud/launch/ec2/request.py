@@ -1,4 +1,4 @@
-"""The requests of a run on EC2, as a pure function of its plan.
+"""The requests of a run on EC2, as a pure function of its plan and of its launch template.
 
 A launch template says what the machine is; an Auto Scaling group of one, made at size zero, says where and how it is
 bought; a scheduled action sets the group to zero at the run's expiry; only then is the group opened. So no machine is
@@ -9,22 +9,36 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
-from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.launch.tags import KEY_TAG, run_tags
 from mtl_cloud.records import Json, PlanRecord
 
-__all__ = ["CLOSED", "OPEN", "Ec2Facts", "capacity_timeout", "expires_at", "requests"]
+__all__ = ["CLOSED", "OPEN", "PLANNED", "Ec2Facts", "Template", "capacity_timeout", "expires_at", "requests"]
 
 OPEN: dict[str, Json] = {"MinSize": 0, "MaxSize": 1, "DesiredCapacity": 1}
 CLOSED: dict[str, Json] = {"MinSize": 0, "MaxSize": 0, "DesiredCapacity": 0}
 _SLACK = timedelta(minutes=30)
 """From the run's own deadline, at which it saves and ends, to the walls that end it if it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What the requests take from the run's launch template, and no plan knows."""
+
+    id: str
+    """The group is bound to it, and not to the name, which another template may have by then."""
+    key: str = field(repr=False)
+    """Of the group: 32 hex digits. Who has it, and the instances' role, may close the group."""
+
+
+PLANNED: Final = Template(id="lt-made-by-submit", key="made-by-submit")
+"""Stands for the template that is not made yet, in all that is shown and stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +53,8 @@ class Ec2Facts:
     security_group: str
     instance_profile: str
     """Name of the profile."""
+    group_role: str
+    """ARN of the role with which a machine closes its own group."""
     image: str
     """Reference of the container image."""
     owner: str
@@ -57,6 +73,7 @@ class Ec2Facts:
                 subnets=_offering(plan, facts["subnets"]),
                 security_group=facts["security_group"],
                 instance_profile=facts["instance_profile"],
+                group_role=facts["group_role"],
                 image=plan.image or facts["image"],
                 owner=str(plan.facts.get("identity") or "unknown").rpartition("/")[2],
                 reservation=facts["reservation"] if plan.compute.get("capacity_reservation") else None,
@@ -92,8 +109,8 @@ def capacity_timeout(plan: PlanRecord) -> timedelta | None:
     return None if minutes is None else timedelta(minutes=minutes)
 
 
-def requests(plan: PlanRecord) -> dict[str, Json]:
-    """Operation -> its parameters, in the order in which they are sent.
+def requests(plan: PlanRecord, template: Template = PLANNED) -> dict[str, Json]:
+    """Operation -> its parameters, in the order in which they are sent. The first one makes the template, with its key.
 
     Raises ``LaunchError`` where the plan lacks what a machine needs.
     """
@@ -101,22 +118,23 @@ def requests(plan: PlanRecord) -> dict[str, Json]:
         raise LaunchError(f"{plan.run_id}: storage: an instance needs a bucket, not {plan.storage}", hint="s3://bucket")
     facts, name = Ec2Facts.of(plan), aws_name(plan.run_id)
     tags = {"Name": name, **run_tags(plan, owner=facts.owner, expires_at=expires_at(plan))}
+    key_tag = {KEY_TAG: template.key}
     return {
         "create_launch_template": {
             "LaunchTemplateName": name,
-            "LaunchTemplateData": _machine(plan, facts, tags),
-            "TagSpecifications": [_tagged("launch-template", tags)],
+            "LaunchTemplateData": _machine(plan, facts, tags, template.key),
+            "TagSpecifications": [_tagged("launch-template", tags | key_tag)],
         },
         "create_auto_scaling_group": {
             "AutoScalingGroupName": name,
             **CLOSED,
-            **_purchase(plan, facts, name),
+            **_purchase(plan, facts, template.id),
             "VPCZoneIdentifier": ",".join(_subnets(facts)),
             "HealthCheckType": "EC2",
             "HealthCheckGracePeriod": 300,
             # It would start a second machine beside a healthy one, on the hint that spot may take the first.
             "CapacityRebalance": False,
-            "Tags": [{"Key": key, "Value": value, "PropagateAtLaunch": True} for key, value in tags.items()],
+            "Tags": [*_group_tags(tags, propagate=True), *_group_tags(key_tag, propagate=False)],
         },
         "put_scheduled_update_group_action": {
             "AutoScalingGroupName": name,
@@ -132,10 +150,15 @@ def _tagged(resource: str, tags: Mapping[str, str]) -> dict[str, Json]:
     return {"ResourceType": resource, "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
 
+def _group_tags(tags: Mapping[str, str], *, propagate: bool) -> list[Json]:
+    """``propagate``: the group's instances get them too."""
+    return [{"Key": key, "Value": value, "PropagateAtLaunch": propagate} for key, value in tags.items()]
+
+
 # --- what the machine is ---------------------------------------------------------------------------------------------
 
 
-def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str]) -> dict[str, Json]:
+def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str], key: str) -> dict[str, Json]:
     return {
         "ImageId": facts.ami,
         "InstanceInitiatedShutdownBehavior": "terminate",
@@ -154,17 +177,19 @@ def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str]) -> dict
                 },
             }
         ],
-        "UserData": b64encode(_script(plan, facts)).decode(),
+        "UserData": b64encode(_script(plan, facts, key)).decode(),
         "TagSpecifications": [_tagged(resource, tags) for resource in ("instance", "volume", "network-interface")],
         **_reserved(plan, facts),
     }
 
 
-def _script(plan: PlanRecord, facts: Ec2Facts) -> bytes:
+def _script(plan: PlanRecord, facts: Ec2Facts, key: str) -> bytes:
     compute = cast("dict[str, Any]", plan.compute)
     boot = Boot(
         run_id=plan.run_id,
         group=aws_name(plan.run_id),
+        group_role=facts.group_role,
+        key=key,
         region=compute["region"],
         storage=plan.storage.rstrip("/"),
         image=facts.image,
@@ -206,8 +231,8 @@ def _subnets(facts: Ec2Facts) -> list[str]:
     return [facts.subnets[zone]]
 
 
-def _purchase(plan: PlanRecord, facts: Ec2Facts, name: str) -> dict[str, Json]:
-    template: dict[str, Json] = {"LaunchTemplateName": name, "Version": "1"}
+def _purchase(plan: PlanRecord, facts: Ec2Facts, template_id: str) -> dict[str, Json]:
+    template: dict[str, Json] = {"LaunchTemplateId": template_id, "Version": "1"}
     if facts.reservation is not None:  # a mixed group cannot run in a capacity block
         return {"LaunchTemplate": template}
     on_demand = plan.compute["purchase"] == "on_demand"

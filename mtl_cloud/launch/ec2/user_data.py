@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -19,10 +19,14 @@ _COMMENT = re.compile(r"^ *#.*\n|^\n", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """What the script has to know. No secret is among it: user data can be read by whoever can describe the machine."""
+    """What the script has to know. No secret of the job is among it: whoever may describe the machine can read it."""
 
     run_id: str
     group: str
+    group_role: str
+    """ARN of the role with which the machine closes it."""
+    key: str = field(repr=False)
+    """Of the group. To other runs' machines it is a secret: they may describe nothing."""
     region: str
     storage: str
     """``s3://bucket/prefix``, without a slash at its end."""

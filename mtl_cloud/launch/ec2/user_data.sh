@@ -8,7 +8,8 @@ LOG=/var/log/cloud-init-output.log
 IMDS=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 INSTANCE=unknown TYPE=unknown ZONE=unknown MARKET=unknown FAILURE=
 STARTED=$(date -u +%FT%TZ) DISK=/var/lib/mtl-cloud
-export HOME=/root AWS_DEFAULT_REGION=$REGION AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=5 AWS_PAGER=
+export HOME=/root AWS_DEFAULT_REGION=$REGION AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=5
+export AWS_STS_REGIONAL_ENDPOINTS=regional AWS_PAGER=
 
 # Never to standard output, which may be on its way into a variable.
 say() { echo "mtl-cloud $(date -u +%FT%TZ): $*" >&2; }
@@ -56,9 +57,20 @@ fail() {
   fi
 }
 
+# In the name of the groups' role, which the key ties to this group. Its credentials are for the one call: they are
+# neither exported nor among anybody's arguments. A bare `return` would give, within the trap, the status before it.
+update_group() {
+  local credentials id secret token
+  credentials=$(timeout 60 aws sts assume-role --role-arn "$GROUP_ROLE" --role-session-name "$INSTANCE" \
+    --duration-seconds 900 --tags "Key=mtl-cloud-key,Value=$KEY" \
+    --query 'Credentials.[AccessKeyId, SecretAccessKey, SessionToken]' --output text) || return 1
+  read -r id secret token <<<"$credentials"
+  AWS_ACCESS_KEY_ID=$id AWS_SECRET_ACCESS_KEY=$secret AWS_SESSION_TOKEN=$token timeout 120 \
+    aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" "$@"
+}
+
 close_group() {
-  timeout 120 aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" \
-    --min-size 0 --max-size 0 --desired-capacity 0 ||
+  update_group --min-size 0 --max-size 0 --desired-capacity 0 ||
     say "the group is not closed: another machine will boot, find the run over, and try"
 }
 
@@ -83,8 +95,8 @@ identify() {
 # changes what the group buys and makes room.
 buy_on_demand() {
   [[ $ON_DEMAND_AFTER -gt 0 && $MARKET == spot && $(count .json) -gt $ON_DEMAND_AFTER ]] || return 0
-  if aws autoscaling update-auto-scaling-group --auto-scaling-group-name "$GROUP" --min-size 0 --max-size 1 \
-    --mixed-instances-policy '{"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100}}'; then
+  if update_group --min-size 0 --max-size 1 --mixed-instances-policy \
+    '{"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100}}'; then
     say "interrupted $ON_DEMAND_AFTER times: the next machine is bought on demand"
     exit 75
   fi

@@ -21,7 +21,8 @@ from container_engine import base_image, lent_engine
 from ec2_harness import ec2_plan
 from run_harness import make_run
 
-from mtl_cloud.launch.ec2.request import requests
+from mtl_cloud.launch.ec2.request import Template, requests
+from mtl_cloud.launch.tags import KEY_TAG
 from mtl_cloud.records import BootRecord, PlanRecord, ResultRecord
 from mtl_cloud.storage import FolderStorage
 
@@ -33,6 +34,12 @@ CLOSED = (
     "aws autoscaling update-auto-scaling-group --auto-scaling-group-name mtl-cloud-digits-1 --min-size 0 --max-size 0"
 )
 CLOSED += " --desired-capacity 0"
+KEY = 16 * "5e"
+ASSUMED = (
+    "aws sts assume-role --role-arn arn:aws:iam::123456789012:role/mtl-cloud-group-us-east-1 --role-session-name"
+    f" {INSTANCE} --duration-seconds 900 --tags Key={KEY_TAG},Value={KEY}"
+    " --query Credentials.[AccessKeyId, SecretAccessKey, SessionToken] --output text"
+)
 DISK = "/dev/nvme{}n1 Amazon EC2 NVMe Instance Storage\n"
 ROOT = "/dev/nvme0n1 Amazon Elastic Block Store\n"
 NOTICE = json.dumps({"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(minutes=2):%Y-%m-%dT%H:%M:%SZ}"})
@@ -50,7 +57,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "third failure": {"environ": {"FAIL_PROGRAM": "docker"}, "boots": ["i-1.log", "i-2.log"]},
     "first interruption": {**SPOT_FIRST, "boots": ["i-1.json"]},
     "second interruption": {**SPOT_FIRST, "boots": ["i-1.json", "i-2.json"]},
-    "no right to change": {**SPOT_FIRST, "boots": ["i-1.json", "i-2.json"], "environ": {"FAIL_AT": "9"}},
+    "no right to change": {
+        **SPOT_FIRST,
+        "boots": ["i-1.json", "i-2.json"],
+        "environ": {"FAIL_CALL": "aws autoscaling update-auto-scaling-group"},
+    },
+    "no role": {**SPOT_FIRST, "boots": ["i-1.json", "i-2.json"], "environ": {"FAIL_CALL": "aws sts assume-role"}},
 }
 MOST_CALLS = 30
 """More than a boot makes: each of them fails once."""
@@ -104,7 +116,7 @@ def _write_scripts(folder: Path) -> None:
 
 def _script(plan: PlanRecord) -> bytes:
     now = datetime.now(UTC).isoformat()
-    template: Any = requests(replace(plan, created_at=now))["create_launch_template"]
+    template: Any = requests(replace(plan, created_at=now), Template(id="lt-1", key=KEY))["create_launch_template"]
     return b64decode(template["LaunchTemplateData"]["UserData"])
 
 
@@ -123,7 +135,7 @@ def test_a_whole_boot_runs_the_image_leaves_the_result_closes_the_group_and_ends
     booted = boots["done"]
     result = ResultRecord.decode(booted["files"]["result.json"].encode(), source="result")
     assert result.outcome == "done"
-    assert booted["calls"][-2:] == [CLOSED, "shutdown -P now"]
+    assert booted["calls"][-3:] == [ASSUMED, CLOSED, "shutdown -P now"]
     assert _phase(booted) == ("ended", "the run is over (supervisor: 0)")
     assert BOOT_LOG not in booted["files"]
     attempt = json.loads(booted["files"]["attempts/0001.json"])
@@ -152,6 +164,25 @@ def test_the_registrys_token_is_asked_for_on_the_machine_just_before_the_pull(bo
         "aws ecr get-login-password --region us-east-1",
         f"docker login --username AWS --password-stdin {registry}",
     ]
+
+
+def test_the_group_is_changed_by_its_role_and_all_else_by_the_instances(boots: Any) -> None:
+    """Nothing else, the container least of all, sees the credentials."""
+    by_group = [call for call in boots["done"]["signed"] if not call.endswith("by the instance")]
+    assert by_group == ["aws autoscaling update-auto-scaling-group by ASIAGROUP token-of-group"]
+    assert "docker run --name by the instance" in boots["done"]["signed"]
+
+
+def test_the_key_is_told_to_the_role_and_to_nobody_else(boots: Any) -> None:
+    for boot in boots.values():
+        assert_key_is_kept(boot)
+    assert [call for call in boots["done"]["calls"] if KEY in call] == [ASSUMED]
+
+
+def assert_key_is_kept(boot: Any) -> None:
+    """Neither the run record, which other runs' machines may read, nor the log has it, nor the credentials it gave."""
+    for text in (boot["log"], *boot["files"], *boot["files"].values()):
+        assert not any(secret in text for secret in (KEY, "secret/of+group", "token-of-group"))
 
 
 def _disk_calls(booted: Any) -> list[str]:
@@ -211,16 +242,30 @@ def test_a_machine_that_fails_ships_its_log_and_leaves_the_group_open_until_the_
 def test_after_two_interruptions_a_spot_machine_has_the_next_one_bought_on_demand_and_makes_room(
     all_boots: Any,
 ) -> None:
-    again, switched, denied = (
-        all_boots[f"{n}"] for n in ("first interruption", "second interruption", "no right to change")
-    )
+    again, switched = (all_boots[f"{n}"] for n in ("first interruption", "second interruption"))
     assert json.loads(again["files"]["result.json"])["outcome"] == "done"
     (change,) = [call for call in switched["calls"] if "OnDemandPercentageAboveBaseCapacity" in call]
     assert change.endswith('{"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100}}')
     assert "--max-size 1" in change
     assert not any(call.startswith("docker run") for call in switched["calls"])
     assert _phase(switched)[0] == "ended"
-    assert json.loads(denied["files"]["result.json"])["outcome"] == "done"
+    assert [call for call in switched["signed"] if "ASIAGROUP" in call] == [
+        "aws autoscaling update-auto-scaling-group by ASIAGROUP token-of-group"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the first one boots all
+@pytest.mark.parametrize("name", ["no role", "no right to change"])
+def test_where_the_group_may_not_be_changed_the_run_goes_on_with_spot_and_the_machine_is_off(
+    all_boots: Any, name: str
+) -> None:
+    boot = all_boots[name]
+    assert json.loads(boot["files"]["result.json"])["outcome"] == "done"
+    assert sum(call.startswith("aws sts assume-role") for call in boot["calls"]) == 2  # to buy, and to close
+    assert "the group cannot be changed to on demand" in boot["log"]
+    assert "the group is not closed" in boot["log"]
+    assert boot["calls"][-1] == "shutdown -P now"
 
 
 @pytest.mark.slow
@@ -231,6 +276,7 @@ def test_a_failure_of_any_call_still_ends_in_a_result_or_in_the_log_shipped(fail
     failed = (boot["calls"] + MOST_CALLS * [""])[number - 1]
     assert "result.json" in boot["files"] or BOOT_LOG in boot["files"] or "boots/unknown.log" in boot["files"], failed
     assert boot["calls"][-1] == "shutdown -P now" or number == len(boot["calls"])
+    assert_key_is_kept(boot)
 
 
 @pytest.mark.slow

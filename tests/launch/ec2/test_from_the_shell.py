@@ -11,6 +11,8 @@ from ec2_harness import end_run, work
 from shell_harness import Shell, account, push_image, shell
 
 from mtl_cloud.aws import AwsClients
+from mtl_cloud.launch.ec2.names import read_tags
+from mtl_cloud.launch.tags import KEY_TAG
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import open_storage
 
@@ -32,6 +34,20 @@ def alive(account: AwsClients) -> list[str]:
     ]
     found = account("ec2").describe_instances(Filters=filters)["Reservations"]
     return [instance["InstanceId"] for held in found for instance in held["Instances"]]
+
+
+def assert_key_is_kept(account: AwsClients, bucket: str, shown: list[str]) -> None:
+    """The group's key is its template's; no command shows it, and no object and no instance has it."""
+    (group,) = account("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    (template,) = account("ec2").describe_launch_templates()["LaunchTemplates"]
+    key = read_tags(group["Tags"])[KEY_TAG]
+    assert len(key) == 32
+    assert read_tags(template["Tags"])[KEY_TAG] == key
+    objects = [entry["Key"] for entry in account("s3").list_objects_v2(Bucket=bucket)["Contents"]]
+    held = [account("s3").get_object(Bucket=bucket, Key=name)["Body"].read().decode() for name in objects]
+    machines = [str(held["Instances"]) for held in account("ec2").describe_instances()["Reservations"]]
+    assert len(objects) > 6
+    assert not any(key in text for text in (*shown, *objects, *held, *machines))
 
 
 def test_a_run_from_an_empty_account_to_nothing_left(account: AwsClients, shell: Shell, tmp_path: Path) -> None:
@@ -57,6 +73,7 @@ def test_a_run_from_an_empty_account_to_nothing_left(account: AwsClients, shell:
     assert shell("logs", RUN) == "epoch 1\n"
     assert "nothing is left" in shell("gc", "--dry-run")  # it may go on
     end_run(run)
+    assert_key_is_kept(account, outputs["bucket"], [json.dumps(planned), shell("status", RUN, "--json")])
 
     assert json.loads(shell("cost", RUN, "--json"))["usd"] == pytest.approx(planned["usd_per_hour"])
     assert f"{RUN}: removed" in shell("gc", "--yes")

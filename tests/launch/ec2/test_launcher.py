@@ -7,8 +7,10 @@ from ec2_harness import World, ec2_plan, end_run
 
 from mtl_cloud.errors import CloudError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle
+from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.records import CancelRecord
 from mtl_cloud.run_record import RunRecord
+from mtl_cloud.submit import submit_run
 
 PLAN = ec2_plan()
 HANDLE = RunHandle.of(PLAN)
@@ -35,6 +37,29 @@ def test_a_new_run_takes_five_requests_and_gets_one_machine(world: World, run: R
         "UpdateAutoScalingGroup",
     ]
     assert len(world.cloud.alive()) == 1
+
+
+def test_the_groups_key_is_at_aws_alone_and_nowhere_in_the_record_or_on_the_machine(world: World) -> None:
+    submit_run(PLAN, spec_yaml=b"", spec_json=b"{}", storage=world.storage, launcher=world.launcher())
+    key, same = world.keys()
+    assert key == same
+    record = {entry.key: world.storage.read(entry.key) for entry in world.storage.list("")}
+    assert b"made-by-submit" in record["runs/digits-1/plan.json"]
+    assert not any(key in name or key.encode() in data for name, data in record.items())
+    (machine,) = world.cloud.state.instances.values()
+    assert key not in str(machine)
+
+
+def test_no_two_runs_have_one_key(world: World, run: RunRecord) -> None:
+    """With the randomness that the commands use."""
+    keys = set()
+    for number in range(3):
+        plan = ec2_plan(f"digits-{number + 2}")
+        world.make_run(plan)
+        launcher = Ec2Launcher(clients=world.cloud.clients, storages=lambda _: world.storage, clock=world.clock)
+        launcher.submit(launcher.prepare(plan))
+        keys |= set(world.keys(plan.run_id))
+    assert sorted(map(len, keys)) == [32, 32, 32]
 
 
 def test_submitting_again_looks_and_changes_nothing(world: World, run: RunRecord) -> None:

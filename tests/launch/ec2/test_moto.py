@@ -45,6 +45,7 @@ def planned(aws: AwsClients) -> PlanRecord:
         "subnets": dict(stack.subnets),
         "security_group": stack.security_group,
         "instance_profile": stack.instance_profile,
+        "group_role": stack.group_role_arn,
         "image": f"{stack.repository_uri}:1",
     }
     plan = ec2_plan(purchase="spot", instance_type=["c5.9xlarge"], gpu_count=0, facts=facts)

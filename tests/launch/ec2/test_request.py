@@ -20,10 +20,12 @@ from ec2_harness import START, ec2_plan
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.launch.ec2.request import expires_at, requests
+from mtl_cloud.launch.ec2.request import Template, expires_at, requests
+from mtl_cloud.launch.tags import KEY_TAG
 from mtl_cloud.records import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
+KEY = 16 * "5e"
 SERVICES = {"create_launch_template": "ec2"}
 RESERVED = {"reservation": {"zone": "us-east-1b", "kind": "default"}}
 BLOCK = {"reservation": {"zone": "us-east-1c", "kind": "capacity-block"}}
@@ -95,7 +97,30 @@ def test_everything_is_tagged_with_run_owner_expiry_and_job_and_the_users_own_ta
     lists.append(sent["create_auto_scaling_group"]["Tags"])
     assert len(lists) == 5
     for tags in lists:
-        assert {tag["Key"]: tag["Value"] for tag in tags} == expected
+        assert {tag["Key"]: tag["Value"] for tag in tags if tag["Key"] != KEY_TAG} == expected
+
+
+def test_the_key_is_a_tag_of_group_and_template_and_in_the_script_and_no_instance_is_tagged_with_it() -> None:
+    plan = replace(ec2_plan(), tags={KEY_TAG: "forged", KEY_TAG.upper(): "forged"})
+    sent: Any = requests(plan, Template(id="lt-7", key=KEY))
+    template, group = sent["create_launch_template"], sent["create_auto_scaling_group"]
+    (tag,) = [tag for tag in group["Tags"] if tag["Key"] == KEY_TAG]
+    assert tag == {"Key": KEY_TAG, "Value": KEY, "PropagateAtLaunch": False}
+    (tagged,) = template["TagSpecifications"]
+    assert [tag["Value"] for tag in tagged["Tags"] if tag["Key"] == KEY_TAG] == [KEY]
+    assert f"\nKEY={KEY}\n".encode() in b64decode(template["LaunchTemplateData"].pop("UserData"))
+    assert json.dumps(sent).count(KEY) == 2
+    assert "forged" not in json.dumps(sent)
+
+
+def test_the_group_is_bound_to_the_template_whose_key_it_has_and_not_to_a_name() -> None:
+    sent: Any = requests(ec2_plan(), Template(id="lt-7", key=KEY))
+    held = sent["create_auto_scaling_group"]["MixedInstancesPolicy"]["LaunchTemplate"]
+    assert held["LaunchTemplateSpecification"] == {"LaunchTemplateId": "lt-7", "Version": "1"}
+
+
+def test_no_key_is_shown_by_what_holds_it() -> None:
+    assert KEY not in repr(Template(id="lt-7", key=KEY))
 
 
 def test_the_group_is_made_closed_and_its_wall_stands_at_the_expiry_before_it_is_opened() -> None:

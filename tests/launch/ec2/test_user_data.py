@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from mtl_cloud.launch.ec2.user_data import Boot, user_data
 
-BOOT = Boot(run_id="digits-1", group="mtl-cloud-digits-1", region="us-east-1", storage="s3://b/r", image="i:1", gpus=8)
+NAMES = {"run_id": "digits-1", "group": "mtl-cloud-digits-1", "group_role": "arn:aws:iam::1:role/r", "key": 16 * "0f"}
+BOOT = Boot(**NAMES, region="us-east-1", storage="s3://b/r", image="i:1", gpus=8)
 EXPIRY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -23,8 +25,8 @@ def test_the_first_command_arms_the_machines_end() -> None:
 
 
 def test_values_cannot_break_out_of_their_quotes() -> None:
-    boot = Boot(run_id="x", group="x", region="x", storage="s3://b/r", image="$(touch /pwned)'; `id`", gpus=0)
-    first = "\n".join(user_data(boot, EXPIRY).splitlines()[2:11])
+    boot = replace(BOOT, image="$(touch /pwned)'; `id`")
+    first = "\n".join(user_data(boot, EXPIRY).splitlines()[2:13])
     printed = subprocess.run(["bash", "-c", first + '\nprintf %s "$IMAGE"'], capture_output=True, text=True, check=True)
     assert printed.stdout == boot.image
 

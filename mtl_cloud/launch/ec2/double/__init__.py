@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from mtl_cloud.aws.clients import Retries
-from mtl_cloud.launch.ec2.double.account import ALIVE, Account, Group, Pool, template_of
+from mtl_cloud.launch.ec2.double.account import ALIVE, Account, Group, Pool
 
 __all__ = ["CloudDouble", "Pool"]
 
@@ -70,18 +70,21 @@ class CloudDouble(Account):
         self.note(self.clock.now())
         return answer or {}
 
-    def _create_launch_template(self, p: dict[str, Any]) -> None:
+    def _create_launch_template(self, p: dict[str, Any]) -> dict[str, Any]:
         name = p["LaunchTemplateName"]
         if name in self.state.templates:
             raise _error("CreateLaunchTemplate", "InvalidLaunchTemplateName.AlreadyExistsException", f"{name} in use")
         tags = [tag for held in p.get("TagSpecifications", []) for tag in held["Tags"]]
+        self._templates_made += 1
         made = {
+            "LaunchTemplateId": f"lt-{self._templates_made:017x}",
             "LaunchTemplateName": name,
             "CreateTime": self.clock.now(),
             "Tags": tags,
             "data": p["LaunchTemplateData"],
         }
         self.state.templates[name] = made
+        return {"LaunchTemplate": _without_data(made)}
 
     def _delete_launch_template(self, p: dict[str, Any]) -> None:
         if self.state.templates.pop(p["LaunchTemplateName"], None) is None:
@@ -89,14 +92,21 @@ class CloudDouble(Account):
             raise _error("DeleteLaunchTemplate", code, "At least one of the launch templates specified does not exist.")
 
     def _describe_launch_templates(self, p: dict[str, Any]) -> dict[str, Any]:
-        found = [one for one in self.seen().templates.values() if _matches(one["Tags"], p.get("Filters", []))]
-        return {"LaunchTemplates": [{key: one[key] for key in one if key != "data"} for one in found]}
+        seen = self.seen().templates
+        names = p.get("LaunchTemplateNames", seen)
+        if not seen.keys() >= set(names):
+            code = "InvalidLaunchTemplateName.NotFoundException"
+            raise _error(
+                "DescribeLaunchTemplates", code, "At least one of the launch templates specified does not exist."
+            )
+        found = [seen[name] for name in names if _matches(seen[name]["Tags"], p.get("Filters", []))]
+        return {"LaunchTemplates": [_without_data(one) for one in found]}
 
     def _create_auto_scaling_group(self, p: dict[str, Any]) -> None:
         name, now = p["AutoScalingGroupName"], self.clock.now()
         if name in self.state.groups:
             raise _error("CreateAutoScalingGroup", "AlreadyExists", "AutoScalingGroup by this name already exists")
-        if template_of(p) not in self.state.templates:
+        if self.template(p) is None:
             message = "You must use a valid fully-formed launch template. The specified launch template does not exist."
             raise _error("CreateAutoScalingGroup", "ValidationError", message)
         self.state.groups[name] = Group(deepcopy(p), now, now)
@@ -223,6 +233,10 @@ def _error(operation: str, code: str, message: str) -> Exception:
 
 def _group_absent(operation: str, name: str) -> Exception:
     return _error(operation, "ValidationError", f"AutoScalingGroup name not found - AutoScalingGroup {name} not found")
+
+
+def _without_data(template: dict[str, Any]) -> dict[str, Any]:
+    return {key: template[key] for key in template if key != "data"}
 
 
 def _described(name: str, group: Group, instances: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mtl_cloud import catalog
 from mtl_cloud.clock import Clock
 
-__all__ = ["ALIVE", "Account", "Group", "Pool", "State", "template_of"]
+__all__ = ["ALIVE", "Account", "Group", "Pool", "State"]
 
 ALIVE = {"pending", "running"}
 _TERMINATION_S = 60.0
@@ -109,6 +109,7 @@ class Account:
         self.state = State()
         self._past: list[tuple[datetime, State]] = [(clock.now(), State())]
         self._refused_next: dict[str, tuple[str, str]] = {}
+        self._templates_made = 0
         self.calls: list[str] = []
         """Operations in the order in which they were asked for, refused ones too."""
         self.most_alive: Counter[str] = Counter()
@@ -199,7 +200,11 @@ class Account:
             "Placement": {"AvailabilityZone": pool.zone},
             "State": {"Name": "pending"},
             "LaunchTime": at,
-            "Tags": [{"Key": tag["Key"], "Value": tag["Value"]} for tag in self.state.groups[name].request["Tags"]],
+            "Tags": [
+                {"Key": tag["Key"], "Value": tag["Value"]}
+                for tag in self.state.groups[name].request["Tags"]
+                if tag["PropagateAtLaunch"]
+            ],
             "group": name,
             "pool": pool,
             "next": at + timedelta(seconds=self._boot_s),
@@ -247,7 +252,16 @@ class Account:
         policy = request.get("MixedInstancesPolicy")
         if policy:
             return [override["InstanceType"] for override in policy["LaunchTemplate"]["Overrides"]]
-        return [self.state.templates[template_of(request)]["data"]["InstanceType"]]
+        template = self.template(request)
+        return [template["data"]["InstanceType"]] if template else []
+
+    def template(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The launch template that the request for a group names, by its id or its name; None when there is none."""
+        policy = request.get("MixedInstancesPolicy")
+        held = policy["LaunchTemplate"]["LaunchTemplateSpecification"] if policy else request["LaunchTemplate"]
+        names = {held.get("LaunchTemplateId"), held.get("LaunchTemplateName")}
+        templates = self.state.templates.values()
+        return next((one for one in templates if names & {one["LaunchTemplateId"], one["LaunchTemplateName"]}), None)
 
     # --- looks that are some seconds old ---
 
@@ -260,12 +274,6 @@ class Account:
         """The state as it was ``lag_s`` ago."""
         then = self.clock.now() - self._lag
         return next((state for at, state in reversed(self._past) if at <= then), self._past[0][1])
-
-
-def template_of(request: Mapping[str, Any]) -> str:
-    policy = request.get("MixedInstancesPolicy")
-    held = policy["LaunchTemplate"]["LaunchTemplateSpecification"] if policy else request["LaunchTemplate"]
-    return str(held["LaunchTemplateName"])
 
 
 def _market(request: Mapping[str, Any]) -> str:

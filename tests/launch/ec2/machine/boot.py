@@ -72,6 +72,7 @@ def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any
         path.write_text("{}")
     (folder / "count").write_text("0")
     (folder / "calls").write_text("")
+    (folder / "signed").write_text("")
     environ = {
         "PATH": f"{HERE}/bin:{os.environ['PATH']}",
         "PYTHONPATH": os.environ["PYTHONPATH"],
@@ -89,6 +90,7 @@ def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any
     return {
         "code": code,
         "calls": [call.strip() for call in (folder / "calls").read_text().splitlines()],
+        "signed": [call.strip() for call in (folder / "signed").read_text().splitlines()],
         "log": LOG.read_text(),
         "files": {str(path.relative_to(bucket)): path.read_text(errors="replace") for path in kept},
     }
