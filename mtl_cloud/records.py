@@ -22,6 +22,7 @@ from mtl_cloud.errors import RecordError
 
 __all__ = [
     "AttemptRecord",
+    "BestRound",
     "BootRecord",
     "CancelRecord",
     "CheckpointManifest",
@@ -245,6 +246,17 @@ class ExitRecord(Record):
     seconds: float
 
 
+@dataclass(frozen=True)
+class BestRound:
+    """The round whose checkpoint is kept as the best, and why."""
+
+    round: int
+    metric: str | None
+    """As the job names it, ``detection/map50_voc``; None for the mean of the tasks' headline metrics."""
+    value: float | None
+    """What the round reached; None where its trainer did not tell."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord(Record):
     """``rounds/0001.json``: the metrics after one round. ``metrics`` are of the validation split."""
@@ -286,6 +298,14 @@ class RoundRecord(Record):
     ``to_step``, from where it went on with a lower learning rate."""
     best_round: int | None = None
     """The round whose checkpoint is the best of those up to this one; None without ``checkpoint.keep_best``."""
+    best_metric: str | None = None
+    """What it is the best by, as in ``BestRound``."""
+    best_value: float | None = None
+
+    @property
+    def best(self) -> BestRound | None:
+        """The best of the rounds up to this one; None where none is kept."""
+        return None if self.best_round is None else BestRound(self.best_round, self.best_metric, self.best_value)
 
 
 @dataclass(frozen=True, kw_only=True)

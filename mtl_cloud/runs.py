@@ -15,7 +15,7 @@ from mtl_cloud.errors import MissingExtraError, NotFoundError, RecordError, Stor
 from mtl_cloud.follow import LOST_AFTER_S
 from mtl_cloud.nearest import did_you_mean
 from mtl_cloud.paths import RUNS
-from mtl_cloud.records import AttemptRecord, ExitRecord, Heartbeat, Outcome, PlanRecord, RoundRecord
+from mtl_cloud.records import AttemptRecord, BestRound, ExitRecord, Heartbeat, Outcome, PlanRecord, RoundRecord
 from mtl_cloud.run_record import RunRecord
 from mtl_cloud.storage import FolderStorage, Storage, open_storage
 from mtl_cloud.tasks import HEADLINE
@@ -176,6 +176,8 @@ class RunSummary:
     rounds: int
     metrics: dict[str, float | None]
     """task -> its headline metric (``tasks.HEADLINE``) after the last completed round."""
+    best: BestRound | None
+    """Whose checkpoint is kept as the best; None without ``checkpoint.keep_best``, or before any has a value."""
     started_at: str | None
     seconds: float
     """Of work, over all attempts, so far."""
@@ -199,6 +201,7 @@ def summarize(run: RunRecord, now: datetime, *, lost_after_s: float = LOST_AFTER
         round=rounds[-1].round if rounds else 0,
         rounds=plan.rounds,
         metrics=_headlines(rounds[-1]) if rounds else {},
+        best=rounds[-1].best if rounds else None,
         started_at=lives[0].attempt.started_at if lives else None,
         seconds=seconds,
         usd=result.usd if result else _usd(lives, now, lost_after_s),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
-__all__ = ["HEADLINE", "METRICS", "NETWORK_TASKS", "TASKS", "Task"]
+__all__ = ["HEADLINE", "METRICS", "NETWORK_TASKS", "TASKS", "Task", "mean_headline"]
 
 Task: TypeAlias = Literal["classification", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = ("classification", "detection", "segmentation")
@@ -28,3 +30,10 @@ NETWORK_TASKS: dict[str, tuple[Task, ...]] = {
     "fcn_resnet50": ("segmentation",),
 }
 """Name of a network (``model.name``) -> the tasks that it has outputs for."""
+
+
+def mean_headline(metrics: Mapping[str, Mapping[str, float | None]], tasks: Iterable[Task] = TASKS) -> float | None:
+    """Mean of the headline metrics of ``tasks`` that are known; ``metrics`` are as in a ``RoundRecord``."""
+    headlines = (metrics.get(task, {}).get(HEADLINE[task]) for task in tasks)
+    known = [value for value in headlines if value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -13,6 +13,7 @@ import pytest
 from mtl_cloud.errors import UsageError
 from mtl_cloud.records import (
     AttemptRecord,
+    BestRound,
     CancelRecord,
     ExitRecord,
     Heartbeat,
@@ -264,7 +265,7 @@ def test_a_summary_holds_rounds_and_headlines_and_the_result_has_the_last_word(r
         metrics=metrics,
     )
     run.write_round(record)
-    run.write_round(replace(record, round=2))
+    run.write_round(replace(record, round=2, best_round=1, best_metric="classification/top1", best_value=0.75))
     result = ResultRecord(ended_at="", outcome="done", message="", attempts=1, rounds=2, seconds=77, usd=0.7)
     run.write_result(result, attempt=1)
     assert summarize(run, later(9999)) == RunSummary(
@@ -278,6 +279,7 @@ def test_a_summary_holds_rounds_and_headlines_and_the_result_has_the_last_word(r
         round=2,
         rounds=3,
         metrics={"classification": 0.5, "detection": None},
+        best=BestRound(1, "classification/top1", 0.75),
         started_at=NOON.isoformat(),
         seconds=77,
         usd=0.7,

@@ -98,5 +98,5 @@ def facts_of(record: RoundRecord) -> object:
     """A round's record without its times and its attempt, which differ between equal runs."""
     return (
         record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
-        record.per_class, record.confusion, record.weights, record.learning_rate, record.rewinds, record.best_round,
+        record.per_class, record.confusion, record.weights, record.learning_rate, record.rewinds, record.best,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ import click
 from mtl_cloud.cli.common import open_run, output_options, print_json, print_table, run_examples, run_options
 
 if TYPE_CHECKING:
-    from mtl_cloud.records import RoundRecord
+    from mtl_cloud.records import BestRound, RoundRecord
 
 
 @click.command("metrics", epilog=run_examples("metrics", "metrics 4f2a --json"))
@@ -20,25 +21,32 @@ if TYPE_CHECKING:
 def command(run: str, storage: str | None, as_json: bool) -> None:
     """Print the metrics of each round: for each task a sparkline of its headline metric and a table.
 
-    JSON: {run_id, rounds: [...]}, each round as the run record holds it.
+    With `checkpoint: {keep_best: ...}` in the job, a * marks the round that is kept as the best.
+
+    JSON: {run_id, best: {round, metric, value}, rounds: [...]}, each round as the run record holds it. The best is null
+    where none is kept, and its metric null where it is the mean of the tasks' headline metrics.
     """
     record = open_run(run, storage)
     rounds = record.rounds()
+    best = rounds[-1].best if rounds else None
     if as_json:
-        print_json({"run_id": record.run_id, "rounds": [json.loads(found.encode()) for found in rounds]})
+        documents = [json.loads(found.encode()) for found in rounds]
+        print_json({"run_id": record.run_id, "best": asdict(best) if best else None, "rounds": documents})
     elif not rounds:
         click.echo(f"{record.run_id}: no round is complete yet")
     else:
-        _print_rounds(record.run_id, rounds)
+        _print_rounds(record.run_id, rounds, best)
 
 
-def _print_rounds(run_id: str, rounds: Sequence[RoundRecord]) -> None:
-    from mtl_cloud.report.metrics import tasks_of
+def _print_rounds(run_id: str, rounds: Sequence[RoundRecord], best: BestRound | None) -> None:
+    from mtl_cloud.report.metrics import best_words, tasks_of
 
     click.echo(f"{run_id}: {len(rounds)} rounds, metrics of the validation split")
+    if best is not None:
+        click.echo(f"* best: {best_words(best)}")
     for task in tasks_of(rounds):
         click.echo(f"\n{click.style(task, bold=True)}{_course(rounds, task)}")
-        print_table(*_table(rounds, task), right=range(1, 100))
+        print_table(*_table(rounds, task, best), right=range(1, 100))
 
 
 def _course(rounds: Sequence[RoundRecord], task: str) -> str:
@@ -52,14 +60,14 @@ def _course(rounds: Sequence[RoundRecord], task: str) -> str:
     return f"  {label(metric, task)} {sparkline(series)} {written(metric, series[-1])}"
 
 
-def _table(rounds: Sequence[RoundRecord], task: str) -> tuple[list[str], list[list[str]]]:
+def _table(rounds: Sequence[RoundRecord], task: str, best: BestRound | None) -> tuple[list[str], list[list[str]]]:
     from mtl_cloud.report.formatting import number
     from mtl_cloud.report.metrics import curve_names, label, written
 
     names = curve_names(rounds, task)
     rows = [
         [
-            str(record.round),
+            f"{record.round} *" if best and best.round == record.round else str(record.round),
             number(record.train_losses.get(task)),
             number(record.val_losses.get(task)),
             *(written(name, record.metrics.get(task, {}).get(name)) for name in names),

@@ -36,10 +36,10 @@ def command(*, run: str, storage: str | None, follow: bool, as_json: bool) -> No
 
     With --follow the exit code is 7 when the run ends otherwise than done.
 
-    JSON: {run_id, name, backend, storage, created_at, state, attempt, round, rounds, metrics, started_at, seconds,
-    usd, machine}. The state is queued, running, stopping or lost; or, when the run is over, done, user_error,
-    machine_error, interrupted, cancelled, out_of_time or out_of_budget. The machine is a list of texts: what the
-    backend last said of the one that is waited for; empty where none is.
+    JSON: {run_id, name, backend, storage, created_at, state, attempt, round, rounds, metrics, best, started_at,
+    seconds, usd, machine}. The best is as `metrics --json` gives it. The state is queued, running, stopping or lost;
+    or, when the run is over, done, user_error, machine_error, interrupted, cancelled, out_of_time or out_of_budget.
+    The machine is a list of texts: what the backend last said of the one that is waited for; empty where none is.
     """
     from mtl_cloud.clock import Clock
     from mtl_cloud.runs import summarize
@@ -65,6 +65,7 @@ def _follow(record: RunRecord, clock: Clock) -> None:
 
 def _print_summary(record: RunRecord, summary: RunSummary) -> None:
     from mtl_cloud.report.formatting import dollars, duration, instant
+    from mtl_cloud.report.metrics import best_words
 
     plan, result = record.plan(), record.result()
     print_pairs(
@@ -76,6 +77,7 @@ def _print_summary(record: RunRecord, summary: RunSummary) -> None:
             *(("machine", words) for words in _machine(record, summary)),
             ("rounds", f"{summary.round} of {summary.rounds}"),
             *((task, value) for task, value in _metrics(summary)),
+            ("best", best_words(summary.best) if summary.best else ""),
             ("attempt", str(summary.attempt or "none yet")),
             ("created", instant(summary.created_at)),
             ("time", duration(summary.seconds)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal, TypeAlias
 
 from mtl_cloud.records import RoundRecord
@@ -13,7 +12,7 @@ from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.facts import trained_tasks
 from mtl_cloud.spec.job import DatasetSpec, JobSpec
 from mtl_cloud.spec.load import job_from_json
-from mtl_cloud.tasks import HEADLINE, NETWORK_TASKS, Task
+from mtl_cloud.tasks import NETWORK_TASKS, Task, mean_headline
 
 __all__ = ["At", "Entry", "differences", "read_entry", "unlike_budget"]
 
@@ -89,9 +88,8 @@ class Entry:
         return max(self.rounds, key=lambda record: (self._mean_headline(record), -record.round))
 
     def _mean_headline(self, record: RoundRecord) -> float:
-        values = [record.metrics.get(task, {}).get(HEADLINE[task]) for task in self.tasks]
-        known = [value for value in values if value is not None]
-        return fmean(known) if known else float("-inf")
+        mean = mean_headline(record.metrics, self.tasks)
+        return float("-inf") if mean is None else mean
 
 
 def read_entry(run: RunRecord) -> Entry:

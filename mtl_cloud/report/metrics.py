@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mtl_cloud.records import RoundRecord
+from mtl_cloud.records import BestRound, RoundRecord
 from mtl_cloud.report.formatting import number, percent
 from mtl_cloud.tasks import HEADLINE, TASKS
 
 __all__ = [
     "Headline",
+    "best_words",
     "curve_names",
     "headline_metric",
     "headlines",
@@ -116,3 +117,14 @@ def is_share(values: Iterable[float | None]) -> bool:
 def written(metric: str, value: float | None) -> str:
     """Shares as percentages; counts and whatever lies outside of 0..1 as plain numbers."""
     return number(value) if metric in _COUNTS or not is_share([value]) else percent(value)
+
+
+def best_words(best: BestRound) -> str:
+    """``round 3, detection mAP@.5 41.2 %``."""
+    if best.value is None:
+        return f"round {best.round}"
+    if best.metric is None:
+        return f"round {best.round}, mean of the headline metrics {percent(best.value)}"
+    task, _, name = best.metric.partition("/")
+    value = number(best.value) if name == "loss" else written(name, best.value)
+    return f"round {best.round}, {task} {label(name, task)} {value}"

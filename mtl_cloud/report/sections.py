@@ -11,6 +11,7 @@ from mtl_cloud.report import figures
 from mtl_cloud.report.formatting import dollars, duration, instant, number, percent
 from mtl_cloud.report.metrics import (
     Headline,
+    best_words,
     curve_names,
     headline_metric,
     headlines,
@@ -120,6 +121,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """Where and how it ran, as name and value; what is unknown is left out."""
     plan, lives = report.plan, report.lives
     devices = dict.fromkeys(life.attempt.device for life in lives if life.attempt.device)
+    best = report.rounds[-1].best if report.rounds else None
     rows = [
         ("Backend", plan.backend),
         ("Device", ", ".join(devices)),
@@ -128,6 +130,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Planned", instant(plan.created_at)),
         ("Started", instant(lives[0].attempt.started_at) if lives else ""),
         ("Ended", instant(report.result.ended_at) if report.result else ""),
+        ("Best", best_words(best) if best else ""),
         ("Time limit", duration(plan.deadline_s) if plan.deadline_s else ""),
         ("Price", f"{dollars(plan.usd_per_hour)} an hour" if plan.usd_per_hour is not None else ""),
         ("Budget", dollars(plan.budget_usd) if plan.budget_usd is not None else ""),
@@ -143,7 +146,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
     """The table of rounds: where each stands, every task's headline metric, speed, time and dollars."""
     columns = [
-        _column("round", (Cell(number(r.round), r.round) for r in rounds)),
+        _round_column(rounds),
         _column("epoch", (Cell(number(r.epoch), r.epoch) for r in rounds)),
         _column("step", (Cell(number(r.step), r.step) for r in rounds)),
         *(
@@ -161,6 +164,11 @@ def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
         _column("attempt", (Cell(number(r.attempt), r.attempt) for r in rounds)),
     ]
     return [column for column in columns if _says_something(column)]
+
+
+def _round_column(rounds: Sequence[RoundRecord]) -> Column:
+    best = rounds[-1].best_round if rounds else None
+    return Column("round", [Cell(f"{r.round}{' (best)' if r.round == best else ''}", r.round) for r in rounds])
 
 
 def _column(title: str, cells: Iterator[Cell]) -> Column:
@@ -299,7 +307,7 @@ def _share(rounds: Sequence[RoundRecord], task: str, metric: str) -> list[float 
 
 
 def _task_columns(rounds: Sequence[RoundRecord], task: str) -> list[Column]:
-    columns = [Column("round", [Cell(number(r.round), r.round) for r in rounds])]
+    columns = [_round_column(rounds)]
     for title, values in _losses(rounds, task).items():
         columns.append(Column(f"{title} loss", [Cell(number(value), value) for value in values]))
     headline = headline_metric(rounds, task)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from statistics import fmean
 
 from mtl_cloud.records import RoundRecord
 from mtl_cloud.spec.job import BestSpec, JobSpec
-from mtl_cloud.tasks import HEADLINE
+from mtl_cloud.tasks import mean_headline
 
 __all__ = ["Retention", "best_of"]
 
@@ -21,17 +20,20 @@ class Retention:
         self._job = job
         self._steps_per_round = steps_per_round
         self._best: RoundRecord | None = None
+        """Stays None without ``checkpoint.keep_best``."""
 
-    def review(self, *rounds: RoundRecord) -> int | None:
-        """The number of the best round of these and all before; None without ``checkpoint.keep_best``."""
-        if self._job.checkpoint.keep_best is None:
-            return None
-        self._best = best_of(filter(None, [self._best, *rounds]), self._job.checkpoint.keep_best)
-        return self._best.round if self._best else None
+    def review(self, *rounds: RoundRecord) -> None:
+        """Look for the best round among these, too."""
+        if (spec := self._job.checkpoint.keep_best) is not None:
+            self._best = best_of(filter(None, [self._best, *rounds]), spec)
 
     def reviewed(self, record: RoundRecord) -> RoundRecord:
         """The record of a round that has just ended, with the best round in it."""
-        return replace(record, best_round=self.review(record))
+        self.review(record)
+        spec, best = self._job.checkpoint.keep_best, self._best
+        if spec is None or best is None:
+            return record
+        return replace(record, best_round=best.round, best_metric=spec.metric, best_value=_value(best, spec.metric))
 
     def pinned(self, rounds_closed: int) -> frozenset[int]:
         """Steps whose checkpoints stay."""
@@ -55,9 +57,7 @@ def best_of(rounds: Iterable[RoundRecord], spec: BestSpec) -> RoundRecord | None
 
 def _value(record: RoundRecord, metric: str | None) -> float | None:
     if metric is None:
-        headlines = [record.metrics.get(task, {}).get(name) for task, name in HEADLINE.items()]
-        known = [value for value in headlines if value is not None]
-        return fmean(known) if known else None
+        return mean_headline(record.metrics)
     task, _, name = metric.partition("/")
     value = record.val_losses.get(task) if name == "loss" else record.metrics.get(task, {}).get(name)
     return value if value is not None and math.isfinite(value) else None

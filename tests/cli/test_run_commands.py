@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from run_example import example_report, round_record, write_run
 from mtl_cloud.records import AttemptRecord, Heartbeat
 from mtl_cloud.report.build import Life, Report
 from mtl_cloud.run_record import RunRecord
+from mtl_cloud.spec.job import JobSpec
 from mtl_cloud.storage import FolderStorage
+from mtl_cloud.train.retention import Retention
 
 RUN_ID = example_report().plan.run_id
 
@@ -69,6 +72,45 @@ def test_metrics_json_is_the_rounds_of_the_record(storage: str) -> None:
     document = json.loads(call("metrics", RUN_ID[:12], "--storage", storage, "--json").stdout)
     assert document["run_id"] == RUN_ID
     assert document["rounds"] == [json.loads(record.encode()) for record in example_report().rounds]
+
+
+@pytest.fixture
+def choosing(storage: str) -> str:
+    """A run that keeps its best round by a metric that the second lacks, and in which the two last are equal."""
+    job = JobSpec.model_validate(
+        {"dataset": {"name": "embedded"}, "checkpoint": {"keep_best": {"metric": "detection/map50_voc"}}}
+    )
+    retention = Retention(job, steps_per_round=137)
+    detection = [{"map50_voc": 0.3}, {"map50_voc07": 0.9}, {"map50_voc": 0.7}, {"map50_voc": 0.7}]
+    rounds = tuple(
+        retention.reviewed(round_record(number, metrics={"classification": {"top1": number / 5}, "detection": found}))
+        for number, found in enumerate(detection, 1)
+    )
+    plan = replace(example_report().plan, run_id="choosing-1", created_at=datetime.now(UTC).isoformat())
+    write_run(FolderStorage(storage), replace(example_report(), plan=plan, rounds=rounds))
+    return storage
+
+
+def test_metrics_marks_the_round_that_is_kept_as_the_best(choosing: str) -> None:
+    lines = call("metrics", "--storage", choosing).stdout.splitlines()
+    assert lines[1] == "* best: round 3, detection mAP@.5 70.0 %"
+    starts = [line.split()[:2] for line in lines if line[:1].isdigit()]
+    assert [number for number, mark in starts if mark == "*"] == ["3"] * 3
+    document = json.loads(call("metrics", "--storage", choosing, "--json").stdout)
+    assert document["best"] == {"round": 3, "metric": "detection/map50_voc", "value": 0.7}
+
+
+def test_status_says_which_round_is_the_best_by_what_and_how_good(choosing: str) -> None:
+    (line,) = [line for line in call("status", "--storage", choosing).stdout.splitlines() if line.startswith("best")]
+    assert line.split(maxsplit=1)[1] == "round 3, detection mAP@.5 70.0 %"
+    document = json.loads(call("status", "--storage", choosing, "--json").stdout)
+    assert document["best"] == {"round": 3, "metric": "detection/map50_voc", "value": 0.7}
+
+
+@pytest.mark.parametrize("command", ["metrics", "status"])
+def test_where_no_best_is_kept_none_is_marked_or_told_of(storage: str, command: str) -> None:
+    assert json.loads(call(command, "--storage", storage, "--json").stdout)["best"] is None
+    assert re.search(r"^best|\*", call(command, "--storage", storage).stdout, re.MULTILINE) is None
 
 
 def test_logs_are_those_of_all_attempts_or_of_one(storage: str) -> None:

@@ -1,12 +1,14 @@
-"""Which tasks a run has something to say about."""
+"""Which tasks a run has something to say about, and which round is its best."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from run_example import example_report
 
-from mtl_cloud.report.metrics import tasks_of
+from mtl_cloud.records import BestRound
+from mtl_cloud.report.metrics import best_words, tasks_of
 
 
 def test_a_task_of_which_nothing_was_labelled_is_left_out() -> None:
@@ -24,3 +26,16 @@ def test_a_task_of_which_nothing_was_labelled_is_left_out() -> None:
         "classification",
         "detection",
     ]
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        (BestRound(3, "detection/map50_voc", 0.4123), "round 3, detection mAP@.5 41.2 %"),
+        (BestRound(3, "detection/loss", 0.4123), "round 3, detection loss 0.4123"),
+        (BestRound(2, None, 0.5), "round 2, mean of the headline metrics 50.0 %"),
+        (BestRound(2, None, None), "round 2"),  # of a trainer that did not tell more
+    ],
+)
+def test_the_best_round_is_told_with_what_it_is_the_best_by(best: BestRound, words: str) -> None:
+    assert best_words(best) == words

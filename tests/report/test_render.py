@@ -84,6 +84,15 @@ def test_every_number_of_every_round_is_on_the_page(page: Page) -> None:
         assert {value for value in scalars - {record.round} if value is not None} <= page.numbers
 
 
+def test_the_round_that_is_kept_as_the_best_is_marked_in_every_table_of_rounds(page: Page) -> None:
+    *before, last = example_report().rounds
+    last = replace(last, best_round=2, best_metric="detection/map50_voc", best_value=0.609)
+    chosen = Page(render_html(replace(example_report(), rounds=(*before, last))))
+    assert chosen.words.count("2 (best)") == 4  # of all rounds, and of each task
+    assert "Best round 2, detection mAP@.5 60.9 %" in chosen.text
+    assert "best" not in page.text.lower()
+
+
 def test_every_class_of_the_newest_round_is_on_the_page(page: Page) -> None:
     per_class = example_report().rounds[-1].per_class
     wanted = {v for metrics in per_class.values() for values in metrics.values() for v in values.values()} - {None}

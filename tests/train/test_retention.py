@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trainer_harness import small_job
 
-from mtl_cloud.records import RoundRecord
+from mtl_cloud.records import BestRound, RoundRecord
 from mtl_cloud.run_record import CheckpointId
 from mtl_cloud.spec.job import BestSpec, JobSpec
 from mtl_cloud.tasks import METRICS
@@ -75,6 +77,46 @@ def test_the_best_is_the_earliest_of_the_best_known_values(spec: dict[str, Any],
     ]
     found = best_of(rounds, BestSpec(**spec))
     assert (found.round if found else None) == best
+
+
+HEADLINES = ("classification/top1", "detection/map50_voc", "segmentation/miou")
+VALUES = st.none() | st.sampled_from([0.0, 0.25, 0.5, 0.75])  # few, so that many are equal
+TABLES = st.lists(st.dictionaries(st.sampled_from([*HEADLINES, "detection/loss"]), VALUES), min_size=1, max_size=6)
+
+
+def best_by_trial(rows: list[dict[str, float | None]], metric: str | None, *, less: bool) -> BestRound | None:
+    """One round after the other, by what is known of each."""
+    best = None
+    for number, row in enumerate(rows, 1):
+        known = [row[name] for name in ([metric] if metric else HEADLINES) if row.get(name) is not None]
+        value = sum(known) / len(known) if known else None
+        if value is not None and (best is None or (value < best.value if less else value > best.value)):
+            best = BestRound(number, metric, value)
+    return best
+
+
+@settings(deadline=None)
+@given(
+    rows=TABLES,
+    metric=st.sampled_from([None, "detection/map50_voc", "detection/loss", "classification/top5"]),
+    mode=st.sampled_from([None, "max", "min"]),
+    restart=st.integers(0, 6),
+)
+def test_every_round_tells_the_best_so_far_also_of_attempts_before(
+    rows: list[dict[str, float | None]], metric: str | None, mode: str | None, restart: int
+) -> None:
+    less = mode == "min" or (mode is None and metric == "detection/loss")
+    spec = job(keep_best={"metric": metric, "mode": mode})
+    retention, done = Retention(spec, steps_per_round=1), []
+    for number, row in enumerate(rows, 1):
+        if number == restart:
+            retention = Retention(spec, steps_per_round=1)
+            retention.review(*done)
+        metrics = {name.split("/")[0]: {name.split("/")[1]: row[name]} for name in HEADLINES if name in row}
+        done.append(retention.reviewed(record_of(number, step=number, loss=row.get("detection/loss"), **metrics)))
+        best = best_by_trial(rows[:number], metric, less=less)
+        assert done[-1].best == best
+        assert retention.pinned(number) == ({best.round} if best else set())
 
 
 def test_the_metrics_to_choose_from_are_those_that_are_recorded(make_trainer: TrainerMaker) -> None:
