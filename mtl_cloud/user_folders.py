@@ -34,7 +34,7 @@ def _folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to be written, which is put in the place of ``path`` at the end; after an error nothing is left of it.
 
-    Whoever reads ``path`` meanwhile, finds all of a file or none. Not safe against a power cut: it is for what can be
+    Whoever reads ``path`` meanwhile finds all of a file or none. Not safe against a power cut: it is for what can be
     had again. Raises ``OSError``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
