@@ -100,3 +100,15 @@ def facts_of(record: RoundRecord) -> object:
         record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
         record.per_class, record.confusion, record.weights, record.learning_rate, record.rewinds, record.best,
     )  # fmt: skip
+
+
+def assert_same_batch(ours: Batch, theirs: Batch) -> None:
+    """Bit for bit."""
+    assert ours.images.stride() == theirs.images.stride()  # the memory format
+    assert (ours.keys, ours.skipped) == (theirs.keys, theirs.skipped)
+    assert all(torch.equal(ours.has[task], theirs.has[task]) for task in ours.has.keys() | theirs.has.keys())
+    for name, value in vars(theirs).items():
+        if isinstance(value, torch.Tensor):
+            mine = getattr(ours, name)
+            assert (mine.dtype, mine.shape) == (value.dtype, value.shape), name
+            assert torch.equal(mine, value), name

@@ -60,8 +60,12 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader in its pinning thread."""
+        """A copy in pinned memory. Called by the DataLoader in its pinning thread."""
         return self._map(Tensor.pin_memory)
+
+    def copy(self) -> Batch:
+        """A copy in this process's own memory."""
+        return self._map(Tensor.clone)
 
     def __getstate__(self) -> dict[str, Any]:
         """Small tensors go to another process by value: torch would open a file and a connection for each of them."""
@@ -78,7 +82,9 @@ class Batch:
 def _by_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _by_value(item) for key, item in value.items()}
-    return value.numpy() if isinstance(value, Tensor) and value.nbytes < _SMALL_BYTES else value
+    if isinstance(value, Tensor) and value.nbytes < _SMALL_BYTES and value.is_contiguous():  # NumPy forgets a layout
+        return value.numpy()
+    return value
 
 
 def _as_tensors(value: Any) -> Any:

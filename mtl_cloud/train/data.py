@@ -6,7 +6,7 @@ import faulthandler
 import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeAlias
 
@@ -26,6 +26,7 @@ from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
 from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs
 from mtl_cloud.train.resident import Placed, Resident
+from mtl_cloud.train.rooms import Rooms
 from mtl_cloud.train.transforms import (
     Canvas,
     Placement,
@@ -42,6 +43,8 @@ from mtl_cloud.train.workers import deaths_explained
 
 __all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
 
+_AHEAD = 4
+"""Batches that a loader worker has been asked for, beyond the one that the trainer took last."""
 Item: TypeAlias = tuple[Canvas, "npt.NDArray[np.float32] | None"]
 """A sample on its canvas, and its colour factors. The decoded image is not kept: the next one takes its memory, which
 is still in the processor's cache."""
@@ -120,17 +123,22 @@ class Collate:
     """Of the job's tasks."""
     multi_label: bool
 
-    def __call__(self, items: Sequence[Item], images: Tensor) -> Batch:
-        """``images`` [B, 3, S, S]: those of the items' canvases, one after another in memory."""
+    def shapes(self, count: int, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the memory that ``count`` samples of ``size`` pixels a side take: of the images, and of the masks."""
+        side = size if "segmentation" in self.classes else 0
+        return (count, size, size, 3), (count, side, side)
+
+    def __call__(self, items: Sequence[Item], images: Tensor, masks: Tensor) -> Batch:
+        """``images`` [B, S, S, 3] are those of the items' canvases already; ``masks`` [B, S, S] are filled here."""
         canvases, colors = zip(*items, strict=True)
         return Batch(
             keys=tuple(canvas.key for canvas in canvases),
-            images=images,
+            images=images.permute(0, 3, 1, 2),
             has={
                 task: torch.tensor([getattr(canvas, task) is not None for canvas in canvases]) for task in self.classes
             },
             labels=self._labels([canvas.classification for canvas in canvases]),
-            masks=self._masks(canvases, images.shape[-1]),
+            masks=_filled(masks, canvases),
             color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
             skipped=tuple(canvas.replaces for canvas in canvases if canvas.replaces is not None),
             **_boxes(canvases),
@@ -142,11 +150,12 @@ class Collate:
         unknown = np.full(len(self.classes.get("classification", ())), -1, dtype=np.float32)
         return torch.from_numpy(np.stack([unknown if label is None else label for label in known]))
 
-    def _masks(self, canvases: Sequence[Canvas], size: int) -> Tensor:
-        if "segmentation" not in self.classes:
-            return torch.empty(len(canvases), 0, 0, dtype=torch.uint8)
-        unknown = torch.tensor(IGNORE, dtype=torch.uint8).expand(size, size)
-        return torch.stack([unknown if c.segmentation is None else c.segmentation for c in canvases])
+
+def _filled(masks: Tensor, canvases: Sequence[Canvas]) -> Tensor:
+    if masks.numel():
+        for mask, canvas in zip(masks, canvases, strict=True):
+            mask.fill_(IGNORE) if canvas.segmentation is None else mask.copy_(canvas.segmentation)
+    return masks
 
 
 def _boxes(canvases: Sequence[Canvas]) -> dict[str, Tensor]:
@@ -225,7 +234,7 @@ def _load(
         pin_memory=pin,
         # Threads of storage clients and of torch do not survive a fork.
         multiprocessing_context=_forkserver() if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_one_thread if workers else None,
         # Without its own generator a loader draws from the global one, and training would depend on it.
         generator=torch.Generator(),
@@ -235,7 +244,8 @@ def _load(
         for batch in batches:
             if isinstance(batch, MtlCloudError):
                 raise batch
-            yield batch
+            # Its worker will take the same room again. What is pinned is a copy already.
+            yield batch.copy() if workers and not pin else batch
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,7 @@ class Batches(TorchDataset[Batch | MtlCloudError]):
 
     view: View
     collate: Collate
+    rooms: Rooms = field(default_factory=lambda: Rooms(_AHEAD + 1))
 
     def __getitem__(self, indices: Sequence[Any]) -> Batch | MtlCloudError:
         """An error is handed over as a value: raised in a worker, it would come out with its traceback as message."""
@@ -253,9 +264,9 @@ class Batches(TorchDataset[Batch | MtlCloudError]):
             return error
 
     def load(self, indices: Sequence[Any]) -> Batch:
-        images = torch.empty(len(indices), self.view.size, self.view.size, 3, dtype=torch.uint8)
+        images, masks = self.rooms.take(self.collate.shapes(len(indices), self.view.size))
         items = [self.view.load(index, room) for index, room in zip(indices, images, strict=True)]
-        return self.collate(items, images.permute(0, 3, 1, 2))
+        return self.collate(items, images, masks)
 
 
 def _forkserver() -> BaseContext:

@@ -10,6 +10,7 @@ they are applied on the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,7 +51,7 @@ MIN_VISIBLE = 0.2
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the image's corners come to lie on the canvas, in canvas pixels."""
+    """Where the image's corners come to lie on the canvas, in canvas pixels. Python's own numbers, which round fast."""
 
     left: float
     top: float
@@ -102,10 +103,10 @@ def letterbox(shape: Sequence[int], size: int) -> Placement:
 def draw_placement(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
     """A random one: scale and aspect ratio within ``1 ± jitter``, any offset that keeps the image on the canvas."""
     fit = letterbox(shape, size)
-    scale, aspect = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 2)
+    scale, aspect = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 2).tolist()
     new_width, new_height = fit.width * scale * aspect**0.5, fit.height * scale / aspect**0.5
-    left, top = (size - np.array([new_width, new_height])) * rng.uniform(0, 1, 2)
-    return Placement(left, top, new_width, new_height, flip=bool(rng.uniform() < augment.flip))
+    left, top = (size - new_width) * rng.uniform(), (size - new_height) * rng.uniform()
+    return Placement(left, top, new_width, new_height, flip=rng.uniform() < augment.flip)
 
 
 def center_crop(shape: Sequence[int], size: int) -> Placement:
@@ -124,16 +125,16 @@ def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.ran
     height, width = shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(augment.min_area, 1)
-        ratio = np.exp(rng.uniform(*_LOG_RATIOS))
-        crop_width, crop_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        ratio = float(np.exp(rng.uniform(*_LOG_RATIOS)))
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if crop_width <= width and crop_height <= height:
-            left, top = rng.uniform(0, 1, 2) * (width - crop_width, height - crop_height)
+            left, top = rng.uniform() * (width - crop_width), rng.uniform() * (height - crop_height)
             break
     else:
         crop_width, crop_height = min(width, height * _RATIOS[1]), min(height, width / _RATIOS[0])
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
     across, down = size / crop_width, size / crop_height
-    return Placement(-left * across, -top * down, width * across, height * down, bool(rng.uniform() < augment.flip))
+    return Placement(-left * across, -top * down, width * across, height * down, flip=rng.uniform() < augment.flip)
 
 
 def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ import torch
 from dataset_harness import write_cifar_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainer_harness import assert_same_batch
 
 from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink
 from mtl_cloud.datasets.cifar10 import open_cifar10
@@ -78,17 +79,6 @@ def cifar(tmp_path: Path) -> Dataset:
     return open_cifar10(str(tmp_path / "cifar"), "train")
 
 
-def assert_equal(ours: Batch, theirs: Batch) -> None:
-    assert ours.images.stride() == theirs.images.stride()  # the memory format
-    assert (ours.keys, ours.skipped) == (theirs.keys, theirs.skipped)
-    assert all(torch.equal(ours.has[task], theirs.has[task]) for task in ours.has.keys() | theirs.has.keys())
-    for name, value in vars(theirs).items():
-        if isinstance(value, torch.Tensor):
-            mine = getattr(ours, name)
-            assert (mine.dtype, mine.shape) == (value.dtype, value.shape), name
-            assert torch.equal(mine, value), name
-
-
 @pytest.mark.parametrize("fit", ["letterbox", "crop"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_batches_are_those_of_the_loader_from_any_step_on_in_any_process(cifar: Dataset, fit: Fit, rank: int) -> None:
@@ -110,7 +100,7 @@ def test_batches_are_those_of_the_loader_from_any_step_on_in_any_process(cifar: 
     ]
     assert len(pairs) == (2 * 12 - 9) + 4
     for ours, theirs in pairs:
-        assert_equal(ours, theirs)
+        assert_same_batch(ours, theirs)
 
 
 @pytest.mark.parametrize("why", ["large", "shrinks", "boxes", "sizes", "skipped"])
