@@ -2,6 +2,8 @@
 
 All do the same work on the same JPEGs: decode, a random crop of 8 to 100 % of the area to 224 pixels, a mirror at every
 second image, uint8 out, 64 to a batch. The peers do it as their documentation shows it, with Pillow and torchvision.
+*ImageFolder, floats* also normalises on the host, as torchvision's and PyTorch's own training examples do. Those for
+detection place whole images at a random scale and offset, with their boxes.
 Peers import nothing of mtl_cloud, so that they may run under an interpreter of their own.
 """
 
@@ -137,9 +139,40 @@ def _loader(dataset: Any, workers: int, **options: Any) -> Any:
 
 
 def imagefolder(folder: Path, workers: int) -> Images:
+    return _imagefolder(folder, workers, _augment())
+
+
+def imagefolder_floats(folder: Path, workers: int) -> Images:
+    import torch
+    from torchvision.transforms import v2
+
+    normalize = v2.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return _imagefolder(folder, workers, v2.Compose([_augment(), v2.ToDtype(torch.float32, scale=True), normalize]))
+
+
+def _imagefolder(folder: Path, workers: int, augment: Callable[[Any], Any]) -> Images:
     from torchvision.datasets import ImageFolder
 
-    return _endless(_loader(ImageFolder(folder / "images", _augment()), workers, shuffle=True, drop_last=True))
+    return _endless(_loader(ImageFolder(folder / "images", augment), workers, shuffle=True, drop_last=True))
+
+
+def voc_detection(folder: Path, workers: int) -> Images:
+    """With torchvision's transforms of images and boxes at once."""
+    from torchvision.datasets import VOCDetection, wrap_dataset_for_transforms_v2
+    from torchvision.transforms import v2
+
+    place = [v2.ScaleJitter((SIZE, SIZE), (0.8, 1.2)), v2.RandomCrop(SIZE, pad_if_needed=True, fill=128)]
+    augment = v2.Compose([v2.ToImage(), *place, v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes()])
+    dataset = VOCDetection(folder, image_set="train", transforms=augment)
+    dataset = wrap_dataset_for_transforms_v2(dataset, target_keys=("boxes", "labels"))
+    return _endless(_loader(dataset, workers, shuffle=True, drop_last=True, collate_fn=_stacked))
+
+
+def _stacked(samples: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, list[dict[str, Any]]]:
+    import torch
+
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), list(targets)
 
 
 def _webdataset(urls: list[str], workers: int) -> Images:
@@ -234,10 +267,18 @@ OURS: dict[str, Callable[[Path, int], Images]] = {
 }
 PEERS: dict[str, Callable[[Path, int], Images]] = {
     "ImageFolder": imagefolder,
+    "ImageFolder, floats": imagefolder_floats,
+    "VOCDetection, detection": voc_detection,
     "webdataset": webdataset_folder,
     "webdataset, S3": webdataset_s3,
     "mosaicml-streaming, S3": streaming_s3,
     "litdata, S3": litdata_s3,
 }
-NEEDS = {"webdataset": "webdataset", "mosaicml": "streaming", "litdata": "litdata", "ImageFolder": "torchvision"}
+NEEDS = {
+    "ImageFolder": "torchvision",
+    "VOCDetection": "torchvision",
+    "litdata": "litdata",
+    "mosaicml": "streaming",
+    "webdataset": "webdataset",
+}
 """Beginning of a peer's name -> module."""

@@ -247,11 +247,12 @@ def _validation_batches(
     data: JobData, training: TrainingSpec, collate: Collate, group: ProcessGroup
 ) -> Callable[[], Iterator[Batch]]:
     pin = group.device.type == "cuda"
+    ahead = shards_of(data.val) if group.local_rank == 0 else None
     resident = _resident(data.val, training, group)
 
     def batches() -> Iterator[Batch]:
         return validation_batches(
-            data.val, training, collate, rank=group.rank, world=group.world, pin=pin, resident=resident()
+            data.val, training, collate, rank=group.rank, world=group.world, pin=pin, shards=ahead, resident=resident()
         )
 
     return batches

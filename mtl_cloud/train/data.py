@@ -24,7 +24,7 @@ from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
-from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs
+from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs, needs_of
 from mtl_cloud.train.resident import Placed, Resident
 from mtl_cloud.train.rooms import Rooms
 from mtl_cloud.train.transforms import (
@@ -189,7 +189,7 @@ def training_batches(
     batches = order.batches(start)
     if resident:
         return _cut(resident, view, batches, collate)
-    limit = copies_limit(shards, training.cache_gib) if shards else 0
+    limit = copies_limit(shards, training.cache_gib)
     if shards and limit:
         needs = job_needs(order, shards.numbers, start)
         batches = ReadAhead(shards, needs, limit, order.steps_per_epoch, start).follow(batches)
@@ -204,16 +204,23 @@ def validation_batches(
     rank: int,
     world: int,
     pin: bool,
+    shards: Shards | None = None,
     resident: Resident | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of one pass over the split, each sample once over all processes."""
+    """This process's share of one pass over the split, each sample once over all processes.
+
+    ``shards`` and ``resident`` as in ``training_batches``: the copies of one pass serve all that follow.
+    """
     size = training.eval_batch_size or 2 * training.batch_size
     mine = range(rank, len(dataset), world)
-    batches = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+    batches: Sequence[Sequence[int]] = [mine[i : i + size] for i in range(0, len(mine), size)]
     view = ValidationView(dataset, training.image_size, training.fit)
     if resident:
         return _cut(resident, view, batches, collate)
-    return _load(view, batches, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
+    indices, limit = iter(batches), copies_limit(shards, training.cache_gib)
+    if shards and limit:
+        indices = ReadAhead(shards, needs_of(shards.numbers, size * world, 0), limit, len(batches)).follow(indices)
+    return _load(view, indices, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 
 def _cut(

@@ -53,9 +53,10 @@ def job_needs(order: BatchOrder, numbers: npt.NDArray[np.int64], start: int) -> 
         yield from needs_of(numbers[samples], order.batch_size, first)
 
 
-def copies_limit(found: Shards, cache_gib: float | None) -> int:
+def copies_limit(found: Shards | None, cache_gib: float | None) -> int:
     """Bytes that copies may take: ``cache_gib``, or half of what their disk has left. 0 where there is none to make."""
-    folder = next((reader.cache.folder for _, reader in found.files if isinstance(reader, CachedReader)), None)
+    files = found.files if found else ()
+    folder = next((reader.cache.folder for _, reader in files if isinstance(reader, CachedReader)), None)
     if folder is None:
         return 0
     if cache_gib is not None:

@@ -39,5 +39,5 @@ class Rooms:
         """The last batch of a pass may be smaller than the others: it gets a part of its room."""
         room = self._shared.get((turn, which))
         if room is None or len(room) < prod(shape):
-            room = self._shared[turn, which] = torch.empty(prod(shape), dtype=torch.uint8).share_memory_()
+            room = self._shared[turn, which] = torch.empty(prod(shape), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         return room[: prod(shape)].view(shape)

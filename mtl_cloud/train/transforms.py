@@ -181,9 +181,8 @@ def _paste(
     part = resize(torch.from_numpy(seen).permute(0, 3, 1, 2), (y1 - y0, x1 - x0))[0].permute(1, 2, 0)
     if placement.flip:
         part, x0, x1 = part.flip(1), size - x1, size - x0
-    if part.shape[:2] != (size, size):
-        canvas.fill_(fill)
-    canvas[y0:y1, x0:x1] = part
+    room = canvas if part.shape == canvas.shape else canvas.fill_(fill)[y0:y1, x0:x1]
+    room.copy_(part)
 
 
 def visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_harness import write_cifar_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from run_harness import wait_for
+from trainer_harness import assert_same_batch
 
-from mtl_cloud.datasets.locality import Shards
-from mtl_cloud.datasets.shards import CachedReader, FileEntry, ShardCache
+from mtl_cloud.datasets.cifar10 import open_cifar10
+from mtl_cloud.datasets.locality import Shards, shards_of
+from mtl_cloud.datasets.shards import CachedReader, FileEntry, RangeReader, ShardCache
 from mtl_cloud.datasets.shards.checksum import crc64nvme
+from mtl_cloud.datasets.shards.prepare import Options, prepare
+from mtl_cloud.datasets.shards.reader import open_shards
+from mtl_cloud.datasets.shards.sources import CifarSource
 from mtl_cloud.errors import StorageError
+from mtl_cloud.spec.job import TrainingSpec
+from mtl_cloud.storage import FolderStorage
+from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data import Collate, validation_batches
 from mtl_cloud.train.order import BatchOrder
 from mtl_cloud.train.read_ahead import Need, ReadAhead, copies_limit, job_needs, needs_of
 
@@ -44,6 +56,20 @@ class Source:
     def wait_for(self, count: int, timeout: float = 30.0) -> bool:
         with self.asked:
             return self.asked.wait_for(lambda: len(self.copied) >= count, timeout)
+
+
+@dataclass
+class Away:
+    """Counts what is asked of a reader."""
+
+    reader: RangeReader
+    asked: int = 0
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        self.asked += 1
+        return self.reader.read(shard, offset, size)
+
+    read_again = read
 
 
 def read_ahead(source: Source, folder: Path, needs: Iterable[Need], *, shards: int, horizon: int = 1000) -> ReadAhead:
@@ -143,3 +169,26 @@ def test_batches_pass_unchanged_and_copying_ends_with_them(tmp_path: Path) -> No
 
     assert list(ahead.follow(batches())) == ["a", "b", "c"]
     assert source.copied == [0, 1]
+
+
+def test_what_one_validation_copies_serves_the_next(tmp_path: Path) -> None:
+    """The first one goes on when all is copied; from then on nothing is asked of where the shards lie."""
+    write_cifar_batches(tmp_path / "original")
+    found = {"train": CifarSource.of(open_cifar10(str(tmp_path / "original"), "train"))}
+    prepare("cifar10", found, FolderStorage(tmp_path / "shards"), Options(shard_bytes=60_000))
+    local = open_shards(str(tmp_path / "shards"), "train")
+    source = Away(local.reader)
+    data = replace(local, reader=CachedReader(source, ShardCache(tmp_path / "copies")))
+    collate, training = Collate(data.info.classes, multi_label=False), TrainingSpec(image_size=32, loader_workers=0)
+
+    def batches() -> Iterator[Batch]:
+        return validation_batches(data, training, collate, rank=0, world=1, pin=False, shards=shards_of(data))
+
+    first = batches()
+    once = [next(first)]
+    wait_for(lambda: len(list((tmp_path / "copies").glob("*.tar"))) == len(data.shards) > 2)
+    asked = source.asked
+    once += first
+    for mine, theirs in zip(batches(), once, strict=True):
+        assert_same_batch(mine, theirs)
+    assert source.asked == asked
