@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate, islice, pairwise, zip_longest
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from shuffle_quality import shuffle_quality
 
 from mtl_cloud.errors import TrainingError
 from mtl_cloud.spec.job import MixingSpec
@@ -214,16 +214,6 @@ def test_at_any_time_few_shards_are_in_use_and_each_for_one_stretch_of_an_epoch(
     for stretch in np.split(drawn, np.arange(64 * 20, len(drawn), 64 * 20)):
         assert len(set(stretch)) <= 64
     assert len({frozenset(drawn[: 64 * 20]), frozenset(shards[shard_order(shards, seed=3, epoch=2)][: 64 * 20])}) == 2
-
-
-def shuffle_quality(orders: list[np.ndarray]) -> tuple[float, float]:
-    """How far a sample moves from one epoch to the next, as a share of the epoch: 1/3 for independent permutations;
-    and how often the neighbour of the epoch before is again within 100 places: next to never.
-    """
-    places = [np.argsort(order) for order in orders]
-    moved = [np.abs(b - a).mean() / len(a) for a, b in itertools.pairwise(places)]
-    together = [(np.abs(np.diff(places[i + 1][orders[i]])) <= 100).mean() for i in range(len(orders) - 1)]
-    return float(np.mean(moved)), float(np.mean(together))
 
 
 def test_the_shuffle_of_shards_is_near_a_perfect_permutation_and_that_of_a_window_is_not() -> None:
