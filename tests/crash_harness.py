@@ -32,9 +32,8 @@ class Mortal:
         self._before = before
         self._happen = happen
 
-    def __call__(self, region: str) -> Any:
-        maker = self._clients(region)
-        return lambda service, **options: _MortalClient(self, maker(service, **options))
+    def __call__(self, region: str) -> _MortalMaker:
+        return _MortalMaker(self, self._clients(region))
 
     def ask(self, request: Callable[..., Any], parameters: dict[str, Any]) -> Any:
         self._left -= 1
@@ -45,6 +44,16 @@ class Mortal:
         if happens and not self._before:
             self._happen()
         return answer
+
+
+class _MortalMaker:
+    def __init__(self, mortal: Mortal, maker: Any) -> None:
+        self._mortal = mortal
+        self._maker = maker
+        self.region = maker.region
+
+    def __call__(self, service: str, **options: Any) -> _MortalClient:
+        return _MortalClient(self._mortal, self._maker(service, **options))
 
 
 class _MortalClient:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cache, partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import click
 
-from mtl_cloud.cli.common import examples, output_options, print_json, print_table
+from mtl_cloud.cli.common import examples, output_options, print_json, print_table, print_warnings
+from mtl_cloud.errors import CloudError
 
 if TYPE_CHECKING:
+    from mtl_cloud.aws import ClientMaker
+    from mtl_cloud.clock import Clock
     from mtl_cloud.launch.leftover import Leftover
 
     _Remove: TypeAlias = Callable[[list[Leftover]], Iterator[Leftover]]
 
 log = logging.getLogger(__name__)
+_HOME = "us-east-1"
+"""Which is asked for the others: no account is without it."""
+_AT_ONCE = 8
 
 
 @click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes", "gc --backend docker"))
@@ -29,22 +36,28 @@ log = logging.getLogger(__name__)
     show_default=True,
     help="Where to look: at AWS, or in the container engine of this machine.",
 )
-@click.option("--region", default="us-east-1", show_default=True, metavar="REGION", help="AWS region to look in.")
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="REGION",
+    help="AWS region to look in; may be repeated.  [default: every region of the account]",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_options
-def command(*, backend: str, region: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def command(*, backend: str, regions: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
     """Remove what runs have left at AWS: groups, launch templates and instances whose run has expired or is over.
 
-    They are found by their tags, in the whole account and with no state of this computer. With --backend docker:
-    containers on this machine that have ended, of runs that are over, by their labels. Records and checkpoints are
-    never touched. A run that may go on is left alone.
+    They are found by their tags, in the whole account and with no state of this computer. A region that may not be
+    looked at is named. With --backend docker: containers on this machine that have ended, of runs that are over, by
+    their labels. Records and checkpoints are never touched. A run that may go on is left alone.
 
-    JSON: [{run_id, owner, reason, names, removed}, ...].
+    JSON: [{run_id, owner, reason, names, region, removed}, ...].
     """
-    found, remove = _at_aws(region) if backend == "ec2" else _on_this_machine()
+    found, place, remove = _at_aws(regions) if backend == "ec2" else _on_this_machine()
     if not as_json:
-        _print(found, region if backend == "ec2" else "this machine's engine")
+        _print(found, place)
     removes = bool(found) and not dry_run and (yes or click.confirm("Remove them?", err=True))
     for leftover in remove(found if removes else []):
         if not as_json:
@@ -53,22 +66,52 @@ def command(*, backend: str, region: str, dry_run: bool, yes: bool, as_json: boo
         print_json([{**asdict(leftover), "removed": removes} for leftover in found])
 
 
-def _at_aws(region: str) -> tuple[list[Leftover], _Remove]:
+class _Look(NamedTuple):
+    """At one region."""
+
+    region: str
+    found: list[Leftover]
+    refused: CloudError | None = None
+    """Why AWS does not let us look: an organisation may close regions to its accounts."""
+
+
+def _at_aws(regions: tuple[str, ...]) -> tuple[list[Leftover], str, _Remove]:
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.clock import Clock
-    from mtl_cloud.launch.ec2.sweep import find_leftovers, remove_leftovers
+    from mtl_cloud.launch.ec2.sweep import enabled_regions, remove_leftovers
 
-    clients, clock = AwsClients(region), Clock()
-    found = find_leftovers(clients, now=clock.now(), is_over=_is_over)
-    return found, partial(remove_leftovers, clients=clients, clock=clock)
+    clients, clock = cache(AwsClients), Clock()
+    wanted = regions or tuple(enabled_regions(clients(_HOME)))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        looks = list(pool.map(lambda region: _look(clients(region), clock), wanted))
+    refused = [look.refused for look in looks if look.refused]
+    if len(refused) == len(looks):
+        raise refused[0]
+    print_warnings(f"{look.region}: not looked at: {look.refused}" for look in looks if look.refused)
+    place = wanted[0] if len(wanted) == 1 else f"{len(looks) - len(refused)} regions"
+    found = [leftover for look in looks for leftover in look.found]
+    return found, place, partial(remove_leftovers, clients=clients, clock=clock)
 
 
-def _on_this_machine() -> tuple[list[Leftover], _Remove]:
+def _look(clients: ClientMaker, clock: Clock) -> _Look:
+    from mtl_cloud.aws import ErrorClass
+    from mtl_cloud.launch.ec2.sweep import find_leftovers
+
+    try:
+        return _Look(clients.region, find_leftovers(clients, now=clock.now(), is_over=_is_over))
+    except CloudError as error:
+        if error.error_class != ErrorClass.PERMISSION:
+            raise
+        return _Look(clients.region, [], refused=error)
+
+
+def _on_this_machine() -> tuple[list[Leftover], str, _Remove]:
     from mtl_cloud.engine import Engine
     from mtl_cloud.launch.docker import find_leftovers, remove_leftovers
 
     engine = Engine.find(os.environ)
-    return find_leftovers(engine, is_over=_is_over), partial(remove_leftovers, engine=engine)
+    found = find_leftovers(engine, is_over=_is_over)
+    return found, "this machine's engine", partial(remove_leftovers, engine=engine)
 
 
 def _is_over(run_id: str, storage: str) -> bool:
@@ -88,4 +131,5 @@ def _print(found: list[Leftover], place: str) -> None:
     if not found:
         click.echo(f"nothing is left in {place}")
         return
-    print_table(("run", "owner", "why", "what"), [(x.run_id, x.owner, x.reason, ", ".join(x.names)) for x in found])
+    rows = [(x.run_id, x.owner, x.region, x.reason, ", ".join(x.names)) for x in found]
+    print_table(("run", "owner", "region", "why", "what"), rows)

@@ -16,3 +16,5 @@ class Leftover:
     reason: str
     names: tuple[str, ...]
     """Each as ``kind name``."""
+    region: str = ""
+    """At AWS."""

@@ -18,7 +18,7 @@ from mtl_cloud.launch.ec2.names import read_tags
 from mtl_cloud.launch.leftover import Leftover
 from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
 
-__all__ = ["find_leftovers", "remove_leftovers"]
+__all__ = ["enabled_regions", "find_leftovers", "remove_leftovers"]
 
 _IDLE = timedelta(hours=1)
 """A submit in progress is younger."""
@@ -40,6 +40,12 @@ class _Found:
         self.newest = max(made_at, self.newest or made_at)
 
 
+def enabled_regions(clients: ClientMaker) -> list[str]:
+    """Those in which the account may have machines."""
+    with translated("ec2"):
+        return sorted(region["RegionName"] for region in clients("ec2").describe_regions()["Regions"])
+
+
 def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[str, str], bool]) -> list[Leftover]:
     """Runs of the region that should have nothing there, by their ids.
 
@@ -49,13 +55,19 @@ def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[st
     for run_id, found in sorted(_look(clients).items()):
         reason = _reason(run_id, found, now, is_over)
         if reason:
-            leftovers.append(Leftover(run_id, found.tags.get(OWNER_TAG, ""), reason, tuple(found.names)))
+            owner = found.tags.get(OWNER_TAG, "")
+            leftovers.append(Leftover(run_id, owner, reason, tuple(found.names), clients.region))
     return leftovers
 
 
-def remove_leftovers(leftovers: list[Leftover], clients: ClientMaker, clock: Clock) -> Iterator[Leftover]:
-    """Have all of them deleted at once, then yield each when AWS confirms that it is gone."""
-    groups = [Group(leftover.run_id, clients, clock) for leftover in leftovers]
+def remove_leftovers(
+    leftovers: list[Leftover], clients: Callable[[str], ClientMaker], clock: Clock
+) -> Iterator[Leftover]:
+    """Have all of them deleted at once, then yield each when AWS confirms that it is gone.
+
+    ``clients`` maps a region to its maker of clients.
+    """
+    groups = [Group(leftover.run_id, clients(leftover.region), clock) for leftover in leftovers]
     for group in groups:
         group.delete()
     for group, leftover in zip(groups, leftovers, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,8 +50,9 @@ def started(aws: AwsClients, run_id: str, created: datetime) -> RunRecord:
         "subnets": {subnet["AvailabilityZone"]: subnet["SubnetId"] for subnet in subnets},
         "security_group": aws("ec2").describe_security_groups()["SecurityGroups"][0]["GroupId"],
     }
-    plan = replace(ec2_plan(run_id, facts=facts), storage=STORAGE, created_at=created.isoformat())
-    return _submitted(plan)
+    plan = ec2_plan(run_id, facts=facts)
+    compute = {**plan.compute, "region": aws.region}
+    return _submitted(replace(plan, compute=compute, storage=STORAGE, created_at=created.isoformat()))
 
 
 def _submitted(plan: PlanRecord) -> RunRecord:
@@ -95,12 +97,20 @@ def test_cancel_returns_when_nothing_is_left_and_may_be_repeated(aws: AwsClients
 
 
 @pytest.mark.slow
-def test_gc_shows_and_then_removes_what_a_run_has_left_and_needs_no_state_of_this_machine(aws: AwsClients) -> None:
-    end_run(started(aws, "digits-1", datetime.now(UTC)))
-    (found,) = json.loads(call("gc", "--dry-run", "--json"))
-    assert (found["run_id"], found["reason"], found["removed"]) == ("digits-1", "the run is over", False)
-    assert [name.split()[0] for name in found["names"]] == ["group", "template", "instance"]
-    assert len(alive(aws)) == 1
-    assert "digits-1: removed" in call("gc", "--yes")
-    assert alive(aws) == []
-    assert call("gc", "--dry-run").strip() == "nothing is left in us-east-1"
+def test_gc_shows_and_then_removes_what_runs_have_left_anywhere_and_needs_no_state_of_this_machine(
+    aws: AwsClients,
+) -> None:
+    away = AwsClients("eu-west-1")
+    for run_id, there in (("digits-1", aws), ("digits-2", away)):
+        end_run(started(there, run_id, datetime.now(UTC)))
+    found = json.loads(call("gc", "--dry-run", "--json"))
+    assert [(one["run_id"], one["region"]) for one in found] == [("digits-2", "eu-west-1"), ("digits-1", "us-east-1")]
+    for one in found:
+        assert (one["reason"], one["removed"]) == ("the run is over", False)
+        assert [name.split()[0] for name in one["names"]] == ["group", "template", "instance"]
+    assert (len(alive(aws)), len(alive(away))) == (1, 1)
+    said = call("gc", "--yes")
+    assert "digits-1: removed" in said
+    assert "digits-2: removed" in said
+    assert alive(aws) == alive(away) == []
+    assert re.fullmatch(r"nothing is left in \d\d regions", call("gc", "--dry-run").strip())
