@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, Self, TypeAlias
 
 import numpy as np
@@ -181,5 +182,6 @@ def task_bits(tasks: frozenset[Task]) -> int:
     return sum(1 << i for i, task in enumerate(TASKS) if task in tasks)
 
 
+@cache
 def tasks_of(bits: int) -> frozenset[Task]:
     return frozenset(task for i, task in enumerate(TASKS) if bits >> i & 1)
