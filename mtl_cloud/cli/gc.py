@@ -5,27 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache, partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from mtl_cloud.cli.common import examples, output_options, print_json, print_table, print_warnings
-from mtl_cloud.errors import CloudError
 
 if TYPE_CHECKING:
-    from mtl_cloud.aws import ClientMaker
-    from mtl_cloud.clock import Clock
     from mtl_cloud.launch.leftover import Leftover
 
     _Remove: TypeAlias = Callable[[list[Leftover]], Iterator[Leftover]]
 
 log = logging.getLogger(__name__)
 _HOME = "us-east-1"
-"""Which is asked for the others: no account is without it."""
-_AT_ONCE = 8
+"""Which is asked for the others. Of AWS's accounts in China and for governments none has it: they name --region."""
 
 
 @click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes", "gc --backend docker"))
@@ -66,43 +61,18 @@ def command(*, backend: str, regions: tuple[str, ...], dry_run: bool, yes: bool,
         print_json([{**asdict(leftover), "removed": removes} for leftover in found])
 
 
-class _Look(NamedTuple):
-    """At one region."""
-
-    region: str
-    found: list[Leftover]
-    refused: CloudError | None = None
-    """Why AWS does not let us look: an organisation may close regions to its accounts."""
-
-
 def _at_aws(regions: tuple[str, ...]) -> tuple[list[Leftover], str, _Remove]:
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.clock import Clock
-    from mtl_cloud.launch.ec2.sweep import enabled_regions, remove_leftovers
+    from mtl_cloud.launch.ec2.sweep import enabled_regions, look_in, remove_leftovers
 
     clients, clock = cache(AwsClients), Clock()
     wanted = regions or tuple(enabled_regions(clients(_HOME)))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looks = list(pool.map(lambda region: _look(clients(region), clock), wanted))
-    refused = [look.refused for look in looks if look.refused]
-    if len(refused) == len(looks):
-        raise refused[0]
+    looks = look_in(wanted, clients, now=clock.now(), is_over=_is_over)
     print_warnings(f"{look.region}: not looked at: {look.refused}" for look in looks if look.refused)
-    place = wanted[0] if len(wanted) == 1 else f"{len(looks) - len(refused)} regions"
+    place = wanted[0] if len(wanted) == 1 else f"{sum(not look.refused for look in looks)} regions"
     found = [leftover for look in looks for leftover in look.found]
     return found, place, partial(remove_leftovers, clients=clients, clock=clock)
-
-
-def _look(clients: ClientMaker, clock: Clock) -> _Look:
-    from mtl_cloud.aws import ErrorClass
-    from mtl_cloud.launch.ec2.sweep import find_leftovers
-
-    try:
-        return _Look(clients.region, find_leftovers(clients, now=clock.now(), is_over=_is_over))
-    except CloudError as error:
-        if error.error_class != ErrorClass.PERMISSION:
-            raise
-        return _Look(clients.region, [], refused=error)
 
 
 def _on_this_machine() -> tuple[list[Leftover], str, _Remove]:

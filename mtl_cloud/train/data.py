@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeAlias
 
@@ -24,7 +25,7 @@ from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.order import BatchOrder, Draw
-from mtl_cloud.train.read_ahead import ReadAhead, copies_limit, job_needs, needs_of
+from mtl_cloud.train.read_ahead import copied_ahead, job_needs, needs_of
 from mtl_cloud.train.resident import Placed, Resident
 from mtl_cloud.train.rooms import Rooms
 from mtl_cloud.train.transforms import (
@@ -189,11 +190,9 @@ def training_batches(
     batches = order.batches(start)
     if resident:
         return _cut(resident, view, batches, collate)
-    limit = copies_limit(shards, training.cache_gib)
-    if shards and limit:
-        needs = job_needs(order, shards.numbers, start)
-        batches = ReadAhead(shards, needs, limit, order.steps_per_epoch, start).follow(batches)
-    return _load(view, batches, collate, workers=training.loader_workers, pin=pin)
+    needs = partial(job_needs, order, start=start)
+    indices = copied_ahead(batches, shards, training.cache_gib, needs, horizon=order.steps_per_epoch, start=start)
+    return _load(view, indices, collate, workers=training.loader_workers, pin=pin)
 
 
 def validation_batches(
@@ -213,13 +212,12 @@ def validation_batches(
     """
     size = training.eval_batch_size or 2 * training.batch_size
     mine = range(rank, len(dataset), world)
-    batches: Sequence[Sequence[int]] = [mine[i : i + size] for i in range(0, len(mine), size)]
+    batches = [mine[i : i + size] for i in range(0, len(mine), size)]
     view = ValidationView(dataset, training.image_size, training.fit)
     if resident:
         return _cut(resident, view, batches, collate)
-    indices, limit = iter(batches), copies_limit(shards, training.cache_gib)
-    if shards and limit:
-        indices = ReadAhead(shards, needs_of(shards.numbers, size * world, 0), limit, len(batches)).follow(indices)
+    needs = partial(needs_of, batch_size=size * world, start=0)
+    indices = copied_ahead(batches, shards, training.cache_gib, needs, horizon=len(batches))
     return _load(view, indices, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 

@@ -24,7 +24,7 @@ from mtl_cloud.datasets.shards import CachedReader, FileEntry
 from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.train.order import BatchOrder
 
-__all__ = ["Need", "ReadAhead", "copies_limit", "job_needs", "needs_of"]
+__all__ = ["Need", "ReadAhead", "copied_ahead", "copies_limit", "job_needs", "needs_of"]
 
 _log = logging.getLogger(__name__)
 _Batch = TypeVar("_Batch")
@@ -53,10 +53,27 @@ def job_needs(order: BatchOrder, numbers: npt.NDArray[np.int64], start: int) -> 
         yield from needs_of(numbers[samples], order.batch_size, first)
 
 
-def copies_limit(found: Shards | None, cache_gib: float | None) -> int:
+def copied_ahead(
+    batches: Iterable[_Batch],
+    found: Shards | None,
+    cache_gib: float | None,
+    needs: Callable[[npt.NDArray[np.int64]], Iterable[Need]],
+    *,
+    horizon: int,
+    start: int = 0,
+) -> Iterable[_Batch]:
+    """``batches``, with the shards that they need copied ahead of them, where these lie elsewhere and there is room.
+
+    ``needs`` makes of the shards of all samples what ``ReadAhead`` wants; ``horizon`` and ``start`` are as there.
+    """
+    if found is None or not (limit := copies_limit(found, cache_gib)):
+        return batches
+    return ReadAhead(found, needs(found.numbers), limit, horizon, start).follow(batches)
+
+
+def copies_limit(found: Shards, cache_gib: float | None) -> int:
     """Bytes that copies may take: ``cache_gib``, or half of what their disk has left. 0 where there is none to make."""
-    files = found.files if found else ()
-    folder = next((reader.cache.folder for _, reader in files if isinstance(reader, CachedReader)), None)
+    folder = next((reader.cache.folder for _, reader in found.files if isinstance(reader, CachedReader)), None)
     if folder is None:
         return 0
     if cache_gib is not None:

@@ -37,7 +37,8 @@ class Rooms:
 
     def _room(self, turn: int, which: int, shape: tuple[int, ...]) -> Tensor:
         """The last batch of a pass may be smaller than the others: it gets a part of its room."""
-        room = self._shared.get((turn, which))
-        if room is None or len(room) < prod(shape):
-            room = self._shared[turn, which] = torch.empty(prod(shape), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-        return room[: prod(shape)].view(shape)
+        size, room = prod(shape), self._shared.get((turn, which))
+        if room is None or len(room) < size:
+            room = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+            self._shared[turn, which] = room
+        return room[:size].view(shape)

@@ -6,20 +6,23 @@ over, and when nothing has asked for a machine for an hour (a submit that was ki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from mtl_cloud.aws import ClientMaker, translated
+from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
+from mtl_cloud.errors import CloudError
 from mtl_cloud.launch.ec2.group import ALIVE, Group
 from mtl_cloud.launch.ec2.names import read_tags
 from mtl_cloud.launch.leftover import Leftover
 from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
 
-__all__ = ["enabled_regions", "find_leftovers", "remove_leftovers"]
+__all__ = ["Look", "enabled_regions", "find_leftovers", "look_in", "remove_leftovers"]
 
+_AT_ONCE = 8
 _IDLE = timedelta(hours=1)
 """A submit in progress is younger."""
 
@@ -44,6 +47,43 @@ def enabled_regions(clients: ClientMaker) -> list[str]:
     """Those in which the account may have machines."""
     with translated("ec2"):
         return sorted(region["RegionName"] for region in clients("ec2").describe_regions()["Regions"])
+
+
+class Look(NamedTuple):
+    """At one region."""
+
+    region: str
+    found: list[Leftover]
+    refused: CloudError | None = None
+    """Why AWS does not let us look: an organisation may close regions to its accounts."""
+
+
+def look_in(
+    regions: Sequence[str],
+    clients: Callable[[str], ClientMaker],
+    *,
+    now: datetime,
+    is_over: Callable[[str, str], bool],
+) -> list[Look]:
+    """``find_leftovers`` in several regions at once, in their order. ``clients`` maps a region to its maker of clients.
+
+    Raises ``CloudError`` where none of them may be looked at, and for any error but a denied permission.
+    """
+
+    def look(region: str) -> Look:
+        try:
+            return Look(region, find_leftovers(clients(region), now=now, is_over=is_over))
+        except CloudError as error:
+            if error.error_class != ErrorClass.PERMISSION:
+                raise
+            return Look(region, [], refused=error)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        looks = list(pool.map(look, regions))
+    refused = [look.refused for look in looks if look.refused]
+    if len(refused) == len(looks):
+        raise refused[0]
+    return looks
 
 
 def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[str, str], bool]) -> list[Leftover]:
