@@ -281,10 +281,10 @@ def _print(
         found = [{"name": name, "workers": workers, **row} for (name, workers), row in medians.items()]
         print(json.dumps({"rows": found, "s3_per_sample": traffic, "not_installed": missing}, indent=2))
         return
-    print(f"{'':<26} {'workers':>7} {'per CPU s':>10} {'per s':>7} {'of decode':>10} {'MiB':>6}")
+    print(f"{'':<34} {'workers':>7} {'per CPU s':>10} {'per s':>7} {'of decode':>10} {'MiB':>6}")
     for (name, workers), row in sorted(medians.items(), key=lambda item: (item[0][1], -item[1]["per_cpu_s"])):
         figures = f"{row['per_cpu_s']:10.0f} {row['per_s']:7.0f} {row['of_decode']:10.2f} {row['mib']:6.0f}"
-        print(f"{name:<26} {workers:7d} {figures}")
+        print(f"{name:<34} {workers:7d} {figures}")
     for name, per_sample in traffic.items():
         if per_sample:
             print(f"{name}: {per_sample['requests']:.3f} requests and {per_sample['bytes'] / 1e3:.1f} kB a sample")

@@ -128,7 +128,8 @@ def _trainer(job: JobSpec, data: JobData, device: torch.device, folder: Path) ->
 def _batch(data: JobData, options: argparse.Namespace) -> Batch:
     """Embedded scenes, without colour jitter: plain pipelines do that in the loader."""
     view = ValidationView(data.train, options.image_size)
-    batch = Batches(view, Collate(data.classes, data.train.info.multi_label)).load(range(options.batch))
+    batches = Batches(view, Collate(data.classes, data.train.info.multi_label))
+    batch = batches.load(range(options.batch)).to(torch.device("cpu"))
     return batch.pin_memory() if options.device.type == "cuda" else batch
 
 

@@ -1,9 +1,10 @@
 """The contenders of ``data_loading.py``: each a function that yields the number of images of its next batch, forever.
 
-All do the same work on the same JPEGs: decode, a random crop of 8 to 100 % of the area to 224 pixels, a mirror at every
-second image, uint8 out, 64 to a batch. The peers do it as their documentation shows it, with Pillow and torchvision.
+All begin with the same JPEGs: a random crop of 8 to 100 % of the area to 224 pixels, a mirror at every second image,
+64 to a batch. The peers do it as their documentation shows it, with Pillow and torchvision, and give uint8.
 *ImageFolder, floats* also normalises on the host, as torchvision's and PyTorch's own training examples do. Those for
-detection place whole images at a random scale and offset, with their boxes.
+detection place whole images at a random scale and offset, with their boxes. Ours hands over what is cut out, for the
+device resizes and mirrors it; *on a CPU* has that done too, by the process that trains.
 Peers import nothing of mtl_cloud, so that they may run under an interpreter of their own.
 """
 
@@ -74,7 +75,10 @@ def decode_pillow(folder: Path, workers: int) -> Images:  # noqa: ARG001
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def _ours(name: str, uri: str, workers: int, **training: Any) -> Images:
+def _ours(name: str, uri: str, workers: int, *, whole: bool = False, **training: Any) -> Images:
+    """``whole``: with what is left to the device, done on the CPU."""
+    import torch
+
     from mtl_cloud.datasets import open_dataset
     from mtl_cloud.datasets.locality import shards_of
     from mtl_cloud.spec.job import DatasetSpec, TrainingSpec
@@ -87,11 +91,15 @@ def _ours(name: str, uri: str, workers: int, **training: Any) -> Images:
     order = BatchOrder((len(dataset),), BATCH, 100_000, 0, "random")
     collate = Collate(dataset.info.classes, dataset.info.multi_label)
     batches = training_batches(dataset, spec, collate, order, start=0, pin=False, shards=shards_of(dataset))
-    return (len(batch) for batch in batches)
+    return (len(batch.to(torch.device("cpu")) if whole else batch) for batch in batches)
 
 
 def ours_folder(folder: Path, workers: int) -> Images:
     return _ours("imagenet", str(folder / "ours"), workers, fit="crop")
+
+
+def ours_folder_whole(folder: Path, workers: int) -> Images:
+    return _ours("imagenet", str(folder / "ours"), workers, whole=True, fit="crop")
 
 
 def ours_shards(folder: Path, workers: int) -> Images:
@@ -104,6 +112,10 @@ def ours_s3(folder: Path, workers: int) -> Images:  # noqa: ARG001
 
 def ours_detection_folder(folder: Path, workers: int) -> Images:
     return _ours("voc", str(folder / "VOCdevkit"), workers)
+
+
+def ours_detection_folder_whole(folder: Path, workers: int) -> Images:
+    return _ours("voc", str(folder / "VOCdevkit"), workers, whole=True)
 
 
 def ours_detection_shards(folder: Path, workers: int) -> Images:
@@ -260,9 +272,11 @@ LIMITS: dict[str, Callable[[Path, int], Images]] = {
 }
 OURS: dict[str, Callable[[Path, int], Images]] = {
     "ours, folder": ours_folder,
+    "ours, folder, on a CPU": ours_folder_whole,
     "ours, shards": ours_shards,
     "ours, shards in S3": ours_s3,
     "ours, detection, folder": ours_detection_folder,
+    "ours, detection, folder, on a CPU": ours_detection_folder_whole,
     "ours, detection, shards": ours_detection_shards,
 }
 PEERS: dict[str, Callable[[Path, int], Images]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtl_cloud.datasets.base import Sample
 from mtl_cloud.plan import gather_facts, plan_run
 from mtl_cloud.records import AttemptRecord, RoundRecord
 from mtl_cloud.run_record import RunRecord
@@ -20,8 +21,11 @@ from mtl_cloud.storage import Storage
 from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import JobData, build_trainer, open_data
+from mtl_cloud.train.cuts import Cuts
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.rooms import Rooms
+from mtl_cloud.train.transforms import Canvas, Placement, place
 
 ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 
@@ -102,8 +106,16 @@ def facts_of(record: RoundRecord) -> object:
     )  # fmt: skip
 
 
+def on_square(sample: Sample, placement: Placement, size: int) -> tuple[Canvas, torch.Tensor]:
+    """A sample as it is placed, and the image that the CPU makes of it: [3, size, size]."""
+    room = Rooms(1).take()
+    canvas = place(sample, placement, size, room.add)
+    return canvas, Cuts.of(room.pixels(), [canvas.image], size).squares(ALONE.device)[0]
+
+
 def assert_same_batch(ours: Batch, theirs: Batch) -> None:
-    """Bit for bit."""
+    """Bit for bit, as they come to the CPU."""
+    ours, theirs = ours.to(ALONE.device), theirs.to(ALONE.device)
     assert ours.images.stride() == theirs.images.stride()  # the memory format
     assert (ours.keys, ours.skipped) == (theirs.keys, theirs.skipped)
     assert all(torch.equal(ours.has[task], theirs.has[task]) for task in ours.has.keys() | theirs.has.keys())

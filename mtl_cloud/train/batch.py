@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
+from mtl_cloud.train.cuts import Cuts
 
 __all__ = ["Batch"]
 
@@ -27,7 +28,7 @@ class Batch:
 
     keys: tuple[str, ...]
     images: Tensor
-    """[B, 3, S, S] uint8, RGB, in any memory format."""
+    """[B, 3, S, S] uint8, RGB, in any memory format; [B, 3, 0, 0] while there are ``cuts``."""
     has: Mapping[Task, Tensor]
     """task -> [B] bool: does the sample carry that label? Only the job's tasks appear."""
     labels: Tensor
@@ -44,6 +45,8 @@ class Batch:
     """[B, S, S] uint8 class index, 255 where unknown or absent; [B, 0, 0] where segmentation is not a task."""
     color: Tensor | None = None
     """[B, 3] float32 factors of brightness, contrast and saturation to apply on the device; None in validation."""
+    cuts: Cuts | None = None
+    """What a loader has of the images: ``to`` makes these of it."""
     skipped: tuple[str, ...] = ()
     """Keys of damaged samples that others stand in for (``on_bad_sample: skip``)."""
 
@@ -56,8 +59,9 @@ class Batch:
         return images.float() / 255
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``; copies from pinned memory do not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on ``device``, with its images; copies from pinned memory do not block."""
+        batch = self if self.cuts is None else replace(self, images=self.cuts.squares(device), cuts=None)
+        return batch._map(lambda tensor: tensor.to(device, non_blocking=True))  # noqa: SLF001  # its own class
 
     def pin_memory(self) -> Batch:
         """A copy in pinned memory. Called by the DataLoader in its pinning thread."""
@@ -69,25 +73,26 @@ class Batch:
 
     def __getstate__(self) -> dict[str, Any]:
         """Small tensors go to another process by value: torch would open a file and a connection for each of them."""
-        return {name: _by_value(value) for name, value in vars(self).items()}
+        return {name: _mapped(value, Tensor, _by_value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: _as_tensors(value) for name, value in state.items()})
+        vars(self).update({name: _mapped(value, np.ndarray, torch.from_numpy) for name, value in state.items()})
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, has={task: move(present) for task, present in self.has.items()}, **moved)
+        return replace(self, **{name: _mapped(value, Tensor, move) for name, value in vars(self).items()})
 
 
-def _by_value(value: Any) -> Any:
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """``value`` with ``change`` made to what is of ``kind`` in it."""
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, dict):
-        return {key: _by_value(item) for key, item in value.items()}
-    if isinstance(value, Tensor) and value.nbytes < _SMALL_BYTES and value.is_contiguous():  # NumPy forgets a layout
-        return value.numpy()
+        return {key: _mapped(item, kind, change) for key, item in value.items()}
+    if isinstance(value, Cuts):
+        return Cuts(*(_mapped(item, kind, change) for item in value))
     return value
 
 
-def _as_tensors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_tensors(item) for key, item in value.items()}
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+def _by_value(tensor: Tensor) -> Any:
+    small = tensor.nbytes < _SMALL_BYTES and tensor.is_contiguous()  # NumPy forgets any other layout
+    return tensor.numpy() if small else tensor

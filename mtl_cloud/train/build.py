@@ -268,7 +268,7 @@ def _sample_batch(val: Dataset, size: int, collate: Collate) -> Batch:
     """Images spread evenly over the split, so that all of its classes and sources have a chance."""
     count = min(SAMPLE_IMAGES, len(val))
     view = ValidationView(val, size)
-    return Batches(view, collate).load([i * len(val) // count for i in range(count)])
+    return Batches(view, collate).load([i * len(val) // count for i in range(count)]).to(torch.device("cpu"))
 
 
 def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

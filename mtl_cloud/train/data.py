@@ -1,4 +1,4 @@
-"""From a dataset to batches: decode and place in loader workers, hand over uint8, in one deterministic order."""
+"""From a dataset to batches: decode and cut in loader workers, hand over uint8, in one deterministic order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.cuts import Cuts
 from mtl_cloud.train.order import BatchOrder, Draw
 from mtl_cloud.train.read_ahead import copied_ahead, job_needs, needs_of
 from mtl_cloud.train.resident import Placed, Resident
-from mtl_cloud.train.rooms import Rooms
+from mtl_cloud.train.rooms import Room, Rooms
 from mtl_cloud.train.transforms import (
     Canvas,
     Placement,
@@ -47,8 +48,8 @@ __all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_bat
 _AHEAD = 4
 """Batches that a loader worker has been asked for, beyond the one that the trainer took last."""
 Item: TypeAlias = tuple[Canvas, "npt.NDArray[np.float32] | None"]
-"""A sample on its canvas, and its colour factors. The decoded image is not kept: the next one takes its memory, which
-is still in the processor's cache."""
+"""A sample on its canvas, and its colour factors. Of the decoded image only the part in its room is kept: the next one
+takes its memory, which is still in the processor's cache."""
 
 
 _Drawn: TypeAlias = tuple[Placement, np.random.Generator]
@@ -62,8 +63,8 @@ class View(Protocol):
         """Side of the canvas."""
         ...
 
-    def load(self, index: Any, room: Tensor | None) -> Item:
-        """One sample; its image in ``room`` [size, size, 3], where that is given."""
+    def load(self, index: Any, room: Room) -> Item:
+        """One sample, the part of its image that is seen added to ``room``."""
         ...
 
 
@@ -77,7 +78,7 @@ class TrainingView:
     seed: int
     fit: Fit = "letterbox"
 
-    def load(self, draw: Draw, room: Tensor | None = None) -> Item:
+    def load(self, draw: Draw, room: Room) -> Item:
         drawn: dict[tuple[int, int], _Drawn] = {}  # asked for by who decodes, and again here
 
         def draw_once(shape: tuple[int, int]) -> _Drawn:
@@ -85,7 +86,7 @@ class TrainingView:
 
         sample = self.dataset.load(draw.sample, lambda *shape: least(shape, draw_once(shape)[0], self.size))
         placement, rng = draw_once(sample.shape)
-        return place(sample, placement, self.size, room), draw_color(self.augment, rng)
+        return place(sample, placement, self.size, room.add), draw_color(self.augment, rng)
 
     def placed(self, draw: Draw, shape: tuple[int, int]) -> Placed:
         placement, rng = self._draw(draw, shape)
@@ -106,10 +107,10 @@ class ValidationView:
     size: int
     fit: Fit = "letterbox"
 
-    def load(self, index: int, room: Tensor | None = None) -> Item:
+    def load(self, index: int, room: Room) -> Item:
         fit = center_crop if self.fit == "crop" else letterbox
         sample = self.dataset.load(index, lambda *shape: least(shape, fit(shape, self.size), self.size))
-        return place(sample, fit(sample.shape, self.size), self.size, room), None
+        return place(sample, fit(sample.shape, self.size), self.size, room.add), None
 
     def placed(self, index: int, shape: tuple[int, int]) -> Placed:
         fit = center_crop if self.fit == "crop" else letterbox
@@ -124,22 +125,19 @@ class Collate:
     """Of the job's tasks."""
     multi_label: bool
 
-    def shapes(self, count: int, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the memory that ``count`` samples of ``size`` pixels a side take: of the images, and of the masks."""
-        side = size if "segmentation" in self.classes else 0
-        return (count, size, size, 3), (count, side, side)
-
-    def __call__(self, items: Sequence[Item], images: Tensor, masks: Tensor) -> Batch:
-        """``images`` [B, S, S, 3] are those of the items' canvases already; ``masks`` [B, S, S] are filled here."""
+    def __call__(self, items: Sequence[Item], room: Room, size: int) -> Batch:
+        """For squares of ``size`` pixels a side; the images' pixels are in ``room``, and the masks go there."""
         canvases, colors = zip(*items, strict=True)
+        side = size if "segmentation" in self.classes else 0
         return Batch(
             keys=tuple(canvas.key for canvas in canvases),
-            images=images.permute(0, 3, 1, 2),
+            images=torch.empty(len(canvases), 3, 0, 0, dtype=torch.uint8),
+            cuts=Cuts.of(room.pixels(), [canvas.image for canvas in canvases], size),
             has={
                 task: torch.tensor([getattr(canvas, task) is not None for canvas in canvases]) for task in self.classes
             },
             labels=self._labels([canvas.classification for canvas in canvases]),
-            masks=_filled(masks, canvases),
+            masks=_filled(room.masks((len(canvases), side, side)), canvases),
             color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
             skipped=tuple(canvas.replaces for canvas in canvases if canvas.replaces is not None),
             **_boxes(canvases),
@@ -255,7 +253,7 @@ def _load(
 
 @dataclass(frozen=True)
 class Batches(TorchDataset[Batch | MtlCloudError]):
-    """Batches by their samples. Images are decoded one at a time, each resized to its place in the batch."""
+    """Batches by their samples. Images are decoded one at a time."""
 
     view: View
     collate: Collate
@@ -269,9 +267,8 @@ class Batches(TorchDataset[Batch | MtlCloudError]):
             return error
 
     def load(self, indices: Sequence[Any]) -> Batch:
-        images, masks = self.rooms.take(self.collate.shapes(len(indices), self.view.size))
-        items = [self.view.load(index, room) for index, room in zip(indices, images, strict=True)]
-        return self.collate(items, images, masks)
+        room = self.rooms.take()
+        return self.collate([self.view.load(index, room) for index in indices], room, self.view.size)
 
 
 def _forkserver() -> BaseContext:

@@ -1,8 +1,7 @@
 """A small dataset lives on the device: its pixels go there once, and every batch is cut out of them there.
 
-Places and colours are drawn as loader workers draw them. The resize is that of torch for uint8 on the CPU: weights in
-16 bits, columns before rows, each pass rounded. All of these are whole numbers that float64 holds exactly, so a batch
-is the one that a worker would have made, bit for bit, as far as the device sums up the weights as the CPU does.
+Places and colours are drawn as loader workers draw them, and squares made as of their parts of images: a batch is the
+one that a loader would have given, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from torch import Tensor
 from mtl_cloud.datasets.base import IGNORE, Dataset, Least
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
-from mtl_cloud.train.transforms import GREY, Placement, visible
+from mtl_cloud.train.cuts import Cuts, Span
+from mtl_cloud.train.transforms import Placement, seen
 
-__all__ = ["LIMIT_BYTES", "Placed", "Resident", "paste"]
+__all__ = ["LIMIT_BYTES", "Placed", "Resident"]
 
 LIMIT_BYTES = 512 << 20
 """Of pixels. CIFAR-10's training images are 147 MiB."""
 _READERS = 16
-_MOST_BITS = 22
-"""Of torch's weights. Fewer where the largest would not fit 16 bits with its sign."""
 
 
 class Placed(NamedTuple):
@@ -45,7 +43,7 @@ class Resident:
 
     keys: Sequence[str]
     images: Tensor
-    """[n, 3, H, W] uint8 on the device."""
+    """[n, H, W, 3] uint8 on the device."""
     labels: Tensor
     """[n] int64, or [n, classes] float32, on the device."""
 
@@ -63,14 +61,14 @@ class Resident:
             return None
         return cls(
             keys=[sample.key for sample in samples],
-            images=torch.from_numpy(np.stack([sample.image for sample in samples])).to(device).permute(0, 3, 1, 2),
+            images=torch.from_numpy(np.stack([sample.image for sample in samples])).to(device),
             labels=torch.from_numpy(np.stack([np.asarray(sample.classification) for sample in samples])).to(device),
         )
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of every image."""
-        return self.images.shape[2], self.images.shape[3]
+        return self.images.shape[1], self.images.shape[2]
 
     def batch(self, placed: Sequence[Placed], size: int, tasks: Collection[Task]) -> Batch:
         """Those samples on squares of ``size`` pixels. ``tasks`` are the job's."""
@@ -78,8 +76,7 @@ class Resident:
         chosen = torch.tensor(samples, device=self.images.device)
         return Batch(
             keys=tuple(self.keys[sample] for sample in samples),
-            # In a loader's memory format: the network's kernels, and so its roundings, follow it.
-            images=paste(self.images[chosen], placements, size).contiguous(memory_format=torch.channels_last),
+            images=self._cuts(samples, placements, size).squares(chosen.device),
             has={task: torch.full_like(chosen, task == "classification", dtype=torch.bool) for task in tasks},
             labels=self.labels[chosen],
             masks=self._no_masks(len(samples), size, tasks),
@@ -90,6 +87,16 @@ class Resident:
             box_difficult=chosen.new_empty(0, dtype=torch.bool),
         )
 
+    def _cuts(self, samples: Sequence[int], placements: Sequence[Placement], size: int) -> Cuts:
+        spans = [seen(self.shape, placement, size) for placement in placements]
+        moved = [self._moved(span, sample) for span, sample in zip(spans, samples, strict=True)]
+        return Cuts.of(self.images.view(-1, 3), moved, size)
+
+    def _moved(self, span: Span[int], sample: int) -> Span[int]:
+        """From among the pixels of one image to among those of all."""
+        height, width = self.shape
+        return span._replace(start=span.start + sample * height * width)
+
     def _no_masks(self, count: int, size: int, tasks: Collection[Task]) -> Tensor:
         side = size if "segmentation" in tasks else 0
         return torch.full((count, side, side), IGNORE, dtype=torch.uint8, device=self.images.device)
@@ -97,61 +104,3 @@ class Resident:
 
 def _as_small_as_can_be(height: int, _width: int) -> Least:
     return Least(8, height)
-
-
-def paste(images: Tensor, placements: Sequence[Placement], size: int) -> Tensor:
-    """``transforms.place`` of many images of one size at once: [B, 3, H, W] uint8 to [B, 3, size, size] uint8."""
-    height, width = images.shape[2:]
-    across = _Axis.of([visible(p.left, p.width, width, size) for p in placements], width, size, images.device)
-    down = _Axis.of([visible(p.top, p.height, height, size) for p in placements], height, size, images.device)
-    rows = across.rounded(images.double() @ across.weights.mT)
-    canvas = down.rounded(down.weights @ rows)
-    canvas = torch.where(down.covered.mT & across.covered, canvas, GREY).to(torch.uint8)
-    flipped = torch.tensor([p.flip for p in placements], device=images.device)
-    return torch.where(flipped[:, None, None, None], canvas.flip(-1), canvas)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One pass of the resize, over the columns or the rows of B images."""
-
-    weights: Tensor
-    """[B, 1, size, source] float64, whole: of each of the image's pixels in each of the canvas's."""
-    unit: Tensor
-    """[B, 1, 1, 1] float64: what the weights in one pixel sum up to, a power of two."""
-    covered: Tensor
-    """[B, 1, 1, size] bool: does the image lie there?"""
-
-    @classmethod
-    def of(cls, spans: Sequence[tuple[int, int, int, int]], source: int, size: int, device: torch.device) -> _Axis:
-        """``spans`` as ``visible`` gives them. Bilinear, with a low-pass filter where images shrink."""
-        table = torch.tensor(spans, dtype=torch.float64, device=device).T[..., None, None, None]
-        first, last, source_first, source_last = table.unbind()
-        made, taken = last - first, source_last - source_first
-        place = torch.arange(size, device=device)[:, None] - first
-        pixel = torch.arange(source, device=device) - source_first
-        covered = (place >= 0) & (place < made)
-        weights = _triangles(place, pixel, made, taken) * covered
-        bits = _bits(weights.amax((-2, -1), keepdim=True))
-        return cls((weights * 2**bits + 0.5).floor(), 2**bits, covered.mT)
-
-    def rounded(self, sums: Tensor) -> Tensor:
-        return ((sums + self.unit / 2) / self.unit).floor().clamp(0, 255)
-
-
-def _triangles(place: Tensor, pixel: Tensor, made: Tensor, taken: Tensor) -> Tensor:
-    """Weights that sum up to 1 where ``taken`` pixels become ``made``: triangles about where each one comes from."""
-    scale = taken / made
-    reach = scale.clamp(min=1)
-    centre = (place + 0.5) * scale
-    near = (pixel >= (centre - reach + 0.5).floor().clamp(min=0)) & (
-        pixel < (centre + reach + 0.5).floor().minimum(taken)
-    )
-    weights = (1 - ((pixel - centre + 0.5) / reach).abs()).clamp(min=0) * near
-    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def _bits(largest: Tensor) -> Tensor:
-    """How many torch gives the fractions of weights: as many as leave the largest one below 2^15, and at most 22."""
-    doubled = 2.0 ** torch.arange(1, _MOST_BITS + 1, device=largest.device, dtype=largest.dtype)
-    return ((largest * doubled + 0.5).floor() < 2**15).sum(-1, keepdim=True, dtype=largest.dtype)

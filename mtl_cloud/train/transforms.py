@@ -4,8 +4,8 @@ With ``fit: letterbox``, validation images are scaled to fit, centred on grey, a
 placed on the same canvas at a random scale, aspect ratio and offset (darknet's jitter); what falls outside is cut. With
 ``fit: crop``, images fill the square as torchvision's classifiers want it: a random part of them in training, the
 centre in validation. Training images may be mirrored. Everything random is drawn from the sample's own generator, keyed
-by (seed, epoch, sample), so it does not depend on which worker loads the sample. Colour changes are only drawn here;
-they are applied on the device.
+by (seed, epoch, sample), so it does not depend on which worker loads the sample. An image is only cut here, and its
+colours drawn: it is resized, mirrored and coloured on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Least, Sample
 from mtl_cloud.spec.job import AugmentSpec
+from mtl_cloud.train.cuts import Span, resized
 
 __all__ = [
     "Canvas",
@@ -37,14 +37,14 @@ __all__ = [
     "letterbox",
     "place",
     "sample_rng",
-    "visible",
+    "seen",
 ]
 
-GREY = 128
-"""Canvas around an image: darknet's 0.5."""
 _RESIZE = 256 / 224
 _RATIOS = (3 / 4, 4 / 3)
-_LOG_RATIOS = tuple(np.log(_RATIOS).tolist())
+_LOG_RATIOS = (math.log(_RATIOS[0]), math.log(_RATIOS[1]))
+_MOST_KEPT = 8
+"""Times the pixels that it will cover. What is shrunk while it is decoded has less: this is for large PNGs."""
 MIN_VISIBLE = 0.2
 """A box of which less is left inside the canvas is no longer taught."""
 
@@ -65,8 +65,8 @@ class Canvas:
     """A sample on the network's input square, with the labels that it has."""
 
     key: str
-    image: Tensor
-    """[3, S, S] uint8; in memory a pixel's colours lie side by side."""
+    image: Span[int]
+    """Of its pixels among those of the batch."""
     classification: int | npt.NDArray[np.float32] | None
     detection: Boxes | None
     segmentation: Tensor | None
@@ -103,10 +103,10 @@ def letterbox(shape: Sequence[int], size: int) -> Placement:
 def draw_placement(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
     """A random one: scale and aspect ratio within ``1 ± jitter``, any offset that keeps the image on the canvas."""
     fit = letterbox(shape, size)
-    scale, aspect = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 2).tolist()
+    scale, aspect = (_uniform(rng, 1 - augment.jitter, 1 + augment.jitter) for _ in range(2))
     new_width, new_height = fit.width * scale * aspect**0.5, fit.height * scale / aspect**0.5
-    left, top = (size - new_width) * rng.uniform(), (size - new_height) * rng.uniform()
-    return Placement(left, top, new_width, new_height, flip=rng.uniform() < augment.flip)
+    left, top = (size - new_width) * rng.random(), (size - new_height) * rng.random()
+    return Placement(left, top, new_width, new_height, flip=rng.random() < augment.flip)
 
 
 def center_crop(shape: Sequence[int], size: int) -> Placement:
@@ -124,17 +124,22 @@ def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.ran
     """
     height, width = shape[:2]
     for _ in range(10):
-        area = height * width * rng.uniform(augment.min_area, 1)
-        ratio = float(np.exp(rng.uniform(*_LOG_RATIOS)))
+        area = height * width * _uniform(rng, augment.min_area, 1)
+        ratio = math.exp(_uniform(rng, *_LOG_RATIOS))
         crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if crop_width <= width and crop_height <= height:
-            left, top = rng.uniform() * (width - crop_width), rng.uniform() * (height - crop_height)
+            left, top = rng.random() * (width - crop_width), rng.random() * (height - crop_height)
             break
     else:
         crop_width, crop_height = min(width, height * _RATIOS[1]), min(height, width / _RATIOS[0])
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
     across, down = size / crop_width, size / crop_height
-    return Placement(-left * across, -top * down, width * across, height * down, flip=rng.uniform() < augment.flip)
+    return Placement(-left * across, -top * down, width * across, height * down, flip=rng.random() < augment.flip)
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """What ``rng.uniform`` gives, in half its time."""
+    return low + (high - low) * rng.random()
 
 
 def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -146,46 +151,63 @@ def least(shape: tuple[int, int], placement: Placement, size: int) -> Least:
     """What of an image the canvas shows, and how far it may be shrunk and still be no smaller than there."""
     spare = min(shape[0] / placement.height, shape[1] / placement.width)
     divisor = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
-    *_, last = visible(placement.top, placement.height, -(-shape[0] // divisor), size)
+    *_, last = _visible(placement.top, placement.height, -(-shape[0] // divisor), size)
     return Least(divisor, last * divisor)
 
 
-def place(sample: Sample, placement: Placement, size: int, room: Tensor | None = None) -> Canvas:
-    """Put image, boxes and mask on a square of ``size`` pixels; the image into ``room`` [S, S, 3], where that is given.
+def place(sample: Sample, placement: Placement, size: int, keep: Callable[[npt.NDArray[np.uint8]], int]) -> Canvas:
+    """Put image, boxes and mask on a square of ``size`` pixels. Masks take the nearest pixel's class.
 
-    Images are resized bilinearly, with a low-pass filter where they shrink; masks take the nearest pixel's class.
+    Of the image, ``keep`` gets the part that stays visible, [height, width, 3], and tells at which of the batch's
+    pixels it begins. A part of far more pixels than it will cover is resized first, so that it takes no more room.
     """
-    image, mask = torch.empty(size, size, 3, dtype=torch.uint8) if room is None else room, None
-    _paste(sample.image, placement, image, GREY, partial(F.interpolate, mode="bilinear", antialias=True))
-    if sample.segmentation is not None:
-        mask = torch.empty(size, size, 1, dtype=torch.uint8)
-        _paste(sample.segmentation[..., None], placement, mask, IGNORE, partial(F.interpolate, mode="nearest"))
+    span = seen(sample.image.shape[:2], placement, size)
+    part, shape = _part(sample.image, span), (span.bottom - span.top, span.right - span.left)
+    if span.height * span.width > _MOST_KEPT * math.prod(shape):
+        part, span = resized(torch.from_numpy(part), shape).numpy(), span._replace(height=shape[0], width=shape[1])
     return Canvas(
         key=sample.key,
-        image=image.permute(2, 0, 1),
+        image=span._replace(start=keep(part), stride=span.width),
         classification=sample.classification,
         detection=None if sample.detection is None else _move_boxes(sample.detection, placement, sample.shape, size),
-        segmentation=None if mask is None else mask[..., 0],
+        segmentation=None if sample.segmentation is None else _place_mask(sample.segmentation, placement, size),
         replaces=sample.replaces,
     )
 
 
-def _paste(
-    pixels: npt.NDArray[np.uint8], placement: Placement, canvas: Tensor, fill: int, resize: Callable[..., Tensor]
-) -> None:
-    """Resize only the part that stays visible, and lay it on a canvas of ``fill``. Both are [row, column, channel]."""
-    size = len(canvas)
-    x0, x1, src_x0, src_x1 = visible(placement.left, placement.width, pixels.shape[1], size)
-    y0, y1, src_y0, src_y1 = visible(placement.top, placement.height, pixels.shape[0], size)
-    seen = np.ascontiguousarray(pixels[None, src_y0:src_y1, src_x0:src_x1])  # torch is fastest in this very layout
-    part = resize(torch.from_numpy(seen).permute(0, 3, 1, 2), (y1 - y0, x1 - x0))[0].permute(1, 2, 0)
-    if placement.flip:
-        part, x0, x1 = part.flip(1), size - x1, size - x0
-    room = canvas if part.shape == canvas.shape else canvas.fill_(fill)[y0:y1, x0:x1]
-    room.copy_(part)
+def seen(shape: Sequence[int], placement: Placement, size: int) -> Span[int]:
+    """What a square of ``size`` pixels shows of an image of ``shape`` (height, width), among the image's own pixels."""
+    height, width = shape
+    top, bottom, first_row, last_row = _visible(placement.top, placement.height, height, size)
+    left, right, first_column, last_column = _visible(placement.left, placement.width, width, size)
+    return Span(
+        start=first_row * width + first_column,
+        stride=width,
+        height=last_row - first_row,
+        width=last_column - first_column,
+        top=top,
+        bottom=bottom,
+        left=left,
+        right=right,
+        flip=int(placement.flip),
+    )
 
 
-def visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
+def _part(pixels: npt.NDArray[np.uint8], span: Span[int]) -> npt.NDArray[np.uint8]:
+    row, column = divmod(span.start, span.stride)
+    return pixels[row : row + span.height, column : column + span.width]
+
+
+def _place_mask(mask: npt.NDArray[np.uint8], placement: Placement, size: int) -> Tensor:
+    span = seen(mask.shape, placement, size)
+    part = torch.from_numpy(np.ascontiguousarray(_part(mask, span)))
+    canvas = torch.full((size, size), IGNORE, dtype=torch.uint8)
+    room = canvas[span.top : span.bottom, span.left : span.right]
+    room.copy_(F.interpolate(part[None, None], room.shape, mode="nearest")[0, 0])
+    return canvas.flip(1) if span.flip else canvas
+
+
+def _visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
     """One axis: the canvas pixels that are covered, and the source pixels that cover them (both at least one)."""
     first = min(max(0, round(start)), size - 1)
     last = max(first + 1, min(size, round(start + length)))

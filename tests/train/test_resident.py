@@ -11,40 +11,17 @@ import numpy as np
 import pytest
 import torch
 from dataset_harness import write_cifar_batches
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from trainer_harness import assert_same_batch
 
 from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink
 from mtl_cloud.datasets.cifar10 import open_cifar10
-from mtl_cloud.spec.job import AugmentSpec, Fit, TrainingSpec
+from mtl_cloud.spec.job import Fit, TrainingSpec
 from mtl_cloud.tasks import TASKS, Task
 from mtl_cloud.train import resident as resident_module
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.data import Collate, training_batches, validation_batches
 from mtl_cloud.train.order import BatchOrder
-from mtl_cloud.train.resident import Resident, paste
-from mtl_cloud.train.transforms import Placement, draw_crop, draw_placement, letterbox, place, sample_rng
-
-
-@settings(deadline=None)
-@given(
-    shape=st.tuples(st.integers(4, 48), st.integers(4, 48)),
-    size=st.integers(4, 80),
-    jitter=st.floats(0, 0.5),
-    draw=st.sampled_from([draw_placement, draw_crop]),
-    seed=st.integers(0, 999),
-)
-def test_images_are_pasted_as_workers_do_it(
-    *, shape: tuple[int, int], size: int, jitter: float, draw: Callable[..., Placement], seed: int
-) -> None:
-    augment = AugmentSpec(jitter=jitter)
-    images = np.random.default_rng(seed).integers(0, 256, (5, *shape, 3), dtype=np.uint8)
-    placements = [draw(shape, size, augment, sample_rng(seed, 0, i)) for i in range(4)]
-    placements.append(letterbox(shape, size))
-    theirs = [place(Sample("", image), p, size).image for image, p in zip(images, placements, strict=True)]
-    assert torch.equal(paste(torch.from_numpy(images).permute(0, 3, 1, 2), placements, size), torch.stack(theirs))
-
+from mtl_cloud.train.resident import Resident
 
 CPU = torch.device("cpu")
 SIZE = 64

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trainer_harness import assert_same_batch
 
 from mtl_cloud.datasets import open_dataset
@@ -10,6 +13,7 @@ from mtl_cloud.spec.job import DatasetSpec, TrainingSpec
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.data import Collate, training_batches, validation_batches
 from mtl_cloud.train.order import BatchOrder
+from mtl_cloud.train.rooms import Rooms
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -29,3 +33,19 @@ def test_batches_of_workers_are_those_of_this_process_however_many_are_held(spli
     assert len(ours) >= 30
     for mine, other in zip(ours, theirs, strict=True):
         assert_same_batch(mine, other)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=6), max_size=5))
+def test_a_room_grows_and_keeps_what_is_in_it(batches: list[list[tuple[int, int]]]) -> None:
+    """Also where parts are not contiguous, and when a larger batch was there before."""
+    rooms, rng = Rooms(1), np.random.default_rng(0)
+    held = []
+    for shapes in batches:
+        room = rooms.take()
+        parts = [rng.integers(0, 256, (height, width + 3, 3), dtype=np.uint8)[:, 1:-2] for height, width in shapes]
+        starts = [room.add(part) for part in parts]
+        held.append((room.pixels(), starts, parts))
+    for pixels, starts, parts in held:
+        assert len(pixels) == sum(part.size for part in parts) // 3
+        for start, part in zip(starts, parts, strict=True):
+            assert np.array_equal(pixels[start:].numpy()[: part.size // 3].reshape(part.shape), part)

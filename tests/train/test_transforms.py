@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as v2
+from trainer_harness import on_square
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
 from mtl_cloud.spec.job import AugmentSpec
+from mtl_cloud.train.cuts import GREY, Cuts
 from mtl_cloud.train.transforms import (
-    GREY,
     Placement,
     apply_color,
     center_crop,
@@ -23,6 +24,7 @@ from mtl_cloud.train.transforms import (
     letterbox,
     place,
     sample_rng,
+    seen,
 )
 
 COLOR = (250, 10, 40)
@@ -44,9 +46,9 @@ def test_letterbox_scales_to_fit_and_centres() -> None:
 
 
 def test_letterboxed_image_keeps_its_pixels_and_is_framed_in_grey() -> None:
-    canvas = place(scene(50, 100, (0, 0, 100, 50)), letterbox((50, 100), 100), 100)
-    assert canvas.image[:, 25:75].reshape(3, -1).unique(dim=1).T.tolist() == [list(COLOR)]
-    assert canvas.image[:, :25].unique().tolist() == canvas.image[:, 75:].unique().tolist() == [GREY]
+    canvas, image = on_square(scene(50, 100, (0, 0, 100, 50)), letterbox((50, 100), 100), 100)
+    assert image[:, 25:75].reshape(3, -1).unique(dim=1).T.tolist() == [list(COLOR)]
+    assert image[:, :25].unique().tolist() == image[:, 75:].unique().tolist() == [GREY]
     assert canvas.segmentation is not None
     assert canvas.segmentation[:25].unique().tolist() == [IGNORE]
 
@@ -60,18 +62,20 @@ def test_letterboxed_image_keeps_its_pixels_and_is_framed_in_grey() -> None:
     flip=st.sampled_from([0.0, 1.0]),
 )
 def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter: float, flip: float) -> None:
-    """The moved box is the extent of the object's pixels in the moved mask: within half a pixel of the image, for only
-    whole ones are pasted, and one and a half of the canvas, for its edge and the object's are rounded there."""
+    """The moved box is the extent of the object's pixels in the moved mask, and in the image that is made: within
+    half a pixel of the image, for only whole ones are pasted, and one and a half of the canvas, for its edge and the
+    object's are rounded there."""
     sample = scene(height, width, (width // 4, height // 3, width - 10, height - 8))
     placement = draw_placement(sample.image.shape, 96, AugmentSpec(flip=flip, jitter=jitter), sample_rng(seed, 0, 0))
-    canvas = place(sample, placement, 96)
+    canvas, image = on_square(sample, placement, 96)
     assert canvas.segmentation is not None
     assert canvas.detection is not None
-    ys, xs = torch.nonzero(canvas.segmentation == 7, as_tuple=True)
     bound = np.tile([placement.width / width, placement.height / height], 2) / 2 + 1.5
-    for left, top, right, bottom in canvas.detection.xyxy:
+    painted = image[0].int() - image[1].int() > (COLOR[0] - COLOR[1]) / 2
+    for shown in (canvas.segmentation == 7, painted):
+        ys, xs = torch.nonzero(shown, as_tuple=True)
         extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-        assert (np.abs(extent - np.array([left, top, right, bottom])) <= bound).all()
+        assert (np.abs(extent - canvas.detection.xyxy) <= bound).all()
 
 
 @pytest.mark.parametrize("shape", [(300, 500), (256, 256), (224, 150)])
@@ -79,7 +83,7 @@ def test_a_centre_crop_is_that_of_torchvisions_classification_preset(shape: tupl
     """Which resizes the whole image first: the two differ by less than a source pixel in position."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1])).astype(np.uint8)
     image = np.stack([ramp] * 3, axis=-1)
-    ours = place(Sample("ramp", image), center_crop(image.shape, 224), 224).image
+    _, ours = on_square(Sample("ramp", image), center_crop(image.shape, 224), 224)
     resized = v2.resize(torch.from_numpy(image).permute(2, 0, 1), [256], antialias=True)
     theirs = v2.center_crop(resized, [224, 224])
     assert (ours.int() - theirs.int()).abs().max() <= 2
@@ -101,8 +105,8 @@ def test_a_random_crop_fills_the_square_with_a_part_of_the_image(height: int, wi
 
 def test_a_box_of_which_too_little_is_left_is_dropped() -> None:
     sample = scene(100, 100, (0, 0, 20, 100))
-    outside = place(sample, Placement(left=-18, top=0, width=100, height=100), 100)
-    inside = place(sample, Placement(left=-10, top=0, width=100, height=100), 100)
+    outside, _ = on_square(sample, Placement(left=-18, top=0, width=100, height=100), 100)
+    inside, _ = on_square(sample, Placement(left=-10, top=0, width=100, height=100), 100)
     assert outside.detection is not None
     assert inside.detection is not None
     assert len(outside.detection.classes) == 0
@@ -111,10 +115,21 @@ def test_a_box_of_which_too_little_is_left_is_dropped() -> None:
 
 def test_a_mirrored_image_is_the_mirror_of_the_image() -> None:
     sample = Sample("noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    straight = place(sample, Placement(0, 0, 64, 64), 64)
-    mirrored = place(sample, Placement(0, 0, 64, 64, flip=True), 64)
-    assert torch.equal(mirrored.image, straight.image.flip(-1))
-    assert straight.image.permute(1, 2, 0).numpy().tolist() == sample.image.tolist()
+    _, straight = on_square(sample, Placement(0, 0, 64, 64), 64)
+    _, mirrored = on_square(sample, Placement(0, 0, 64, 64, flip=True), 64)
+    assert torch.equal(mirrored, straight.flip(-1))
+    assert straight.permute(1, 2, 0).numpy().tolist() == sample.image.tolist()
+
+
+def test_a_large_image_takes_little_memory_and_is_resized_all_the_same() -> None:
+    """As a PNG that no decoder shrinks: where it was kept whole until it came to the device, it looks the same."""
+    sample = Sample("noise", np.random.default_rng(0).integers(0, 256, (900, 700, 3), dtype=np.uint8))
+    placement = Placement(left=-10, top=5, width=70, height=80, flip=True)
+    kept: list[int] = []
+    canvas = place(sample, placement, 64, lambda part: kept.append(part.size) or 0)
+    assert kept == [(canvas.image.bottom - canvas.image.top) * (canvas.image.right - canvas.image.left) * 3]
+    as_it_is = Cuts.of(torch.from_numpy(sample.image).view(-1, 3), [seen((900, 700), placement, 64)], 64)
+    assert torch.equal(on_square(sample, placement, 64)[1], as_it_is.squares(torch.device("cpu"))[0])
 
 
 def test_draws_depend_on_seed_epoch_and_sample_only() -> None:
