@@ -45,7 +45,7 @@ class Resident:
     images: Tensor
     """[n, H, W, 3] uint8 on the device."""
     labels: Tensor
-    """[n] int64, or [n, classes] float32, on the device."""
+    """[n] int64, or [n, classes] float32, on the host."""
 
     @classmethod
     def of(cls, dataset: Dataset, device: torch.device) -> Resident | None:
@@ -62,7 +62,7 @@ class Resident:
         return cls(
             keys=[sample.key for sample in samples],
             images=torch.from_numpy(np.stack([sample.image for sample in samples])).to(device),
-            labels=torch.from_numpy(np.stack([np.asarray(sample.classification) for sample in samples])).to(device),
+            labels=torch.from_numpy(np.stack([np.asarray(sample.classification) for sample in samples])),
         )
 
     @property
@@ -71,20 +71,21 @@ class Resident:
         return self.images.shape[1], self.images.shape[2]
 
     def batch(self, placed: Sequence[Placed], size: int, tasks: Collection[Task]) -> Batch:
-        """Those samples on squares of ``size`` pixels. ``tasks`` are the job's."""
+        """Those samples for squares of ``size`` pixels. ``tasks`` are the job's."""
         samples, placements, colors = zip(*placed, strict=True)
-        chosen = torch.tensor(samples, device=self.images.device)
+        count, side = len(samples), size if "segmentation" in tasks else 0
         return Batch(
             keys=tuple(self.keys[sample] for sample in samples),
-            images=self._cuts(samples, placements, size).squares(chosen.device),
-            has={task: torch.full_like(chosen, task == "classification", dtype=torch.bool) for task in tasks},
-            labels=self.labels[chosen],
-            masks=self._no_masks(len(samples), size, tasks),
-            color=None if colors[0] is None else torch.from_numpy(np.stack(colors)).to(chosen.device),
-            boxes=chosen.new_empty((0, 4), dtype=torch.float32),
-            box_image=chosen.new_empty(0),
-            box_class=chosen.new_empty(0),
-            box_difficult=chosen.new_empty(0, dtype=torch.bool),
+            images=torch.empty(count, 3, 0, 0, dtype=torch.uint8),
+            cuts=self._cuts(samples, placements, size),
+            has={task: torch.full((count,), task == "classification") for task in tasks},
+            labels=self.labels[list(samples)],
+            masks=torch.full((count, side, side), IGNORE, dtype=torch.uint8),
+            color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
+            boxes=torch.empty(0, 4),
+            box_image=torch.empty(0, dtype=torch.int64),
+            box_class=torch.empty(0, dtype=torch.int64),
+            box_difficult=torch.empty(0, dtype=torch.bool),
         )
 
     def _cuts(self, samples: Sequence[int], placements: Sequence[Placement], size: int) -> Cuts:
@@ -96,10 +97,6 @@ class Resident:
         """From among the pixels of one image to among those of all."""
         height, width = self.shape
         return span._replace(start=span.start + sample * height * width)
-
-    def _no_masks(self, count: int, size: int, tasks: Collection[Task]) -> Tensor:
-        side = size if "segmentation" in tasks else 0
-        return torch.full((count, side, side), IGNORE, dtype=torch.uint8, device=self.images.device)
 
 
 def _as_small_as_can_be(height: int, _width: int) -> Least:
