@@ -126,7 +126,7 @@ def build_trainer(
         training_batches=_training_batches(data, job.training, collate, order, shards=shards, group=group),
         step_tasks=step_tasks,
         validation_batches=_validation_batches(data, job.training, collate, group),
-        sample_batch=partial(_sample_batch, data.val, job.training.image_size, collate),
+        sample_batch=partial(_sample_batch, data.val, job.training, collate),
         classes=data.classes,
         steps_per_epoch=order.steps_per_epoch,
         usd_per_hour=plan.usd_per_hour,
@@ -264,10 +264,10 @@ def _resident(dataset: Dataset, training: TrainingSpec, group: ProcessGroup) -> 
     return cache(lambda: Resident.of(dataset, group.device) if wanted else None)
 
 
-def _sample_batch(val: Dataset, size: int, collate: Collate) -> Batch:
+def _sample_batch(val: Dataset, training: TrainingSpec, collate: Collate) -> Batch:
     """Images spread evenly over the split, so that all of its classes and sources have a chance."""
     count = min(SAMPLE_IMAGES, len(val))
-    view = ValidationView(val, size)
+    view = ValidationView(val, training.image_size, training.fit)
     return Batches(view, collate).load([i * len(val) // count for i in range(count)]).to(torch.device("cpu"))
 
 

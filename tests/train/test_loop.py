@@ -51,6 +51,17 @@ def test_a_run_records_every_round_with_the_metrics_of_all_tasks(make_trainer: T
     assert all({"classes", "boxes", "mask"} <= s["truth"].keys() & s["prediction"].keys() for s in samples.samples)
 
 
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+def test_the_images_of_a_rounds_record_are_as_validation_sees_them(make_trainer: TrainerMaker, fit: str) -> None:
+    trainer = make_trainer(small_job(fit=fit))
+    drawn, found = trainer.sample_batch(), {}
+    for batch in trainer.validation_batches():
+        found.update(zip(batch.keys, batch.to(ALONE.device).images, strict=True))
+    assert len(set(drawn.keys)) == len(drawn) > 1
+    for key, image in zip(drawn.keys, drawn.images, strict=True):
+        assert torch.equal(image, found[key])
+
+
 @pytest.mark.parametrize("step", [0, 1, 5, 6, 7, 11])
 def test_a_killed_run_goes_on_to_the_same_parameters_bit_for_bit(
     make_trainer: TrainerMaker, straight: tuple[str, list[object]], step: int
