@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from trainer_harness import assert_same_batch
@@ -49,3 +50,35 @@ def test_a_room_grows_and_keeps_what_is_in_it(batches: list[list[tuple[int, int]
         assert len(pixels) == sum(part.size for part in parts) // 3
         for start, part in zip(starts, parts, strict=True):
             assert np.array_equal(pixels[start:].numpy()[: part.size // 3].reshape(part.shape), part)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=20))
+def test_a_process_takes_a_room_again_when_nothing_is_left_of_its_batch_and_never_before(
+    steps: list[tuple[bool, int]],
+) -> None:
+    """Of batches a few pixels are held, which are a view of a view, or the mask, or nothing."""
+    rooms = Rooms(3)
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for number, (hold_mask, drop) in enumerate(steps):
+        room = rooms.take()
+        room.add(np.full((4, 5, 3), number, dtype=np.uint8))
+        pixels, mask = room.pixels(), room.masks((2, 3)).fill_(number)
+        part = mask if hold_mask else pixels.view(-1)[7:19].view(4, 3)
+        held.append((part, part.clone()))
+        del room, pixels, mask, part
+        del held[: drop - 3]
+        for ours, as_it_was in held:
+            assert torch.equal(ours, as_it_was)
+
+
+@pytest.mark.parametrize("held", [0, 1, 2])
+def test_as_many_rooms_are_made_as_batches_are_held_when_the_next_is_made_and_one_more(held: int) -> None:
+    rooms, addresses = Rooms(5), []
+    batches: list[torch.Tensor] = []
+    for _ in range(12):
+        room = rooms.take()
+        room.add(np.zeros((40, 50, 3), dtype=np.uint8))
+        batches.append(room.pixels())
+        addresses.append(batches[-1].data_ptr())
+        del batches[: len(batches) - held]
+    assert len(set(addresses)) == held + 1
