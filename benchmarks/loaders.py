@@ -50,15 +50,13 @@ def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
     """No more of each image than our crops show of it."""
     from mtl_cloud.datasets.files import decode_shrunk
     from mtl_cloud.spec.job import AugmentSpec
-    from mtl_cloud.train.transforms import draw_crop, least, sample_rng
+    from mtl_cloud.train.transforms import SampleRng, draw_crop, least
 
-    files = _files(folder)
+    files, rngs, augment = _files(folder), SampleRng(0), AugmentSpec()
     for epoch in itertools.count():
         for number, data in enumerate(files):
-            rng = sample_rng(0, epoch, number)
-            decode_shrunk(
-                data, "", lambda *shape, rng=rng: least(shape, draw_crop(shape, SIZE, AugmentSpec(), rng), SIZE)
-            )
+            rng = rngs.at(epoch, number)
+            decode_shrunk(data, "", lambda *shape, rng=rng: least(shape, draw_crop(shape, SIZE, augment, rng), SIZE))
             yield 1
 
 

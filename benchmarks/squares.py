@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mtl_cloud.spec.job import AugmentSpec
 from mtl_cloud.train.cuts import GREY, Cuts, Span
-from mtl_cloud.train.transforms import draw_crop, draw_placement, sample_rng, seen
+from mtl_cloud.train.transforms import SampleRng, draw_crop, draw_placement, seen
 
 _HEIGHT, _WIDTH = 375, 500
 _DRAWS = {"crop": draw_crop, "letterbox": draw_placement}
@@ -72,7 +72,7 @@ def measure(fit: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _cuts(fit: str, count: int, size: int) -> Cuts:
     """Parts one after another, as a loader has them."""
-    placements = [_DRAWS[fit]((_HEIGHT, _WIDTH), size, AugmentSpec(), sample_rng(0, 0, i)) for i in range(count)]
+    placements = [_DRAWS[fit]((_HEIGHT, _WIDTH), size, AugmentSpec(), SampleRng(0).at(0, i)) for i in range(count)]
     spans, start = [], 0
     for placement in placements:
         span = seen((_HEIGHT, _WIDTH), placement, size)

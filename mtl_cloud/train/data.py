@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeAlias
 
@@ -31,7 +31,9 @@ from mtl_cloud.train.resident import Placed, Resident
 from mtl_cloud.train.rooms import Room, Rooms
 from mtl_cloud.train.transforms import (
     Canvas,
+    Color,
     Placement,
+    SampleRng,
     center_crop,
     draw_color,
     draw_crop,
@@ -39,7 +41,6 @@ from mtl_cloud.train.transforms import (
     least,
     letterbox,
     place,
-    sample_rng,
 )
 from mtl_cloud.train.workers import deaths_explained
 
@@ -47,7 +48,7 @@ __all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_bat
 
 _AHEAD = 4
 """Batches that a loader worker has been asked for, beyond the one that the trainer took last."""
-Item: TypeAlias = tuple[Canvas, "npt.NDArray[np.float32] | None"]
+Item: TypeAlias = tuple[Canvas, Color | None]
 """A sample on its canvas, and its colour factors. Of the decoded image only the part in its room is kept: the next one
 takes its memory, which is still in the processor's cache."""
 
@@ -92,9 +93,13 @@ class TrainingView:
         placement, rng = self._draw(draw, shape)
         return Placed(draw.sample, placement, draw_color(self.augment, rng))
 
+    @cached_property
+    def _rng(self) -> SampleRng:
+        return SampleRng(self.seed)
+
     def _draw(self, draw: Draw, shape: tuple[int, int]) -> _Drawn:
         """Where an image of ``shape`` goes in this draw, and the generator that drew it."""
-        rng = sample_rng(self.seed, draw.epoch, draw.sample)
+        rng = self._rng.at(draw.epoch, draw.sample)
         draw_place = draw_crop if self.fit == "crop" else draw_placement
         return draw_place(shape, self.size, self.augment, rng), rng
 
@@ -138,7 +143,7 @@ class Collate:
             },
             labels=self._labels([canvas.classification for canvas in canvases]),
             masks=_filled(room.masks((len(canvases), side, side)), canvases),
-            color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
+            color=None if colors[0] is None else torch.tensor(colors, dtype=torch.float32),
             skipped=tuple(canvas.replaces for canvas in canvases if canvas.replaces is not None),
             **_boxes(canvases),
         )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from mtl_cloud.datasets.base import IGNORE, Dataset, Least
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.cuts import Cuts, Span
-from mtl_cloud.train.transforms import Placement, seen
+from mtl_cloud.train.transforms import Color, Placement, seen
 
 __all__ = ["LIMIT_BYTES", "Placed", "Resident"]
 
@@ -34,7 +33,7 @@ class Placed(NamedTuple):
 
     sample: int
     placement: Placement
-    color: npt.NDArray[np.float32] | None
+    color: Color | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Resident:
             has={task: torch.full((count,), task == "classification") for task in tasks},
             labels=self.labels[list(samples)],
             masks=torch.full((count, side, side), IGNORE, dtype=torch.uint8),
-            color=None if colors[0] is None else torch.from_numpy(np.stack(colors)),
+            color=None if colors[0] is None else torch.tensor(colors, dtype=torch.float32),
             boxes=torch.empty(0, 4),
             box_image=torch.empty(0, dtype=torch.int64),
             box_class=torch.empty(0, dtype=torch.int64),

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as v2
 from mtl_cloud.spec.job import AugmentSpec
 from mtl_cloud.train import cuts as cuts_module
 from mtl_cloud.train.cuts import GREY, Cuts, Span, squares_together
-from mtl_cloud.train.transforms import Placement, draw_crop, draw_placement, letterbox, sample_rng, seen
+from mtl_cloud.train.transforms import Placement, SampleRng, draw_crop, draw_placement, letterbox, seen
 
 SIDES = st.integers(1, 70)
 
@@ -28,7 +28,7 @@ def batches(draw: st.DrawFn) -> Cuts:
     end = 0
     for number, shape in enumerate(draw(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=5))):
         make = draw(st.sampled_from([draw_placement, draw_crop, lambda shape, size, *_: letterbox(shape, size)]))
-        placement = make(shape, size, AugmentSpec(jitter=jitter), sample_rng(draw(st.integers(0, 99)), 0, number))
+        placement = make(shape, size, AugmentSpec(jitter=jitter), SampleRng(draw(st.integers(0, 99))).at(0, number))
         spans.append(_later(seen(shape, placement, size), end))
         end += shape[0] * shape[1] + draw(st.integers(0, 9))
     pixels = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (end, 3), dtype=np.uint8)
@@ -96,6 +96,6 @@ def test_a_gpu_makes_the_same_squares(make: Callable[..., Placement]) -> None:
 
 def _noise(*, shape: tuple[int, int], size: int, count: int, make: Callable[..., Placement] = draw_placement) -> Cuts:
     pixels = torch.randint(0, 256, (count * shape[0] * shape[1], 3), dtype=torch.uint8)
-    placements = [make(shape, size, AugmentSpec(), sample_rng(0, 0, i)) for i in range(count)]
+    placements = [make(shape, size, AugmentSpec(), SampleRng(0).at(0, i)) for i in range(count)]
     spans = [_later(seen(shape, p, size), i * shape[0] * shape[1]) for i, p in enumerate(placements)]
     return Cuts.of(pixels, spans, size)
