@@ -75,13 +75,14 @@ class FolderStorage:
 
     @contextmanager
     def _open(self, key: str) -> Iterator[FileIO]:
-        with _translated(path := self._root / check_key(key)):
-            try:
-                file = FileIO(path)
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-                raise NotFoundError(f"{path}: no such object") from error
-            with file:
+        path = f"{self.url}/{check_key(key)}"  # of a sample, too: joining paths takes longer than opening the file
+        try:
+            with FileIO(path) as file:
                 yield file
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise NotFoundError(f"{path}: no such object") from error
+        except OSError as error:
+            raise _ours(path, error) from error
 
     def _publish(self, key: str, data: Data, place: Callable[[Path, Path], None]) -> None:
         with _translated(target := self._root / check_key(key)):
@@ -191,4 +192,8 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+        raise _ours(path, error) from error
+
+
+def _ours(path: Path | str, error: OSError) -> StorageError:
+    return StorageError(f"{path}: {error.strerror or error}")

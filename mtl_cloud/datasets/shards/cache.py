@@ -58,7 +58,16 @@ class ShardCache:
     folder: Path
 
     def path(self, shard: FileEntry) -> Path:
-        return self.folder / f"{shard.crc64nvme}-{shard.size}.tar"
+        return self.folder / _name(shard)
+
+    def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
+        """Of a copy. Raises ``OSError`` where there is none."""
+        # Opened anew each time: an open file would hold its room on the disk after it was removed.
+        file = os.open(f"{self.folder}/{_name(shard)}", os.O_RDONLY)  # a path object takes as long as the opening
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
 
     def holds(self, shard: FileEntry) -> bool:
         """Is there a copy, and are its bytes those of the shard? Reads all of it."""
@@ -114,7 +123,7 @@ class CachedReader:
 
     def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
         with contextlib.suppress(OSError):
-            data = _read_file(self.cache.path(shard), offset, size)
+            data = self.cache.read(shard, offset, size)
             if len(data) == size:
                 return data
         return self.source.read(shard, offset, size)
@@ -124,10 +133,5 @@ class CachedReader:
         return self.source.read_again(shard, offset, size)
 
 
-def _read_file(path: Path, offset: int, size: int) -> bytes:
-    """Opened anew each time: an open file would hold its room on the disk after it was removed."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(file, size, offset)
-    finally:
-        os.close(file)
+def _name(shard: FileEntry) -> str:
+    return f"{shard.crc64nvme}-{shard.size}.tar"

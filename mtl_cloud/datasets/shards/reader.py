@@ -97,10 +97,10 @@ class ShardDataset:
         )
 
     def key(self, index: int) -> str:
-        return os.fsdecode(self.rows["key"][index])
+        return _key(self.rows[index])
 
     def labels(self, index: int) -> frozenset[Task]:
-        return tasks_of(int(self.rows["tasks"][index])) & self.wanted
+        return self._labels(self.rows[index])
 
     def narrowed(self, tasks: frozenset[Task]) -> ShardDataset:
         """The same samples, of whose labels only ``tasks`` are read and decoded."""
@@ -113,31 +113,33 @@ class ShardDataset:
     def extent(self, index: int) -> Extent:
         """The bytes that ``decode`` wants: the image, and the mask after it where that is wanted."""
         row = self.rows[index]
-        shard, offset, end = int(row["shard"]), int(row["offset"]), int(row["offset"]) + int(row["size"])
-        if "segmentation" in self.labels(index):
-            end = int(row["mask_offset"]) + int(row["mask_size"])
-        return Extent(shard, offset, end - offset)
+        offset = int(row["offset"])
+        if "segmentation" in self._labels(row):
+            return Extent(int(row["shard"]), offset, int(row["mask_offset"]) + int(row["mask_size"]) - offset)
+        return Extent(int(row["shard"]), offset, int(row["size"]))
 
     def read(self, index: int) -> bytes:
         """The encoded image, as it is stored. Raises ``DatasetError`` and ``StorageError``."""
-        return self._image_bytes(index, self.narrowed(frozenset())._fetch(index))  # noqa: SLF001  # a copy of itself
+        data = self.narrowed(frozenset())._fetch(index)  # noqa: SLF001  # a copy of itself
+        return self._image_bytes(self.rows[index], data)
 
     def decode(self, index: int, data: bytes | memoryview, shrink: Shrink = whole) -> Sample:
         """The sample that ``data``, the bytes of its extent, hold. Raises ``DatasetError``, also for damaged ones."""
-        labels = self.labels(index)
-        image, shape = decode_shrunk(self._image_bytes(index, data), self.where(index), shrink)
+        row = self.rows[index]  # once: each look at the table takes as long as a field of a row
+        labels = self._labels(row)
+        image, shape = decode_shrunk(self._image_bytes(row, data), self._where(row), shrink)
         return Sample(
-            key=self.key(index),
+            key=_key(row),
             image=image,
-            classification=self._classification(index) if "classification" in labels else None,
-            detection=self._boxes(index) if "detection" in labels else None,
-            segmentation=self._mask(index, data) if "segmentation" in labels else None,
+            classification=self._classification(row) if "classification" in labels else None,
+            detection=self._boxes(row) if "detection" in labels else None,
+            segmentation=self._mask(row, data) if "segmentation" in labels else None,
             shrunk_from=shape,
         )
 
     def where(self, index: int) -> str:
         """The shard and the sample in it, for people."""
-        return f"{self.url}/{self.shards[self.rows['shard'][index]].key}: {self.key(index)}"
+        return self._where(self.rows[index])
 
     def _fetch(self, index: int) -> bytes:
         shard, offset, size = self.extent(index)
@@ -147,29 +149,33 @@ class ShardDataset:
         shard, offset, size = self.extent(index)
         return self.reader.read_again(self.shards[shard], offset, size)
 
-    def _image_bytes(self, index: int, data: bytes | memoryview) -> bytes:
-        row = self.rows[index]
-        return self._checked(index, bytes(data[: int(row["size"])]), int(row["crc64nvme"]))
+    def _labels(self, row: np.void) -> frozenset[Task]:
+        return tasks_of(int(row["tasks"])) & self.wanted
 
-    def _mask(self, index: int, data: bytes | memoryview) -> npt.NDArray[np.uint8]:
-        row = self.rows[index]
+    def _where(self, row: np.void) -> str:
+        return f"{self.url}/{self.shards[row['shard']].key}: {_key(row)}"
+
+    def _image_bytes(self, row: np.void, data: bytes | memoryview) -> bytes:
+        return self._checked(row, bytes(data[: int(row["size"])]), int(row["crc64nvme"]))
+
+    def _mask(self, row: np.void, data: bytes | memoryview) -> npt.NDArray[np.uint8]:
         start = int(row["mask_offset"]) - int(row["offset"])
         encoded = bytes(data[start : start + int(row["mask_size"])])
-        return decode_mask(self._checked(index, encoded, int(row["mask_crc64nvme"])), self.where(index))
+        return decode_mask(self._checked(row, encoded, int(row["mask_crc64nvme"])), self._where(row))
 
-    def _checked(self, index: int, data: bytes, checksum: int) -> bytes:
+    def _checked(self, row: np.void, data: bytes, checksum: int) -> bytes:
         if crc64nvme(data) != checksum:
             raise _ChecksumError(
-                f"{self.where(index)}: damaged: its CRC64NVME is not {checksum:016x}", hint=_verify(self.url)
+                f"{self._where(row)}: damaged: its CRC64NVME is not {checksum:016x}", hint=_verify(self.url)
             )
         return data
 
-    def _classification(self, index: int) -> int | npt.NDArray[np.float32]:
-        label = self.rows["classification"][index]
+    def _classification(self, row: np.void) -> int | npt.NDArray[np.float32]:
+        label = row["classification"]
         return label.astype(np.float32) if self.info.multi_label else int(label)
 
-    def _boxes(self, index: int) -> Boxes:
-        first, count = (int(self.rows[name][index]) for name in ("first_box", "boxes"))
+    def _boxes(self, row: np.void) -> Boxes:
+        first, count = int(row["first_box"]), int(row["boxes"])
         rows = self.boxes[first : first + count]
         return Boxes(rows["xyxy"].copy(), rows["class"].astype(np.int64), rows["difficult"].astype(np.bool_))
 
@@ -182,6 +188,10 @@ class ShardDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "boxes"}
+
+
+def _key(row: np.void) -> str:
+    return os.fsdecode(row["key"])
 
 
 class _ChecksumError(DatasetError):
