@@ -19,22 +19,14 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from data_loading import _cpu_s
+from training import first_attempt
 
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import AttemptRecord
-from mtl_cloud.run_record import RunRecord
 from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
-from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.supervise.contract import Scratch
-from mtl_cloud.train.build import JobData, build_trainer, open_data
-from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.build import JobData, open_data
 
 BATCH, WARMUP_STEPS = 16, 10
 Row = dict[str, float]
@@ -91,7 +83,7 @@ def _job(options: argparse.Namespace, workers: int) -> JobSpec:
 def measure(job: JobSpec, data: JobData, steps: int) -> Row:
     """Of ``steps`` steps, after those in which workers start."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(job, data, Path(folder))
+        trainer = first_attempt(job, data, Path(folder))
         batches = trainer.training_batches(0)
         waits, totals, cpu = [], [], 0.0
         for number in range(WARMUP_STEPS + steps):
@@ -112,16 +104,6 @@ def measure(job: JobSpec, data: JobData, steps: int) -> Row:
         "data_wait": sum(waits) / sum(totals),
         "cpu_ms_per_image": 1000 * cpu / (BATCH * steps),
     }
-
-
-def _trainer(job: JobSpec, data: JobData, folder: Path) -> Trainer:
-    """As a run's first attempt has it."""
-    now = datetime.now(UTC)
-    run = RunRecord(MemoryStorage(), "benchmark")
-    run.create(plan_run(job, gather_facts(job), run_id="benchmark", now=now), spec_yaml=b"", spec_json=job_to_json(job))
-    run.claim(AttemptRecord(number=1, started_at=now.isoformat(), host="here", pid=1, backend="local"))
-    group = ProcessGroup(0, 1, torch.device("cpu"))
-    return build_trainer(job, data, run, attempt=1, group=group, scratch=Scratch(folder))
 
 
 def _print(rows: dict[int, Row]) -> None:
