@@ -7,8 +7,8 @@ not show are left out, and what is shrunk to half or less is shrunk while it is 
 decoded whole. Each network is then validated on both. Everything random is the same on both sides, and so is all that
 follows the decoder: what is left to differ is what the decoders give.
 
-The table has top-1 over the seeds, mean and standard deviation; below it stand the mean difference of pairs of the same
-seed with its standard error, and how often one network names the same class on both decoders' images. Before it, how
+The table has top-1 over the seeds, mean and standard deviation, and how often one network names the same class on both
+decoders' images. Below it stands the mean difference of pairs of the same seed with its standard error; above it, how
 many of the images were shrunk while they were decoded: of others every pixel is the same.
 """
 
