@@ -12,24 +12,20 @@ __all__ = ["lives", "spent_s", "spent_usd"]
 
 
 def lives(run: RunRecord) -> list[Life]:
-    """The attempts that said how they ended, oldest first."""
+    """The run's attempts, oldest first."""
     committed: dict[int, int] = {}
     for checkpoint in run.checkpoints():
         committed[checkpoint.attempt] = max(checkpoint.step, committed.get(checkpoint.attempt, 0))
-    found = (_life(run, attempt.number, committed.get(attempt.number, 0)) for attempt in run.attempts())
-    return [life for life in found if life is not None]
+    return [_life(run, attempt.number, committed.get(attempt.number, 0)) for attempt in run.attempts()]
 
 
-def _life(run: RunRecord, attempt: int, committed_step: int) -> Life | None:
-    end = run.exit(attempt)
-    if end is None:
-        return None
-    beat = run.heartbeat(attempt)
+def _life(run: RunRecord, attempt: int, committed_step: int) -> Life:
+    end, beat = run.exit(attempt), run.heartbeat(attempt)
     step = beat.progress.get("step") if beat else None
     return Life(
         attempt=attempt,
-        outcome=Outcome(end.outcome),
-        message=end.message,
+        outcome=Outcome(end.outcome) if end else Outcome.INTERRUPTED,
+        message=end.message if end else "it vanished",
         reached_step=step if isinstance(step, int) else 0,
         committed_step=committed_step,
     )

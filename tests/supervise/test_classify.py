@@ -206,6 +206,10 @@ def test_an_interruption_leaves_the_run_to_the_next_machine() -> None:
         ([_fault(1, 5), Life(2, Outcome.INTERRUPTED, "spot", 8), _fault(3, 7)], 3, "restart"),
         ([_fault(1, 5), Life(2, Outcome.INTERRUPTED, "spot", 8), _fault(3, 7)], 1, "finish"),
         ([_fault(1, 5), _fault(2, 8), _fault(3, 6)], 9, "finish"),
+        ([_fault(1, 5), Life(2, Outcome.INTERRUPTED, "spot", 8), _fault(3)], 3, "restart"),
+        ([_fault(1, 5), Life(2, Outcome.INTERRUPTED, "it vanished", committed_step=4), _fault(3)], 3, "restart"),
+        ([_fault(1, 5), Life(2, Outcome.INTERRUPTED, "spot", 8), _fault(3), _fault(4)], 9, "finish"),
+        ([_fault(1, 5, 4), Life(2, Outcome.INTERRUPTED, "spot", 5, 4), _fault(3, 5, 4)], 3, "finish"),
     ],
 )
 def test_a_machines_fault_restarts_while_the_run_comes_further(

@@ -48,17 +48,19 @@ class Killer:
 
     def strike(self, supervisor: int) -> None:
         whom = self._chance.choice(["trainer", "supervisor", "both"])
-        step = max((found.step for found in self._run.checkpoints()), default=0)
         trainers = [pid for below in guard._descendants(supervisor) for pid in guard._descendants(below)]
-        if not trainers or (whom != "supervisor" and step <= self._reached):
+        if not trainers or self._newest_step() <= self._reached:
             whom = "supervisor"
-        if whom != "supervisor":
-            self._reached = step
         phase = self._phase()
         for pid in (trainers if whom != "supervisor" else []) + ([supervisor] if whom != "trainer" else []):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if whom != "supervisor":
+            self._reached = self._newest_step()  # which it may have committed as it was struck
         self.kills[whom, phase] += 1
+
+    def _newest_step(self) -> int:
+        return max((found.step for found in self._run.checkpoints()), default=0)
 
     def _phase(self) -> str:
         """What the trainer said last, and whether an upload without its commit lies there."""
