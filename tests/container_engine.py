@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import make_run
+from run_harness import is_running, make_run, wait_for
 
 from mtl_cloud.engine import ENGINE_VARIABLE, Engine
 from mtl_cloud.errors import EngineError
@@ -83,7 +84,8 @@ def _started_engine() -> Engine:
     process.returncode = 0  # not ours alone: the last user of all test processes stops it
     end = time.monotonic() + _START_S
     while time.monotonic() < end:
-        if (engine := _answering_engine()) is not None:
+        # Asked again, from the first on: some clients had asked just before it was up.
+        if _answering_engine() and (engine := _answering_engine()):
             return engine
         time.sleep(0.5)
     tail = (_STATE / "dockerd.log").read_text(errors="replace")[-500:]
@@ -103,8 +105,15 @@ def _tidy_if_unused(engine: Engine, users: int) -> None:
                 engine.ask("rmi", reference)
         made.unlink(missing_ok=True)
         if pid.exists():
-            subprocess.run(["kill", pid.read_text()], check=False)
+            _stop(int(pid.read_text()))
             pid.unlink()
+
+
+def _stop(daemon: int) -> None:
+    """Until it has ended: it answers for some seconds more, and who starts next would take it for one that stays."""
+    with suppress(ProcessLookupError):
+        os.kill(daemon, signal.SIGTERM)
+    wait_for(lambda: not is_running(daemon), 60, every_s=0.1)
 
 
 def base_image(engine: Engine) -> str:
