@@ -36,16 +36,18 @@ class _Memory(Protocol):
 
 
 class _Own:
-    """This process's. It is free again when nothing is left of the tensor that was made of it, nor of its views."""
+    """This process's. It is free again when nothing is left of the tensors that were made of it, nor of their views."""
 
     def __init__(self, size: int) -> None:
         self.bytes = np.empty(size, dtype=np.uint8)
         self._given: Callable[[], Any] = lambda: None
 
     def tensor(self, size: int) -> Tensor:
-        part = self.bytes[:size]
-        self._given = weakref.ref(part)
-        return torch.from_numpy(part)  # its storage, which all views of it share, keeps `part` alive
+        given = self._given()
+        if given is None:
+            given = self.bytes.view()
+            self._given = weakref.ref(given)
+        return torch.from_numpy(given)[:size]  # its storage, which all views of it share, keeps `given` alive
 
     @property
     def is_free(self) -> bool:

@@ -56,13 +56,14 @@ def test_a_room_grows_and_keeps_what_is_in_it(batches: list[list[tuple[int, int]
 def test_a_process_takes_a_room_again_when_nothing_is_left_of_its_batch_and_never_before(
     steps: list[tuple[bool, int]],
 ) -> None:
-    """Of batches a few pixels are held, which are a view of a view, or the mask, or nothing."""
+    """Of batches a few pixels are held, which are a view of a view, or the mask, or nothing; and one may ask twice."""
     rooms = Rooms(3)
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, (hold_mask, drop) in enumerate(steps):
         room = rooms.take()
         room.add(np.full((4, 5, 3), number, dtype=np.uint8))
         pixels, mask = room.pixels(), room.masks((2, 3)).fill_(number)
+        assert room.pixels().data_ptr() == pixels.data_ptr()
         part = mask if hold_mask else pixels.view(-1)[7:19].view(4, 3)
         held.append((part, part.clone()))
         del room, pixels, mask, part
