@@ -19,9 +19,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["start_forked"]
+__all__ = ["PRELOAD", "start_forked"]
 
 PRELOAD = ["fork_harness", "mtl_cloud.supervise.__main__", "mtl_cloud.train.__main__", "torch.utils.tensorboard"]
+PRELOAD += ["sklearn.datasets"]  # a trainer's of the embedded dataset
 
 
 def start_forked(argv: list[str], environ: Mapping[str, str], errors: Path) -> ForkServerProcess:

@@ -125,7 +125,8 @@ class EmbeddedDataset:
         return Digits(images[mine], classes[mine])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "digits"}
+        """With the digits: else every loader worker would import scikit-learn for them, and do little else at first."""
+        return {**vars(self), "digits": self.digits}
 
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < len(self):

@@ -95,11 +95,16 @@ def test_every_class_occurs_often_enough_to_be_learned() -> None:
     assert counts.min() >= 20
 
 
-def test_a_loader_worker_is_sent_no_digits() -> None:
-    assert TRAIN[3].key == "embedded/train/00003"
-    sent = pickle.dumps(TRAIN)
-    assert len(sent) < 500
-    assert np.array_equal(pickle.loads(sent)[3].image, TRAIN[3].image)
+def test_a_loader_worker_that_is_sent_the_dataset_needs_no_scikit_learn() -> None:
+    code = (
+        "import pickle, sys\n"
+        "sys.modules['sklearn'] = None\n"
+        "sys.stdout.buffer.write(pickle.load(sys.stdin.buffer)[3].image.tobytes())\n"
+    )
+    sent = pickle.dumps(EmbeddedDataset("train"))
+    assert len(sent) < 200_000
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
+    assert done.stdout == TRAIN[3].image.tobytes()
 
 
 def test_samples_end_where_the_split_ends() -> None:
