@@ -15,21 +15,31 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PRELOAD", "start_forked"]
+__all__ = ["fork_server", "start_forked"]
 
-PRELOAD = ["fork_harness", "mtl_cloud.supervise.__main__", "mtl_cloud.train.__main__", "torch.utils.tensorboard"]
-PRELOAD += ["sklearn.datasets"]  # a trainer's of the embedded dataset
+PRELOAD = [
+    "fork_harness",
+    "mtl_cloud.supervise.__main__",
+    "mtl_cloud.train.__main__",
+    "sklearn.datasets",  # of the embedded dataset
+    "torch.utils.tensorboard",
+]
+
+
+def fork_server() -> ForkServerContext:
+    """A process's own, which imports when it starts: with the first process that is forked from it."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 def start_forked(argv: list[str], environ: Mapping[str, str], errors: Path) -> ForkServerProcess:
     """A supervisor with the arguments of ``python -m mtl_cloud.supervise``; its messages go to the file ``errors``."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=_supervise, args=(argv, dict(environ), str(errors)))
+    process = fork_server().Process(target=_supervise, args=(argv, dict(environ), str(errors)))
     process.start()
     return process
 

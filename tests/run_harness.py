@@ -22,7 +22,7 @@ from mtl_cloud.supervise.settings import Settings
 
 T = TypeVar("T")
 
-FAST = Settings(grace_s=60, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=5)
+FAST = Settings(grace_s=5, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=5)
 
 PLAN = PlanRecord(
     run_id="digits-1",

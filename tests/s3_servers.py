@@ -38,6 +38,7 @@ def moto() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
+        # Its first answer imports all services, for which a busy machine takes many seconds.
         urllib.request.urlopen(f"{url}/moto-api/reset", data=b"", timeout=_READY_TIMEOUT_S).close()
         client(url).create_bucket(Bucket=BUCKET)
         yield url
@@ -83,7 +84,7 @@ def client(url: str) -> Any:
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=60),
+        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=10),
     )
 
 

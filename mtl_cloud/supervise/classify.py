@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Literal
 
 from mtl_cloud.records import Outcome
@@ -144,20 +143,19 @@ def judge(lives: Sequence[Life], max_restarts: int) -> Verdict:
         return Verdict("leave", last.outcome, last.message)
     if last.outcome != Outcome.MACHINE_ERROR:
         return Verdict("finish", last.outcome, last.message)
-    faults = [number for number, life in enumerate(lives) if life.outcome == Outcome.MACHINE_ERROR]
+    faults = [life for life in lives if life.outcome == Outcome.MACHINE_ERROR]
     if len(faults) > max_restarts:
         return Verdict("finish", last.outcome, f"{last.message}; ended after {max_restarts} restarts")
     if len(faults) > 1 and not _came_further(lives, faults[-2]):
-        both = f"attempts {lives[faults[-2]].attempt} and {last.attempt}"
-        loop = f"{both} failed, and between them the run came no further"
+        loop = f"attempts {faults[-2].attempt} and {last.attempt} failed, and between them the run came no further"
         return Verdict("finish", last.outcome, f"{last.message}; crash loop: {loop}")
     return Verdict("restart", last.outcome, last.message)
 
 
-def _came_further(lives: Sequence[Life], fault: int) -> bool:
-    """After that life, whoever took the run there: attempts between may have been interrupted, or have vanished."""
-    before, since = lives[: fault + 1], lives[fault + 1 :]
-    return any(
-        max(step_of(life) for life in since) > max(step_of(life) for life in before)
-        for step_of in (attrgetter("reached_step"), attrgetter("committed_step"))
-    )
+def _came_further(lives: Sequence[Life], fault: Life) -> bool:
+    """After that one, whoever took the run there: attempts since may have been interrupted, or have vanished."""
+    before = [life for life in lives if life.attempt <= fault.attempt]
+    since = [life for life in lives if life.attempt > fault.attempt]
+    return max(life.reached_step for life in since) > max(life.reached_step for life in before) or max(
+        life.committed_step for life in since
+    ) > max(life.committed_step for life in before)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ, wait_for
@@ -23,6 +23,7 @@ from mtl_cloud.storage import FolderStorage
 from mtl_cloud.supervise.contract import ENV_INPUTS
 from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
+from mtl_cloud.supervise.settings import Settings
 
 Start = Callable[..., subprocess.Popen[bytes]]
 SUM_RANKS = """
@@ -41,10 +42,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A function that starts a container's process 1; none outlives the test."""
     with ExitStack() as stack:
 
-        def start(run: RunRecord, root: Path, output: IO[bytes] | int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+        def start(run: RunRecord, root: Path, settings: Settings = FAST) -> subprocess.Popen[bytes]:
             argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
-            argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *FAST.to_flags()]
-            process = subprocess.Popen(argv, stdout=output, stderr=subprocess.DEVNULL, env=no_cloud_environ())
+            argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *settings.to_flags()]
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=no_cloud_environ())
             stack.enter_context(process)
             stack.callback(process.kill)
             return process
@@ -110,7 +111,8 @@ def test_sigterm_is_obeyed_with_a_save_and_the_next_container_goes_on(tmp_path: 
 
 def _two_hosts(run: RunRecord, folder: Path, start: Start) -> list[subprocess.Popen[bytes]]:
     hosts = ("127.0.0.1", "127.0.0.2")  # all of 127.0.0.0/8 is this machine
-    return [start(run, write_opt_ml(folder / host, host=host, hosts=hosts, interface="lo")) for host in hosts]
+    patient = replace(FAST, grace_s=60)  # on a busy machine torchrun takes seconds to leave after its trainers
+    return [start(run, write_opt_ml(folder / host, host=host, hosts=hosts, interface="lo"), patient) for host in hosts]
 
 
 def _run_of_two(folder: Path, code: str) -> RunRecord:
