@@ -48,15 +48,14 @@ __all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_bat
 
 _AHEAD = 4
 """Batches that a loader worker has been asked for, beyond the one that the trainer took last."""
-Item: TypeAlias = tuple[Canvas, Color | None]
+_Item: TypeAlias = tuple[Canvas, Color | None]
 """A sample on its canvas, and its colour factors. Of the decoded image only the part in its room is kept: the next one
 takes its memory, which is still in the processor's cache."""
-
-
 _Drawn: TypeAlias = tuple[Placement, np.random.Generator]
+"""Where a sample goes, and the generator that drew it."""
 
 
-class View(Protocol):
+class _View(Protocol):
     """A dataset as the network sees it."""
 
     @property
@@ -64,7 +63,7 @@ class View(Protocol):
         """Side of the canvas."""
         ...
 
-    def load(self, index: Any, room: Room) -> Item:
+    def load(self, index: Any, room: Room) -> _Item:
         """One sample, the part of its image that is seen added to ``room``."""
         ...
 
@@ -79,7 +78,7 @@ class TrainingView:
     seed: int
     fit: Fit = "letterbox"
 
-    def load(self, draw: Draw, room: Room) -> Item:
+    def load(self, draw: Draw, room: Room) -> _Item:
         drawn: dict[tuple[int, int], _Drawn] = {}  # asked for by who decodes, and again here
 
         def draw_once(shape: tuple[int, int]) -> _Drawn:
@@ -98,7 +97,7 @@ class TrainingView:
         return SampleRng(self.seed)
 
     def _draw(self, draw: Draw, shape: tuple[int, int]) -> _Drawn:
-        """Where an image of ``shape`` goes in this draw, and the generator that drew it."""
+        """For an image of ``shape``."""
         rng = self._rng.at(draw.epoch, draw.sample)
         draw_place = draw_crop if self.fit == "crop" else draw_placement
         return draw_place(shape, self.size, self.augment, rng), rng
@@ -112,7 +111,7 @@ class ValidationView:
     size: int
     fit: Fit = "letterbox"
 
-    def load(self, index: int, room: Room) -> Item:
+    def load(self, index: int, room: Room) -> _Item:
         fit = center_crop if self.fit == "crop" else letterbox
         sample = self.dataset.load(index, lambda *shape: least(shape, fit(shape, self.size), self.size))
         return place(sample, fit(sample.shape, self.size), self.size, room.add), None
@@ -130,7 +129,7 @@ class Collate:
     """Of the job's tasks."""
     multi_label: bool
 
-    def __call__(self, items: Sequence[Item], room: Room, size: int) -> Batch:
+    def __call__(self, items: Sequence[_Item], room: Room, size: int) -> Batch:
         """For squares of ``size`` pixels a side; the images' pixels are in ``room``, and the masks go there."""
         canvases, colors = zip(*items, strict=True)
         side = size if "segmentation" in self.classes else 0
@@ -232,7 +231,7 @@ def _cut(
 
 
 def _load(
-    view: View, indices: Iterable[Sequence[Any]], collate: Collate, *, workers: int, pin: bool
+    view: _View, indices: Iterable[Sequence[Any]], collate: Collate, *, workers: int, pin: bool
 ) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         Batches(view, collate),
@@ -260,7 +259,7 @@ def _load(
 class Batches(TorchDataset[Batch | MtlCloudError]):
     """Batches by their samples. Images are decoded one at a time."""
 
-    view: View
+    view: _View
     collate: Collate
     rooms: Rooms = field(default_factory=lambda: Rooms(_AHEAD + 1))
 
