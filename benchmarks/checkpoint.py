@@ -42,18 +42,18 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from s3_servers import BUCKET, CREDENTIALS, seaweedfs  # noqa: E402  # lies beside this folder
 
-from mtl_cloud.records import AttemptRecord  # noqa: E402
-from mtl_cloud.run_record import RunRecord  # noqa: E402
-from mtl_cloud.spec.job import ModelSpec  # noqa: E402
+from mtl_cloud.jobspec.job import ModelSpec  # noqa: E402
+from mtl_cloud.runs.record import RunRecord  # noqa: E402
+from mtl_cloud.runs.schema import AttemptRecord  # noqa: E402
 from mtl_cloud.storage import open_storage  # noqa: E402
-from mtl_cloud.train.checkpoint import Checkpointer  # noqa: E402
+from mtl_cloud.train.checkpoint.async_saver import Saver  # noqa: E402
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer  # noqa: E402
+from mtl_cloud.train.checkpoint.snapshot import PART_BYTES  # noqa: E402
 from mtl_cloud.train.nets import build_network  # noqa: E402
-from mtl_cloud.train.saver import Saver  # noqa: E402
-from mtl_cloud.train.snapshot import PART_BYTES  # noqa: E402
 
 State = dict[str, Any]
 Wait = Callable[[], bool]

@@ -126,7 +126,7 @@ def _leave(row: Row) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from s3_servers import BUCKET, CREDENTIALS, seaweedfs
 
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -32,14 +32,14 @@ from PIL import Image
 from training import first_attempt
 
 from mtl_cloud.datasets.base import Sample, Shrink
-from mtl_cloud.datasets.imagenet import ImageNetDataset
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.datasets.formats.imagenet import ImageNetDataset
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.data import Collate, TrainingView, validation_batches
-from mtl_cloud.train.evaluate import forward
-from mtl_cloud.train.loop import Trainer
-from mtl_cloud.train.order import Draw
-from mtl_cloud.train.rooms import Rooms
+from mtl_cloud.train.data.buffers import Rooms
+from mtl_cloud.train.data.loader import Collate, TrainingView, validation_batches
+from mtl_cloud.train.data.sampler import Draw
+from mtl_cloud.train.tasks.losses import forward
+from mtl_cloud.train.trainer import Trainer
 
 OURS, PILLOW = "ours", "Pillow"
 Labels = npt.NDArray[np.int64]

@@ -33,18 +33,18 @@ from typing import Any
 import plain
 import torch
 
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import AttemptRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord
+from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.supervise.contract import Scratch
-from mtl_cloud.train.batch import Batch
 from mtl_cloud.train.build import JobData, build_trainer, open_data
-from mtl_cloud.train.data import Batches, Collate, ValidationView
+from mtl_cloud.train.data.batch import Batch
+from mtl_cloud.train.data.loader import Batches, Collate, ValidationView
 from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.trainer import Trainer
 
 RECIPE = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4}
 """So slow that nothing diverges: only time and memory are looked at."""

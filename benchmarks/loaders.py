@@ -49,8 +49,8 @@ def decode_exact(folder: Path, workers: int) -> Images:  # noqa: ARG001
 def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
     """No more of each image than our crops show of it."""
     from mtl_cloud.datasets.files import decode_shrunk
-    from mtl_cloud.spec.job import AugmentSpec
-    from mtl_cloud.train.transforms import SampleRng, draw_crop, least
+    from mtl_cloud.jobspec.job import AugmentSpec
+    from mtl_cloud.train.data.transforms import SampleRng, draw_crop, least
 
     files, rngs, augment = _files(folder), SampleRng(0), AugmentSpec()
     for epoch in itertools.count():
@@ -78,10 +78,10 @@ def _ours(name: str, uri: str, workers: int, *, whole: bool = False, **training:
     import torch
 
     from mtl_cloud.datasets import open_dataset
-    from mtl_cloud.datasets.locality import shards_of
-    from mtl_cloud.spec.job import DatasetSpec, TrainingSpec
-    from mtl_cloud.train.data import Collate, training_batches
-    from mtl_cloud.train.order import BatchOrder
+    from mtl_cloud.datasets.shards.locality import shards_of
+    from mtl_cloud.jobspec.job import DatasetSpec, TrainingSpec
+    from mtl_cloud.train.data.loader import Collate, training_batches
+    from mtl_cloud.train.data.sampler import BatchOrder
 
     tasks = ("detection",) if name == "voc" else None
     dataset = open_dataset(DatasetSpec(name=name, uri=uri, tasks=tasks), "train")

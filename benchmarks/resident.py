@@ -23,12 +23,12 @@ import numpy.typing as npt
 import torch
 
 from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink
-from mtl_cloud.spec.job import TrainingSpec
+from mtl_cloud.jobspec.job import TrainingSpec
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
-from mtl_cloud.train.data import Collate, training_batches
-from mtl_cloud.train.order import BatchOrder
-from mtl_cloud.train.resident import Resident
+from mtl_cloud.train.data.batch import Batch
+from mtl_cloud.train.data.device_cache import Resident
+from mtl_cloud.train.data.loader import Collate, training_batches
+from mtl_cloud.train.data.sampler import BatchOrder
 
 _CLASSES = tuple("0123456789")
 _WARM_UP = 10

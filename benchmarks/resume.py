@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 URL = "s3://mtl-cloud-tests/resume"
 STAGES = ("interpreter and imports", "data, network, plan", "checkpoint read and checked", "first step")
@@ -68,7 +68,7 @@ def _trainer(width: float, folder: Path, attempt: int):  # noqa: ANN202  # torch
 
 def _begin(width: float, folder: Path) -> int:
     """Train one step and stop; bytes of the checkpoint."""
-    from mtl_cloud.supervise.contract import Scratch, StopReason
+    from mtl_cloud.runs.scratch import Scratch, StopReason
 
     trainer = _trainer(width, folder, 1)
     Scratch(folder / "scratch-1").request_stop(StopReason.CANCEL)

@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _row(name: str, orders: Orders) -> dict[str, Any]:
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from shuffle_quality import shuffle_quality
 
     moved, together = shuffle_quality(list(orders))
@@ -83,7 +83,7 @@ def _perfect(shape: Shape) -> Orders:
 
 
 def _ours(shape: Shape) -> Orders:
-    from mtl_cloud.train.order import shard_order
+    from mtl_cloud.train.data.sampler import shard_order
 
     # Ours are written in random order.
     shards = np.random.default_rng(0).permutation(np.arange(shape.samples) * shape.shards // shape.samples)

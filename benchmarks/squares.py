@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl_cloud.spec.job import AugmentSpec
-from mtl_cloud.train.cuts import GREY, Cuts, Span
-from mtl_cloud.train.transforms import SampleRng, draw_crop, draw_placement, seen
+from mtl_cloud.jobspec.job import AugmentSpec
+from mtl_cloud.train.data.crops import GREY, Cuts, Span
+from mtl_cloud.train.data.transforms import SampleRng, draw_crop, draw_placement, seen
 
 _HEIGHT, _WIDTH = 375, 500
 _DRAWS = {"crop": draw_crop, "letterbox": draw_placement}

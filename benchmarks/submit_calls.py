@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mtl_cloud.aws import AwsClients
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, requests
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import MemoryStorage
 
 MOST_REQUESTS = 12

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import AttemptRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord
+from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.train.build import JobData, build_trainer
 from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.trainer import Trainer
 
 __all__ = ["first_attempt"]
 

@@ -25,7 +25,7 @@ import torch
 from data_loading import _cpu_s
 from training import first_attempt
 
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.train.build import JobData, open_data
 
 BATCH, WARMUP_STEPS = 16, 10

@@ -15,7 +15,7 @@ from sagemaker_harness import sagemaker_double
 
 __all__ = ["sagemaker_double"]
 
-from mtl_cloud.engine import Engine
+from mtl_cloud.container.engine import Engine
 
 # A submission is judged by the same examples every time; everyone else looks for new ones.
 settings.register_profile("ci", derandomize=True)

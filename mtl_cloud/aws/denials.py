@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mtl_cloud.records import Json
+from mtl_cloud.json_types import Json
 
 __all__ = ["Denial", "decode_denial", "encoded_denial", "read_denial"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_cloud.aws import ClientMaker, translated
-from mtl_cloud.bootstrap import STACK, Bootstrap, find_stack, stack_outputs
+from mtl_cloud.aws.stack import STACK, Bootstrap, find_stack, stack_outputs
 from mtl_cloud.bootstrap.network import network_parameters
 from mtl_cloud.bootstrap.template import template_text
 from mtl_cloud.clock import Clock

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mtl_cloud.aws import ClientMaker, translated
-from mtl_cloud.bootstrap import find_stack
+from mtl_cloud.aws.stack import find_stack
 from mtl_cloud.launch.tags import RUN_TAG
 
 __all__ = ["what_is_left"]

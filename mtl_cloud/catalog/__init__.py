@@ -15,7 +15,7 @@ from typing import Any
 
 from mtl_cloud.catalog.prices import Price, shipped_prices
 from mtl_cloud.errors import PlanError
-from mtl_cloud.nearest import did_you_mean
+from mtl_cloud.suggest import did_you_mean
 
 __all__ = [
     "QUOTA_NAMES",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from mtl_cloud.errors import PlanError
-from mtl_cloud.user_folders import cache_folder, whole_file
+from mtl_cloud.user_dirs import cache_folder, whole_file
 
 __all__ = ["Price", "PriceBook", "SpotPrice", "known_prices", "price_cache", "save_prices", "shipped_prices"]
 

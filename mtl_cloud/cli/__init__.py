@@ -60,7 +60,7 @@ COMMANDS = {
         "export": "Write a run's weights for other programs.",
     },
 }
-"""Section -> command -> its line of help. The module of a command is ``mtl_cloud.cli.<command>``."""
+"""Section -> command -> its line of help. The module of a command is ``mtl_cloud.cli.commands.<command>``."""
 
 
 class LazyGroup(click.Group):
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = import_module(f"mtl_cloud.cli.{cmd_name.replace('-', '_')}").command
+        command: click.Command = import_module(f"mtl_cloud.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

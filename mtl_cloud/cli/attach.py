@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl_cloud.cli.views import View
-from mtl_cloud.cli.words import state_words
+from mtl_cloud.cli.live_view import View
+from mtl_cloud.cli.status_lines import state_words
 from mtl_cloud.errors import RunFailedError
-from mtl_cloud.records import Outcome
+from mtl_cloud.runs.schema import Outcome
 
 if TYPE_CHECKING:
     from mtl_cloud.clock import Clock
     from mtl_cloud.launch import Launcher, Watchable
-    from mtl_cloud.records import ResultRecord
-    from mtl_cloud.run_record import RunRecord
+    from mtl_cloud.runs.record import RunRecord
+    from mtl_cloud.runs.schema import ResultRecord
 
 __all__ = ["attach", "renting_launcher", "require_done", "watch"]
 
@@ -41,8 +41,9 @@ def watch(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = 
     LaunchError
         No machine will come any more.
     """
-    from mtl_cloud.follow import Finished, Lost, follow
     from mtl_cloud.launch import RunHandle, Watchable
+    from mtl_cloud.runs.events import Finished, Lost
+    from mtl_cloud.runs.follow import follow
 
     renting = launcher if isinstance(launcher, Watchable) else renting_launcher(run)
     handle = RunHandle.of(run.plan())

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtl_cloud.cli.common import print_pairs, print_table, print_warnings
-from mtl_cloud.plan import worst_case_usd
+from mtl_cloud.cli.output import print_pairs, print_table, print_warnings
+from mtl_cloud.planning.plan import worst_case_usd
 from mtl_cloud.report.formatting import dollars, duration, instant
 
 if TYPE_CHECKING:
     from mtl_cloud.catalog import InstanceType
-    from mtl_cloud.facts import Facts
-    from mtl_cloud.records import Json, PlanRecord
+    from mtl_cloud.json_types import Json
+    from mtl_cloud.planning.facts import Facts
+    from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["print_estimates", "print_plan"]
 

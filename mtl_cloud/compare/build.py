@@ -11,7 +11,7 @@ from typing import Any
 from mtl_cloud.compare.entry import At, Entry, differences, unlike_budget
 from mtl_cloud.compare.table import RECALL, Comparison, Delta, Measure, Row, WorkerEffect, delta_m
 from mtl_cloud.errors import UsageError
-from mtl_cloud.records import Outcome
+from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.tasks import HEADLINE, TASKS, Task
 
 __all__ = ["compare"]

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mtl_cloud.records import RoundRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.facts import trained_tasks
-from mtl_cloud.spec.job import DatasetSpec, JobSpec
-from mtl_cloud.spec.load import job_from_json
+from mtl_cloud.jobspec.constraints import trained_tasks
+from mtl_cloud.jobspec.job import DatasetSpec, JobSpec
+from mtl_cloud.jobspec.load import job_from_json
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import RoundRecord
 from mtl_cloud.tasks import NETWORK_TASKS, Task, mean_headline
 
 __all__ = ["At", "Entry", "differences", "read_entry", "unlike_budget"]

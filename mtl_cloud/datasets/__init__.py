@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Dataset, DatasetInfo, Sample
 from mtl_cloud.datasets.shards import is_prepared, open_shards
-from mtl_cloud.datasets.views import JointDataset, Selection, SkippingDataset, restrict
+from mtl_cloud.datasets.wrappers import JointDataset, Selection, SkippingDataset, restrict
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import Task
 
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 DATASETS = {
-    "cifar10": "mtl_cloud.datasets.cifar10:open_cifar10",
-    "embedded": "mtl_cloud.datasets.embedded:open_embedded",
-    "imagenet": "mtl_cloud.datasets.imagenet:open_imagenet",
-    "voc": "mtl_cloud.datasets.voc:open_voc",
+    "cifar10": "mtl_cloud.datasets.formats.cifar10:open_cifar10",
+    "embedded": "mtl_cloud.datasets.formats.embedded:open_embedded",
+    "imagenet": "mtl_cloud.datasets.formats.imagenet:open_imagenet",
+    "voc": "mtl_cloud.datasets.formats.voc:open_voc",
 }
 """Dataset name -> ``module:function``, a function of (uri, split)."""
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from mtl_cloud.datasets.stored_file import StoredFile
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.user_folders import cache_folder, whole_file
+from mtl_cloud.user_dirs import cache_folder, whole_file
 
 __all__ = ["TarIndex", "default_cache", "index_tar", "inner_tars"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtl_cloud.plan import Facts
-from mtl_cloud.records import Json
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
+from mtl_cloud.planning.plan import Facts
 
 __all__ = ["MemoryNeed", "memory_need"]
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mtl_cloud.clock import Clock
+from mtl_cloud.container.engine import Engine
 from mtl_cloud.dry_run.imds import SpotNotice
 from mtl_cloud.dry_run.request import RequestCheck, check_request
-from mtl_cloud.engine import Engine
 from mtl_cloud.errors import DatasetError, EngineError, LaunchError, StorageError
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.base import BackendState, RunHandle
 from mtl_cloud.launch.docker import DockerLauncher, container_name
-from mtl_cloud.records import Json, PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import open_storage
-from mtl_cloud.submit import submit_run
 
 __all__ = ["Evidence", "Rehearsal"]
 

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, Final, cast
 
 from mtl_cloud.errors import LaunchError, MissingExtraError, PlanError
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch import get_launcher
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import Json
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.planning.plan import gather_facts, plan_run
 
 __all__ = ["RequestCheck", "check_request"]
 

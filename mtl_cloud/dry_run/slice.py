@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtl_cloud.spec.job import DatasetSpec, DockerCompute, JobSpec, TrainingSpec
+from mtl_cloud.jobspec.job import DatasetSpec, DockerCompute, JobSpec, TrainingSpec
 
 __all__ = ["slice_job"]
 

@@ -9,9 +9,9 @@ from typing import Final, Literal, TypeAlias
 from mtl_cloud.dry_run.memory import MemoryNeed
 from mtl_cloud.dry_run.rehearsal import Evidence
 from mtl_cloud.errors import DatasetError, StorageError
-from mtl_cloud.records import Outcome
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome
 
 __all__ = ["Row", "State", "judge"]
 

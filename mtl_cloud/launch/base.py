@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
-from mtl_cloud.cost import Charge
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.follow import LOST_AFTER_S, MachineNews, MachineWatch
-from mtl_cloud.records import AttemptRecord, Json, PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.json_types import Json
+from mtl_cloud.runs.charges import Charge
+from mtl_cloud.runs.events import MachineNews, MachineWatch
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import Storage, open_storage
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "RunHandle",
     "Submission",
     "Watchable",
-    "is_heard_of",
     "record_of",
 ]
 
@@ -65,15 +64,6 @@ def record_of(handle: RunHandle, storages: Callable[[str], Storage] = open_stora
     if not run.exists():
         raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
     return run
-
-
-def is_heard_of(run: RunRecord, attempt: AttemptRecord, now: datetime) -> bool:
-    """Has an attempt, on a machine that cannot be looked into, given a sign of life of late, and not ended?"""
-    if run.exit(attempt.number) is not None:
-        return False
-    beat = run.heartbeat(attempt.number)
-    last_sign = datetime.fromisoformat(beat.at if beat else attempt.started_at)
-    return (now - last_sign).total_seconds() < LOST_AFTER_S
 
 
 class Launcher(Protocol):

@@ -17,13 +17,15 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.engine import Engine
+from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
-from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
+from mtl_cloud.json_types import Json
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.leftover import Leftover
-from mtl_cloud.records import Json, PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.supervise.settings import Settings
+from mtl_cloud.runs.attempts import read_attempt
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 
 __all__ = ["DockerLauncher", "container_name", "find_leftovers", "remove_leftovers"]
 
@@ -55,7 +57,7 @@ class DockerLauncher:
         memory: str | None = None,
         options: Sequence[str] = (),
         flags: Sequence[str] = (),
-        settings: Settings | None = None,
+        settings: SupervisorOptions | None = None,
         clock: Clock | None = None,
     ) -> None:
         """``memory`` limits the container, as ``8g``; ``user`` is ``uid:gid``, by default this process's.
@@ -69,7 +71,7 @@ class DockerLauncher:
         self._memory = memory
         self._options = tuple(options)
         self._flags = tuple(flags)
-        self._settings = settings or Settings()
+        self._settings = settings or SupervisorOptions()
         self._clock = clock or Clock()
 
     # --- the request ---
@@ -152,7 +154,7 @@ class DockerLauncher:
             return True
         attempts = run.attempts()
         elsewhere = bool(attempts) and attempts[-1].host != self._hostname
-        return elsewhere and is_heard_of(run, attempts[-1], self._clock.now())
+        return elsewhere and read_attempt(run, attempts[-1]).is_alive(self._clock.now())
 
     def _status(self, run_id: str) -> str | None:
         """The engine's word for the state of the run's container; None without one."""

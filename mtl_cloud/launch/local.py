@@ -14,12 +14,12 @@ from typing import cast
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.base import BackendState, RunHandle, Submission, is_heard_of, record_of
-from mtl_cloud.records import AttemptRecord, PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.supervise.log import tail
-from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.surroundings import default_scratch
+from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
+from mtl_cloud.runs.attempts import read_attempt
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, PlanRecord
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
+from mtl_cloud.user_dirs import default_scratch, tail
 
 __all__ = ["LocalLauncher"]
 
@@ -37,12 +37,12 @@ class LocalLauncher:
         *,
         environ: Mapping[str, str] = os.environ,
         python: str = sys.executable,
-        settings: Settings | None = None,
+        settings: SupervisorOptions | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._environ = environ
         self._python = python
-        self._settings = settings or Settings(last_s=2.0)  # a folder takes a heartbeat for nothing
+        self._settings = settings or SupervisorOptions(last_s=2.0)  # a folder takes a heartbeat for nothing
         self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
@@ -85,7 +85,7 @@ class LocalLauncher:
         """On this machine the process says it; of another machine, in a shared storage, the heartbeat."""
         if attempt.host == socket.gethostname():
             return _is_supervisor(attempt.pid, run.run_id)
-        return is_heard_of(run, attempt, self._clock.now())
+        return read_attempt(run, attempt).is_alive(self._clock.now())
 
     # --- starting ---
 

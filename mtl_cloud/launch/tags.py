@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["EXPIRES_TAG", "KEY_TAG", "OWNER_TAG", "PURCHASE_TAG", "RUN_TAG", "SPEC_TAG", "STORAGE_TAG", "run_tags"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mtl_cloud.records import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
+from mtl_cloud.runs.schema import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
 
 __all__ = ["Life", "Report", "RunSource", "build_report"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mtl_cloud.records import BestRound, RoundRecord
 from mtl_cloud.report.formatting import number, percent
+from mtl_cloud.runs.schema import BestRound, RoundRecord
 from mtl_cloud.tasks import HEADLINE, TASKS
 
 __all__ = [

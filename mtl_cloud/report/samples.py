@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_cloud.records import RoundSamples
 from mtl_cloud.report.formatting import percent
 from mtl_cloud.report.overlays import Color, class_colors, overlay
+from mtl_cloud.runs.schema import RoundSamples
 
 __all__ = ["Panel", "SampleView", "SampleViews", "sample_views"]
 

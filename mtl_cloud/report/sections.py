@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtl_cloud.records import RoundRecord
 from mtl_cloud.report import figures
 from mtl_cloud.report.formatting import dollars, duration, instant, number, percent
 from mtl_cloud.report.metrics import (
@@ -22,6 +21,7 @@ from mtl_cloud.report.metrics import (
     tasks_of,
     written,
 )
+from mtl_cloud.runs.schema import RoundRecord
 
 if TYPE_CHECKING:
     from mtl_cloud.report.build import Report

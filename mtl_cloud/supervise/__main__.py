@@ -15,20 +15,21 @@ from pathlib import Path
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunFailedError
-from mtl_cloud.patience import PatientStorage
-from mtl_cloud.records import Outcome
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import open_storage
-from mtl_cloud.supervise.classify import Verdict
-from mtl_cloud.supervise.ec2 import InstanceMetadata
-from mtl_cloud.supervise.follower import accompany
+from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.failure_policy import Verdict
 from mtl_cloud.supervise.init import become_init
 from mtl_cloud.supervise.nodes import ALONE
+from mtl_cloud.supervise.preemption import InstanceMetadata
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
-from mtl_cloud.supervise.settings import Settings
+from mtl_cloud.supervise.stop_conditions import SignalWatcher
 from mtl_cloud.supervise.supervisor import supervise
-from mtl_cloud.supervise.surroundings import Surroundings, default_scratch
-from mtl_cloud.supervise.watch import SignalWatcher
+from mtl_cloud.supervise.worker_node import accompany
+from mtl_cloud.user_dirs import default_scratch
 
 EXIT_TAKEN = 73
 """Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerContainer | None) -> Verdict:
-    settings = Settings.from_flags(args)
+    settings = SupervisorOptions.from_flags(args)
     storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
     run = RunRecord(storage, args.run_id)
     around = Surroundings(
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for its notices")
     parser.add_argument("--sagemaker", type=Path, metavar="DIR", help="keep SageMaker's contract in DIR (/opt/ml)")
     parser.add_argument("--echo", action="store_true", help="copy the trainer's log to standard output")
-    Settings.add_flags(parser)
+    SupervisorOptions.add_flags(parser)
     return parser
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mtl_cloud.errors import LaunchError, MissingExtraError
-from mtl_cloud.records import Heartbeat, PlanRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.supervise.attend import attend, first_stop
-from mtl_cloud.supervise.classify import Ending, classify
-from mtl_cloud.supervise.contract import (
+from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Heartbeat, PlanRecord
+from mtl_cloud.runs.scratch import (
     ENV_ATTEMPT,
     ENV_HANG_S,
     ENV_RUN_ID,
@@ -26,24 +25,26 @@ from mtl_cloud.supervise.contract import (
     Scratch,
     StopReason,
 )
-from mtl_cloud.supervise.ec2 import Ec2Watcher
+from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.failure_policy import Ending, classify
+from mtl_cloud.supervise.graceful_stop import attend, first_stop
 from mtl_cloud.supervise.health import BEAT
-from mtl_cloud.supervise.history import spent_s, spent_usd
-from mtl_cloud.supervise.host import host_readings
-from mtl_cloud.supervise.log import LogShipper, append_line, tail
+from mtl_cloud.supervise.host_metrics import host_readings
+from mtl_cloud.supervise.log import LogShipper, append_line
+from mtl_cloud.supervise.periodic import Periodic
+from mtl_cloud.supervise.preemption import Ec2Watcher
 from mtl_cloud.supervise.secrets import NO_SECRETS, Secrets, read_secrets, why_unreadable
-from mtl_cloud.supervise.surroundings import Surroundings
-from mtl_cloud.supervise.trainer import Trainer, trainer_command
-from mtl_cloud.supervise.watch import (
+from mtl_cloud.supervise.stop_conditions import (
     CancelWatcher,
     DeadlineWatcher,
     HangWatcher,
     Inquirer,
     OwnerWatcher,
-    Periodic,
     Stop,
     Watcher,
 )
+from mtl_cloud.supervise.trainer_process import TrainerProcess, trainer_command
+from mtl_cloud.user_dirs import tail
 
 __all__ = ["Attempt"]
 
@@ -130,7 +131,7 @@ class Attempt:
                 stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
             if self.around.nodes.leads:
                 stack.enter_context(self._repeat("sweep", self._sweep, lambda _age_s: _SWEEP_EVERY_S))
-            trainer = stack.enter_context(Trainer(command, self._trainer_environ(), self.log))
+            trainer = stack.enter_context(TrainerProcess(command, self._trainer_environ(), self.log))
             return attend(trainer, watchers, self.scratch, self.around.settings)
 
     def _sweep(self) -> None:
@@ -148,14 +149,14 @@ class Attempt:
 
     def _limits(self) -> Iterator[Watcher]:
         """The run's deadline and budget, less what earlier attempts have used."""
-        spent = spent_s(self.run)
         plan, clock = self.plan, self.around.clock
+        bill = bill_of(self.run, now=clock.now())
         if plan.deadline_s is not None:
             message = f"the run's {plan.deadline_s / 3600:g} hours are over"
-            yield DeadlineWatcher(StopReason.DEADLINE, plan.deadline_s - spent, message, clock)
+            yield DeadlineWatcher(StopReason.DEADLINE, plan.deadline_s - bill.seconds, message, clock)
         if plan.budget_usd is not None and plan.usd_per_hour:
             message = f"the budget of ${plan.budget_usd:.2f} is used up"
-            left_s = (plan.budget_usd - (spent_usd(self.run) or 0.0)) / plan.usd_per_hour * 3600
+            left_s = (plan.budget_usd - bill.budgeted_usd(plan.usd_per_hour)) / plan.usd_per_hour * 3600
             yield DeadlineWatcher(StopReason.BUDGET, left_s, message, clock)
 
     def _trainer_environ(self) -> dict[str, str]:

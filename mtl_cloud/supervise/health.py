@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from mtl_cloud.supervise.surroundings import default_scratch
+from mtl_cloud.user_dirs import default_scratch
 
 __all__ = ["BEAT", "silence_s"]
 

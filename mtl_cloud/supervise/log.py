@@ -7,10 +7,9 @@ from pathlib import Path
 
 from mtl_cloud.supervise.secrets import NO_SECRETS, Secrets
 
-__all__ = ["LogShipper", "append_line", "tail"]
+__all__ = ["LogShipper", "append_line"]
 
 SEGMENT_BYTES = 1 << 20
-TAIL_BYTES = 16 << 10
 
 
 class LogShipper:
@@ -54,11 +53,3 @@ def append_line(path: Path, text: str) -> None:
         file.seek(max(0, path.stat().st_size - 1))
         unfinished = file.read() not in {b"", b"\n"}
         file.write(b"\n" * unfinished + text.encode() + b"\n")
-
-
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file that are not blank; fewer if they are longer than 16 KiB."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-lines:]

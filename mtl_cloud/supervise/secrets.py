@@ -19,7 +19,7 @@ from mtl_cloud.errors import CloudError, LaunchError, MissingExtraError
 
 if TYPE_CHECKING:
     from mtl_cloud.aws import ClientMaker
-    from mtl_cloud.supervise.contract import Failure
+    from mtl_cloud.runs.scratch import Failure
 
 __all__ = ["NO_SECRETS", "Secrets", "read_secrets", "why_unreadable"]
 
@@ -129,7 +129,7 @@ def _picked(where: str, text: str | None, key: str | None) -> str:
 def why_unreadable(error: LaunchError | MissingExtraError) -> Failure:
     """The end of an attempt whose secrets cannot be read: the user's fault, unless AWS may answer otherwise soon."""
     from mtl_cloud.aws import ErrorClass
-    from mtl_cloud.supervise.contract import Failure
+    from mtl_cloud.runs.scratch import Failure
 
     may_pass = isinstance(error, CloudError) and ErrorClass(error.error_class).may_pass
     kind: Any = "machine" if may_pass else "user"

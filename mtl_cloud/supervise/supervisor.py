@@ -6,18 +6,15 @@ All that it decides from is in the run record, so a supervisor that takes over o
 from __future__ import annotations
 
 import json
-import os
-import socket
-import uuid
 
-from mtl_cloud.errors import AlreadyExistsError
-from mtl_cloud.records import AttemptRecord, ExitRecord, Outcome, PlanRecord, ResultRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.attempts import attempt_outcomes
+from mtl_cloud.runs.lifecycle import claim_attempt, finish_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import ExitRecord, Outcome, PlanRecord
 from mtl_cloud.supervise.attempt import Attempt
-from mtl_cloud.supervise.classify import Verdict, judge
-from mtl_cloud.supervise.history import lives, spent_s, spent_usd
-from mtl_cloud.supervise.host import device_name
-from mtl_cloud.supervise.surroundings import Surroundings
+from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.failure_policy import Verdict, judge
+from mtl_cloud.supervise.host_metrics import device_name
 
 __all__ = ["supervise"]
 
@@ -39,35 +36,14 @@ def supervise(run: RunRecord, attempt: int | None, around: Surroundings) -> Verd
         return Verdict("finish", Outcome(result.outcome), result.message)
     number = attempt or (run.owner() or 0) + 1
     while True:
-        _claim(run, plan, number, around)
+        claim_attempt(run, plan, number, now=around.clock.now(), device=device_name())
         _live(run, plan, number, around)
-        verdict = judge([life for life in lives(run) if life.attempt <= number], _max_restarts(run))
+        verdict = judge([ended for ended in attempt_outcomes(run) if ended.attempt <= number], _max_restarts(run))
         if verdict.action == "finish":
-            _finish(run, number, verdict, around)
+            finish_run(run, number, verdict.outcome, verdict.message, now=around.clock.now())
         if verdict.action != "restart":
             return verdict
         number += 1
-
-
-def _claim(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:
-    record = AttemptRecord(
-        number=number,
-        started_at=around.now(),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        backend=plan.backend,
-        device=device_name(),
-        usd_per_hour=plan.usd_per_hour,
-        nonce=uuid.uuid4().hex,
-    )
-    try:
-        run.claim(record)
-    except AlreadyExistsError as error:
-        owner = run.attempts()[number - 1]
-        raise AlreadyExistsError(
-            f"{run.run_id}: attempt {number} was claimed by process {owner.pid} on {owner.host} at {owner.started_at}",
-            hint="it carries on; there is nothing to do here",
-        ) from error
 
 
 def _live(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:
@@ -85,25 +61,3 @@ def _live(run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -
 
 def _max_restarts(run: RunRecord) -> int:
     return int(json.loads(run.spec_json())["compute"]["max_restarts"])
-
-
-def _finish(run: RunRecord, number: int, verdict: Verdict, around: Surroundings) -> None:
-    seconds = spent_s(run)
-    record = ResultRecord(
-        ended_at=around.now(),
-        outcome=verdict.outcome.value,
-        message=verdict.message,
-        attempts=number,
-        rounds=len(run.rounds()),
-        seconds=round(seconds, 3),
-        usd=spent_usd(run),
-    )
-    try:
-        run.write_result(record, attempt=number)
-    except AlreadyExistsError as error:
-        # Two attempts may end a run side by side: the older one asked who owns it just before it was replaced.
-        ended = run.result() or record
-        raise AlreadyExistsError(
-            f"{run.run_id}: attempt {ended.attempts} has ended the run ({ended.outcome}) before attempt {number} did",
-            hint="its result stands; there is nothing to do here",
-        ) from error

@@ -16,11 +16,9 @@ import torch
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError, WorkerDiedError
-from mtl_cloud.patience import PatientStorage
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.load import job_from_json, relocate
-from mtl_cloud.storage import open_storage
-from mtl_cloud.supervise.contract import (
+from mtl_cloud.jobspec.load import job_from_json, relocate
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.scratch import (
     ENV_ATTEMPT,
     ENV_HANG_S,
     ENV_INPUTS,
@@ -31,6 +29,8 @@ from mtl_cloud.supervise.contract import (
     Failure,
     Scratch,
 )
+from mtl_cloud.storage import open_storage
+from mtl_cloud.storage.retrying import PatientStorage
 from mtl_cloud.train.build import build_trainer, open_data, wants_cuda
 from mtl_cloud.train.distributed import join_group
 

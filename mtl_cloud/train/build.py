@@ -15,31 +15,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.datasets.locality import Shards, end_to_end, shards_of
+from mtl_cloud.datasets.shards.locality import Shards, end_to_end, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
+from mtl_cloud.jobspec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.storage import Storage, open_storage
-from mtl_cloud.supervise.contract import Scratch
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
-from mtl_cloud.train import rng
-from mtl_cloud.train.backward import Backward, SummedBackward, TaskwiseBackward
-from mtl_cloud.train.batch import Batch
-from mtl_cloud.train.channel import Channel
-from mtl_cloud.train.checkpoint import Checkpointer
-from mtl_cloud.train.data import Batches, Collate, ValidationView, training_batches, validation_batches
+from mtl_cloud.train.checkpoint import rng_state as rng
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
+from mtl_cloud.train.control import Channel
+from mtl_cloud.train.data.batch import Batch
+from mtl_cloud.train.data.device_cache import Resident
+from mtl_cloud.train.data.loader import Batches, Collate, ValidationView, training_batches, validation_batches
+from mtl_cloud.train.data.sampler import BatchOrder
 from mtl_cloud.train.distributed import ProcessGroup, set_norm
-from mtl_cloud.train.ema import MovingAverage
-from mtl_cloud.train.events import EventLog
-from mtl_cloud.train.gradient_weighting import build_gradient_weighting
-from mtl_cloud.train.learner import Learner
-from mtl_cloud.train.loop import Trainer
 from mtl_cloud.train.nets import build_network
-from mtl_cloud.train.optim import build_optimizer
-from mtl_cloud.train.order import BatchOrder
-from mtl_cloud.train.resident import Resident
+from mtl_cloud.train.optim.backward import Backward, SummedBackward, TaskwiseBackward
+from mtl_cloud.train.optim.ema import MovingAverage
+from mtl_cloud.train.optim.gradient_weighting import build_gradient_weighting
+from mtl_cloud.train.optim.loss_weighting import Weighting, build_weighting
+from mtl_cloud.train.optim.optimizer import build_optimizer
 from mtl_cloud.train.tasks import build_heads
-from mtl_cloud.train.weighting import Weighting, build_weighting
+from mtl_cloud.train.tensorboard import EventLog
+from mtl_cloud.train.train_step import Learner
+from mtl_cloud.train.trainer import Trainer
 
 __all__ = ["JobData", "build_trainer", "network_classes", "open_data", "wants_cuda"]
 

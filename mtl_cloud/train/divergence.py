@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_cloud.errors import TrainingError
-from mtl_cloud.spec.job import DivergenceSpec
+from mtl_cloud.jobspec.job import DivergenceSpec
 from mtl_cloud.tasks import Task
 
 __all__ = ["DivergenceError", "DivergenceWatch", "require_finite"]

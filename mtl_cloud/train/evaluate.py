@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from mtl_cloud.records import RoundSamples
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.meters import LossMeter
-from mtl_cloud.train.tasks.base import Evaluator, LossTerm, Outputs, TaskHead, TaskMetrics
+from mtl_cloud.train.tasks.base import Evaluator, TaskHead, TaskMetrics
+from mtl_cloud.train.tasks.losses import Autocast, forward, loss_terms, sums
 
-__all__ = ["Validation", "draw_samples", "forward", "loss_terms", "sums", "validate"]
-
-Autocast = Callable[[], AbstractContextManager[Any]]
+__all__ = ["Validation", "validate"]
 
 
 @dataclass(frozen=True)
@@ -34,38 +26,6 @@ class Validation:
     metrics: dict[Task, TaskMetrics]
     skipped: frozenset[str]
     """Keys of the damaged samples that were passed over."""
-
-
-def forward(network: nn.Module, images: Tensor, autocast: Autocast, tasks: Collection[Task] | None = None) -> Outputs:
-    """The network's outputs for ``tasks`` (default all) in float32, whatever precision it computed in.
-
-    ``images`` are 0..1.
-    """
-    with autocast():
-        outputs = network(images, tasks)
-    return {task: _as_float(output) for task, output in outputs.items()}
-
-
-def _as_float(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, Mapping):
-        return {key: _as_float(value) for key, value in output.items()}
-    return tuple(_as_float(value) for value in output)
-
-
-def loss_terms(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -> list[LossTerm]:
-    """In the heads' order; a task without an output counts nothing."""
-    nothing = torch.zeros((), device=batch.images.device)
-    return [
-        head.loss(outputs[task], batch) if task in outputs else LossTerm(nothing, nothing)
-        for task, head in heads.items()
-    ]
-
-
-def sums(terms: Sequence[LossTerm]) -> Tensor:
-    """[2, tasks]: totals and counts, without gradient."""
-    return torch.stack([torch.stack([t.total.detach() for t in terms]), torch.stack([t.count for t in terms])])
 
 
 def validate(
@@ -105,61 +65,3 @@ def _reduce(evaluators: dict[Task, Evaluator], meter: LossMeter, skipped: set[st
     losses = meter.means()
     metrics = {task: e.compute() for task, e in first.items() if losses[task] is not None}
     return Validation(losses, metrics, frozenset().union(*group.gather(skipped)))
-
-
-def draw_samples(
-    network: nn.Module,
-    heads: Mapping[Task, TaskHead],
-    batch: Batch,
-    *,
-    device: torch.device,
-    autocast: Autocast,
-    round_number: int,
-) -> RoundSamples:
-    """The images of ``batch`` with truth and prediction side by side, as the network sees them."""
-    network.eval()
-    with torch.inference_mode():
-        outputs = forward(network, batch.to(device).floats(), autocast)
-        predictions = {task: head.predict(outputs[task]) for task, head in heads.items()}
-    classes = {task: list(head.classes) for task, head in heads.items()}
-    samples = [
-        {
-            "key": key,
-            "image": _png(batch.images[i].permute(1, 2, 0)),
-            "truth": _truth(batch, i, classes),
-            "prediction": {name: _finite(value) for found in predictions.values() for name, value in found[i].items()},
-        }
-        for i, key in enumerate(batch.keys)
-    ]
-    return RoundSamples(
-        round=round_number, classes={str(task): names for task, names in classes.items()}, samples=samples
-    )
-
-
-def _finite(entries: Any) -> Any:
-    """A prediction without the rows of scores and boxes that are not finite: JSON has no word for those."""
-    if not isinstance(entries, list):
-        return entries
-    return [row for row in entries if all(math.isfinite(value) for value in row if isinstance(value, float))]
-
-
-def _truth(batch: Batch, i: int, classes: Mapping[Task, Sequence[str]]) -> dict[str, Any]:
-    truth: dict[str, Any] = {}
-    has = {task for task, present in batch.has.items() if present[i]}
-    if "classification" in has:
-        label = batch.labels[i]
-        present = [int(label)] if label.ndim == 0 else (label == 1).nonzero().flatten().tolist()
-        truth["classes"] = [[classes["classification"][c], 1.0] for c in present]
-    if "detection" in has:
-        mine = (batch.box_image == i).nonzero().flatten().tolist()
-        names = classes["detection"]
-        truth["boxes"] = [[names[int(batch.box_class[m])], 1.0, *batch.boxes[m].tolist()] for m in mine]
-    if "segmentation" in has:
-        truth["mask"] = _png(batch.masks[i])
-    return truth
-
-
-def _png(pixels: Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()

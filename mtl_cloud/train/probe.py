@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mtl_cloud.errors import MtlCloudError
-from mtl_cloud.spec.job import JobSpec, PretrainedSpec
-from mtl_cloud.spec.load import job_from_json
+from mtl_cloud.jobspec.job import JobSpec, PretrainedSpec
+from mtl_cloud.jobspec.load import job_from_json
 from mtl_cloud.train.build import JobData, open_data
 from mtl_cloud.train.nets import build_network
 

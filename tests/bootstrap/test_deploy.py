@@ -8,7 +8,7 @@ import pytest
 from run_harness import FakeClock
 from stack_double import Account, Clients, Killed
 
-from mtl_cloud.bootstrap import Bootstrap, stack_outputs
+from mtl_cloud.aws.stack import Bootstrap, stack_outputs
 from mtl_cloud.bootstrap.deploy import Deployment
 from mtl_cloud.bootstrap.remains import what_is_left
 from mtl_cloud.errors import CloudError, LaunchError

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mtl_cloud import cli
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.spec.load import load_job
+from mtl_cloud.jobspec.load import load_job
 
 JOB = "dataset: {name: embedded, max_train_samples: 80}\ntraining: {image_size: 96}\n"
 

@@ -9,10 +9,10 @@ import pytest
 from run_example import example_report, write_run
 
 from mtl_cloud.cli.attach import attach, require_done
-from mtl_cloud.cli.views import SilentView
+from mtl_cloud.cli.live_view import SilentView
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import RunFailedError
-from mtl_cloud.follow import AttemptEnded, AttemptStarted, Finished, LogLines, RoundDone, RunEvent
+from mtl_cloud.runs.events import AttemptEnded, AttemptStarted, Finished, LogLines, RoundDone, RunEvent
 from mtl_cloud.storage import MemoryStorage
 
 

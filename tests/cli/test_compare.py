@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from run_example import example_report, round_record, write_run
 
 from mtl_cloud import cli
+from mtl_cloud.compare import render as report_compare
 from mtl_cloud.errors import UsageError
-from mtl_cloud.report import compare as report_compare
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.report.build import Report
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
 from mtl_cloud.storage import FolderStorage
 
 MODELS = {"classification": "vgg16", "detection": "yolov3", "segmentation": "fcn_resnet50"}

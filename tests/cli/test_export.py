@@ -19,10 +19,10 @@ from trainer_harness import ALONE, open_attempt, small_job
 
 from mtl_cloud import cli
 from mtl_cloud.errors import MissingExtraError, RecordError, UsageError
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.train.checkpoint import read_checkpoint
+from mtl_cloud.train.checkpoint.checkpointer import read_checkpoint
 from mtl_cloud.train.export import export_run, find_checkpoint
 from mtl_cloud.train.export.formats import FORMATS, Trained
 from mtl_cloud.train.nets.darknet_weights import load_weights, read_weights
@@ -93,7 +93,7 @@ def test_without_an_extra_one_line_names_it(
     run: RunRecord, monkeypatch: pytest.MonkeyPatch, what: str, missing: str, extra: str
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("mtl_cloud.cli.export.find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr("mtl_cloud.cli.commands.export.find_spec", lambda name: None if name == missing else find(name))
     error = invoke("test", "--storage", run.storage.url, "--what", what).exception
     assert isinstance(error, MissingExtraError)
     assert error.extra == extra

@@ -8,7 +8,7 @@ import pytest
 
 from mtl_cloud import cli
 from mtl_cloud.clock import Clock
-from mtl_cloud.launch.ec2.double import CloudDouble
+from mtl_cloud.testing.ec2 import CloudDouble
 
 TAGS = {"mtl-cloud:run": "digits-1", "mtl-cloud:owner": "ada", "mtl-cloud:expires-at": "2026-01-01T00:00:00+00:00"}
 

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from mtl_cloud import cli
-from mtl_cloud.cli.init import DATASETS, job_text
-from mtl_cloud.spec.load import load_job, parse_job
+from mtl_cloud.cli.commands.init import DATASETS, job_text
+from mtl_cloud.jobspec.load import load_job, parse_job
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from run_example import example_report, round_record, write_run
 
-from mtl_cloud.records import AttemptRecord, Heartbeat
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.report.build import Life, Report
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.train.retention import Retention
+from mtl_cloud.train.checkpoint.retention import Retention
 
 RUN_ID = example_report().plan.run_id
 

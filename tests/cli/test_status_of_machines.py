@@ -11,8 +11,8 @@ from ec2_harness import World, ec2_plan
 from run_harness import PLAN
 
 from mtl_cloud import cli
-from mtl_cloud.records import BootRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import BootRecord
 from mtl_cloud.storage import FolderStorage
 
 BOOT = BootRecord(

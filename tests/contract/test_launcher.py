@@ -19,10 +19,10 @@ from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
 from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.local import LocalLauncher
-from mtl_cloud.launch.memory import MemoryLauncher
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import FolderStorage
+from mtl_cloud.testing.launcher import MemoryLauncher
 
 
 def _local(folder: Path) -> LocalLauncher:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,25 @@ from dataset_harness import (
     write_mask,
     write_tar,
 )
+
+from mtl_cloud.datasets import Dataset
+from mtl_cloud.datasets.formats.cifar10 import open_cifar10
+from mtl_cloud.datasets.formats.imagenet import open_imagenet
+from mtl_cloud.datasets.formats.voc import open_voc
+from mtl_cloud.datasets.preparation.prepare import Options, prepare
+from mtl_cloud.datasets.preparation.source import Source
+from mtl_cloud.datasets.preparation.sources import CifarSource, ImageNetSource, VocSource
+from mtl_cloud.storage import open_storage
+
+KINDS: Mapping[str, tuple[str, Callable[[str, str], Any], Callable[[Any], Source], tuple[str, str]]] = {
+    "cifar10": ("cifar_root", open_cifar10, CifarSource.of, ("train", "test")),
+    "imagenet": ("imagenet_tars", open_imagenet, ImageNetSource, ("train", "val")),
+    "voc": ("voc_root", open_voc, VocSource, ("train", "val")),
+}
+"""Name -> fixture of the original, opener, maker of a source, splits."""
+
+ALIASES = {"held_out": "train"}
+Prepared = tuple[str, Path, Callable[[str], Dataset]]
 
 
 @pytest.fixture
@@ -80,3 +100,19 @@ def imagenet_tars(imagenet_root: Path, pack_as_tars: Callable[[Path, Path], Path
     folder = pack_as_tars(imagenet_root, tmp_path / "tars")
     write_devkit(folder)
     return folder
+
+
+@pytest.fixture(params=list(KINDS))
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
+    """Name, folder, and a function from a split to the plain dataset."""
+    fixture, opener, make, splits = KINDS[request.param]
+    root = str(request.getfixturevalue(fixture))
+    sources = {split: make(opener(root, split)) for split in splits}
+    prepare(
+        request.param,
+        sources,
+        open_storage(tmp_path / "prepared"),
+        Options(shard_bytes=60_000 if request.param == "cifar10" else 8000),
+        aliases=ALIASES,
+    )
+    return request.param, tmp_path / "prepared", lambda split: opener(root, split)

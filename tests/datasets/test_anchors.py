@@ -15,7 +15,7 @@ from mtl_cloud.datasets import open_dataset
 from mtl_cloud.datasets.anchors import ANCHORS, Sizes, box_sizes, cluster_sizes, mean_best_iou
 from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import Task
 
 SIZES = arrays(np.float64, st.tuples(st.integers(12, 40), st.just(2)), elements=st.floats(1, 400), unique=True)

@@ -12,7 +12,7 @@ import pytest
 from dataset_harness import write_cifar_pack
 
 from mtl_cloud.datasets import IGNORE, Dataset, Sample, open_dataset, open_splits
-from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import TASKS
 
 Fixture = Callable[[str], Path]

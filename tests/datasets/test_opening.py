@@ -24,7 +24,7 @@ from mtl_cloud.datasets import (
 )
 from mtl_cloud.datasets.base import Dataset, Shrink
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.spec.job import DatasetSpec
+from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import TASKS, Task
 
 DIGITS = tuple("0123456789")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from container_engine import base_image, built
 
-from mtl_cloud.engine import Engine
-from mtl_cloud.image import image_content
+from mtl_cloud.container.engine import Engine
+from mtl_cloud.container.image import image_content
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -19,16 +19,16 @@ from container_engine import base_image, build_options, built
 from run_harness import wait_for
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.engine import Engine
-from mtl_cloud.image import ImageContent, build_image, image_content, layer_sizes
+from mtl_cloud.container.engine import Engine
+from mtl_cloud.container.image import ImageContent, build_image, image_content, layer_sizes
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.launch.docker import DockerLauncher, container_name
-from mtl_cloud.plan import Facts, plan_run
-from mtl_cloud.records import CheckpointManifest
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.planning.plan import Facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import CheckpointManifest
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.submit import submit_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -18,12 +18,12 @@ from run_harness import wait_for
 from shell_harness import Shell, account, push_image, shell
 
 from mtl_cloud.aws import AwsClients
-from mtl_cloud.engine import Engine
-from mtl_cloud.image import image_content
+from mtl_cloud.container.engine import Engine
+from mtl_cloud.container.image import image_content
 from mtl_cloud.launch.docker import container_name
-from mtl_cloud.launch.sagemaker.double import SageMakerDouble
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
+from mtl_cloud.testing.sagemaker import SageMakerDouble
 
 __all__ = ["account", "shell"]
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from mtl_cloud.engine import Engine
+from mtl_cloud.container.engine import Engine
+from mtl_cloud.container.image import image_content
+from mtl_cloud.container.registry import push_image
 from mtl_cloud.errors import EngineError
-from mtl_cloud.image import image_content
-from mtl_cloud.registry import push_image
 
 
 class Registry(BaseHTTPRequestHandler):

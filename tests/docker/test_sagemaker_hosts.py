@@ -22,23 +22,23 @@ from sagemaker_harness import COMPUTE
 from trainer_harness import facts_of, small_job
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.engine import Engine
+from mtl_cloud.container.engine import Engine
+from mtl_cloud.container.image import image_content
 from mtl_cloud.errors import EngineError
-from mtl_cloud.image import image_content
+from mtl_cloud.jobspec.job import SageMakerCompute
+from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
 from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import Outcome
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import SageMakerCompute
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import open_storage
-from mtl_cloud.supervise.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 NETWORK = ["--network", "host", "--add-host", "algo-1:127.0.0.1", "--add-host", "algo-2:127.0.0.2", "--shm-size", "1g"]
-CLOSELY = Settings(poll_s=0.2, first_s=0.1, last_s=0.2, tick_s=0.05).to_flags()
+CLOSELY = SupervisorOptions(poll_s=0.2, first_s=0.1, last_s=0.2, tick_s=0.05).to_flags()
 LONGEST_S = 600.0
 Start = Callable[[RunRecord, list[str]], list[str]]
 

@@ -10,16 +10,16 @@ from run_harness import make_run
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.dry_run import Evidence, MemoryNeed, judge, memory_need, request, slice_job
+from mtl_cloud.dry_run.fake_cloud import stand_in
 from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
 from mtl_cloud.dry_run.request import check_request
-from mtl_cloud.dry_run.stand_in import stand_in
-from mtl_cloud.plan import gather_facts
-from mtl_cloud.records import AttemptRecord, ExitRecord, ResultRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.planning.plan import gather_facts
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, ExitRecord, ResultRecord
+from mtl_cloud.runs.scratch import StopReason
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.supervise.contract import StopReason
-from mtl_cloud.supervise.ec2 import Ec2Watcher, InstanceMetadata
+from mtl_cloud.supervise.preemption import Ec2Watcher, InstanceMetadata
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
 
 A100 = {"backend": "ec2", "instance_type": "p4d.24xlarge", "gpu_count": 8}

@@ -17,18 +17,18 @@ from sagemaker_harness import COMPUTE
 from trainer_harness import facts_of, small_job
 
 from mtl_cloud.clock import Clock
+from mtl_cloud.jobspec.job import JobSpec, SageMakerCompute
+from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.launch import Launcher
 from mtl_cloud.launch.local import LocalLauncher
+from mtl_cloud.launch.resume import resume_run
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
-from mtl_cloud.launch.sagemaker.double import SageMakerDouble
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import Outcome
-from mtl_cloud.resume import resume_run
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec, SageMakerCompute
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.submit import submit_run
+from mtl_cloud.testing.sagemaker import SageMakerDouble
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

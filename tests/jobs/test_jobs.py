@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from mtl_cloud.plan import gather_facts, plan_run, worst_case_usd
-from mtl_cloud.spec.facts import DATASET_TASKS, trained_tasks
-from mtl_cloud.spec.load import load_job
-from mtl_cloud.spec.schema import job_schema
-from mtl_cloud.spec.tree import read_yaml
+from mtl_cloud.jobspec.constraints import DATASET_TASKS, trained_tasks
+from mtl_cloud.jobspec.load import load_job
+from mtl_cloud.jobspec.schema import job_schema
+from mtl_cloud.jobspec.tree import read_yaml
+from mtl_cloud.planning.plan import gather_facts, plan_run, worst_case_usd
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS
 
 JOBS = Path(__file__).parents[2] / "jobs"

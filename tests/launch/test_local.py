@@ -21,15 +21,15 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import BackendState, RunHandle
 from mtl_cloud.launch.local import LocalLauncher
-from mtl_cloud.records import AttemptRecord, Heartbeat
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
 from mtl_cloud.storage import FolderStorage
 
 BACKGROUND = """
 import fcntl, os, sys, termios, time
 from run_harness import FAST
 from mtl_cloud.launch.local import LocalLauncher
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 launcher = LocalLauncher(settings=FAST)
@@ -106,7 +106,7 @@ def test_a_run_that_is_over_is_left_alone(launcher: LocalLauncher, tmp_path: Pat
 
 def test_the_run_survives_its_terminal(run: RunRecord, environ: dict[str, str]) -> None:
     ours, theirs = pty.openpty()
-    path = os.pathsep.join([str(Path(__file__).parents[1]), environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, "-c", BACKGROUND, run.storage.url],
         stdin=theirs,
@@ -161,5 +161,5 @@ def test_a_run_that_lives_on_another_machine_is_adopted_but_cannot_be_stopped_he
 
 def test_a_run_whose_other_machine_has_gone_silent_goes_on_here(environ: dict[str, str], run: RunRecord) -> None:
     _elsewhere(run)
-    _submit(LocalLauncher(environ=environ, settings=FAST, clock=Later(seconds=100)), run)
+    _submit(LocalLauncher(environ=environ, settings=FAST, clock=Later(seconds=400)), run)
     assert [attempt.host for attempt in run.attempts()] == ["elsewhere", socket.gethostname()]

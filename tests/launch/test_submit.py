@@ -9,11 +9,11 @@ from run_harness import PLAN, make_run
 
 from mtl_cloud.errors import LaunchError, RunTakenOverError
 from mtl_cloud.launch.base import BackendState, RunHandle
-from mtl_cloud.launch.memory import MemoryLauncher
-from mtl_cloud.records import AttemptRecord, CancelRecord, Outcome, PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.launch.submit import cancel_run, submit_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, CancelRecord, Outcome, PlanRecord
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.submit import cancel_run, submit_run
+from mtl_cloud.testing.launcher import MemoryLauncher
 
 LATER = "2026-02-02T00:00:00+00:00"
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from run_example import example_report
 
-from mtl_cloud.records import BestRound
 from mtl_cloud.report.metrics import best_words, tasks_of
+from mtl_cloud.runs.schema import BestRound
 
 
 def test_a_task_of_which_nothing_was_labelled_is_left_out() -> None:

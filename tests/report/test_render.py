@@ -15,9 +15,9 @@ from PIL import Image
 from run_example import DIGITS, PLAN, SPEC, example_report, round_record, scene
 
 from mtl_cloud.errors import MissingExtraError, RecordError
-from mtl_cloud.records import RoundSamples
 from mtl_cloud.report.build import Report
 from mtl_cloud.report.render import render_html
+from mtl_cloud.runs.schema import RoundSamples
 
 
 class Page(HTMLParser):

@@ -12,9 +12,9 @@ import pytest
 from run_harness import start_supervisor, wait_for
 from small_run import end_state, make_small_run
 
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.supervise import guard
-from mtl_cloud.supervise.contract import Scratch
 
 
 def train(folder: Path, disturb: Callable[[int, Scratch], None] | None = None, *, workers: int = 2) -> RunRecord:

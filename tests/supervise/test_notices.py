@@ -16,9 +16,9 @@ from fork_harness import start_forked
 from run_harness import supervisor_flags, wait_for
 from small_run import make_small_run
 
-from mtl_cloud.records import CancelRecord
-from mtl_cloud.run_record import CheckpointId, RunRecord
-from mtl_cloud.supervise.contract import Scratch
+from mtl_cloud.runs.record import CheckpointId, RunRecord
+from mtl_cloud.runs.schema import CancelRecord
+from mtl_cloud.runs.scratch import Scratch
 
 NOTICE_S = 120  # as EC2 gives
 FLAGS = ("--spot-notices", "--grace-s", "110", "--hang-s", "300")

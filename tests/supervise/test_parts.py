@@ -17,16 +17,17 @@ from run_harness import PLAN, make_run
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, StorageError
-from mtl_cloud.records import AttemptRecord, ExitRecord, Heartbeat
+from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.schema import AttemptRecord, ExitRecord, Heartbeat
+from mtl_cloud.runs.scratch import Failure, Scratch, StopReason
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.supervise.contract import Failure, Scratch, StopReason
-from mtl_cloud.supervise.history import spent_s
-from mtl_cloud.supervise.log import SEGMENT_BYTES, LogShipper, append_line, tail
+from mtl_cloud.supervise.log import SEGMENT_BYTES, LogShipper, append_line
 from mtl_cloud.supervise.nodes import Nodes
-from mtl_cloud.supervise.settings import Settings
-from mtl_cloud.supervise.trainer import trainer_command
-from mtl_cloud.supervise.watch import Periodic
-from mtl_cloud.train.channel import Channel
+from mtl_cloud.supervise.periodic import Periodic
+from mtl_cloud.supervise.trainer_process import trainer_command
+from mtl_cloud.train.control import Channel
+from mtl_cloud.user_dirs import tail
 
 
 class Sink:
@@ -114,16 +115,16 @@ def test_a_periodic_action_survives_failures_and_reports_each_spell_once() -> No
 
 
 def test_settings_survive_the_command_line() -> None:
-    settings = Settings(grace_s=30.5, last_s=2)
+    settings = SupervisorOptions(grace_s=30.5, last_s=2)
     parser = argparse.ArgumentParser()
-    Settings.add_flags(parser)
+    SupervisorOptions.add_flags(parser)
     assert settings.to_flags() == ["--grace-s", "30.5", "--last-s", "2"]
-    assert Settings.from_flags(parser.parse_args(settings.to_flags())) == settings
-    assert Settings().to_flags() == []
+    assert SupervisorOptions.from_flags(parser.parse_args(settings.to_flags())) == settings
+    assert SupervisorOptions().to_flags() == []
 
 
 def test_the_pace_slows_with_age() -> None:
-    pace = Settings().pace
+    pace = SupervisorOptions().pace
     assert [pace(age) for age in (0, 10, 100, 200, 1e6)] == [0.5, 0.5, 5.0, 10.0, 10.0]
 
 
@@ -189,7 +190,7 @@ def test_a_vanished_attempt_counts_up_to_its_last_heartbeat() -> None:
         run.claim(AttemptRecord(number=number, started_at=at, host="here", pid=1, backend="local"))
     run.write_exit(1, ExitRecord(ended_at="", outcome="interrupted", exit_code=75, message="", seconds=1000.0))
     run.write_heartbeat(2, Heartbeat(at="2026-01-01T00:40:30+00:00", phase="training"))
-    assert spent_s(run) == 1000 + 630
+    assert bill_of(run).seconds == 1000 + 630
 
 
 def test_the_supervisor_imports_neither_pydantic_nor_click_nor_torch() -> None:

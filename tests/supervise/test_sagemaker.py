@@ -17,13 +17,13 @@ from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ, wait_
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
-from mtl_cloud.records import Outcome
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome
+from mtl_cloud.runs.scratch import ENV_INPUTS
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.supervise.contract import ENV_INPUTS
 from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
-from mtl_cloud.supervise.settings import Settings
 
 Start = Callable[..., subprocess.Popen[bytes]]
 SUM_RANKS = """
@@ -42,7 +42,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A function that starts a container's process 1; none outlives the test."""
     with ExitStack() as stack:
 
-        def start(run: RunRecord, root: Path, settings: Settings = FAST) -> subprocess.Popen[bytes]:
+        def start(run: RunRecord, root: Path, settings: SupervisorOptions = FAST) -> subprocess.Popen[bytes]:
             argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
             argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *settings.to_flags()]
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=no_cloud_environ())

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_harness import PRELUDE, supervisor_argv
 
-from mtl_cloud.plan import Facts, plan_run
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.load import job_to_json, parse_job
+from mtl_cloud.jobspec.load import job_to_json, parse_job
+from mtl_cloud.planning.plan import Facts, plan_run
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.supervise import log
 from mtl_cloud.supervise.log import LogShipper

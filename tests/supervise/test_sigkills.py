@@ -19,9 +19,9 @@ from fork_harness import start_forked
 from run_harness import supervisor_flags
 from small_run import end_state, make_small_run
 
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.supervise import guard
-from mtl_cloud.supervise.contract import Scratch
 
 KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "50"))
 PHASES = {"training", "uploading", "validating"}

@@ -13,11 +13,11 @@ from run_harness import FAST, PRELUDE, make_run, start_supervisor
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import StorageError
-from mtl_cloud.patience import PatientStorage
-from mtl_cloud.records import Outcome
+from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.storage import FolderStorage, MemoryStorage
+from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.supervise.context import Surroundings
 from mtl_cloud.supervise.supervisor import supervise
-from mtl_cloud.supervise.surroundings import Surroundings
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from run_harness import is_running, logged, make_run, start_supervisor, supervisor_argv, wait_for
 
-from mtl_cloud.records import CancelRecord, Outcome
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import CancelRecord, Outcome
 from mtl_cloud.storage import FolderStorage
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -75,7 +75,7 @@ def test_an_unknown_python_error_is_the_users_and_is_quoted(storage: FolderStora
 
 
 HANG = """
-from mtl_cloud.train.channel import Channel
+from mtl_cloud.train.control import Channel
 channel = Channel(scratch, leads=True)
 channel.listen(hang_s=float(os.environ["MTL_CLOUD_HANG_S"]))
 channel.report("training", step=attempt)

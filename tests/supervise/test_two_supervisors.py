@@ -19,13 +19,13 @@ from interleaving import act_in_turns
 from run_harness import PLAN, FakeClock
 
 from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunTakenOverError
-from mtl_cloud.records import Outcome, PlanRecord, RoundRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome, PlanRecord, RoundRecord
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.supervise import supervisor
-from mtl_cloud.supervise.classify import Ending, Verdict
-from mtl_cloud.supervise.surroundings import Surroundings
-from mtl_cloud.train.checkpoint import Checkpointer
+from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.failure_policy import Ending, Verdict
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 
 ROUNDS = 3
 End = Verdict | MtlCloudError

@@ -9,10 +9,10 @@ import pytest
 import torch
 from trainer_harness import ALONE, open_attempt
 
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.train.build import JobData
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mtl_cloud.datasets import open_splits
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.spec.job import DatasetSpec, JobSpec
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.jobspec.job import DatasetSpec, JobSpec
+from mtl_cloud.train.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data, pytest.mark.timeout(1800)]
 

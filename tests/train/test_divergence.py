@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtl_cloud.spec.job import DivergenceSpec
+from mtl_cloud.jobspec.job import DivergenceSpec
 from mtl_cloud.train.divergence import DivergenceError, DivergenceWatch, require_finite
 
 TASKS = ("classification", "detection")

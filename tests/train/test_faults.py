@@ -18,12 +18,12 @@ from fault_proxy import KINDS, FaultProxy
 from s3_servers import BUCKET, CREDENTIALS, seaweedfs
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.patience import PatientStorage
-from mtl_cloud.records import AttemptRecord, Heartbeat, RoundRecord
-from mtl_cloud.run_record import CheckpointId, RunRecord
+from mtl_cloud.runs.record import CheckpointId, RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, Heartbeat, RoundRecord
 from mtl_cloud.storage import Storage, open_storage, remote
-from mtl_cloud.train.checkpoint import Checkpointer
-from mtl_cloud.train.saver import Saver
+from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 
 FAULTS = int(os.environ.get("MTL_CLOUD_FAULTS", "1000"))
 RUNS = 8  # at a time

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from mortality import Killed, Life, MortalStorage, mortal
 from trainer_harness import ALONE, digest, facts_of, open_attempt, small_job
 
-from mtl_cloud.records import AttemptRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.checkpoint import Checkpointer
-from mtl_cloud.train.loop import Trainer
-from mtl_cloud.train.saver import Saver
+from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
+from mtl_cloud.train.trainer import Trainer
 
 ROUNDS = 2
 Outcome = tuple[str, list[object]]

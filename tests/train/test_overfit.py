@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtl_cloud.datasets.views import Selection
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.datasets.wrappers import Selection
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.trainer import Trainer
 
 
 def job(uri: Path) -> JobSpec:

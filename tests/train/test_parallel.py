@@ -14,8 +14,8 @@ from torch import nn
 from trainer_harness import ALONE, open_attempt, small_job
 
 from mtl_cloud.datasets.base import Sample, Shrink
-from mtl_cloud.records import RoundRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import RoundRecord
 from mtl_cloud.storage import FolderStorage
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.build import JobData, open_data

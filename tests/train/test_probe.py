@@ -11,8 +11,8 @@ import pytest
 from torchvision.models import vgg16_bn
 
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.spec.job import JobSpec
-from mtl_cloud.spec.load import job_to_json
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.train.probe import main, probe
 
 

@@ -10,12 +10,12 @@ import torch
 from trainer_harness import small_job
 
 from mtl_cloud.errors import RunTakenOverError, TrainingError
-from mtl_cloud.records import AttemptRecord
-from mtl_cloud.run_record import CheckpointId, RunRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.runs.record import CheckpointId, RunRecord
+from mtl_cloud.runs.schema import AttemptRecord
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.train.checkpoint import Checkpointer, read_checkpoint
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, read_checkpoint
+from mtl_cloud.train.trainer import Trainer
 
 TrainerMaker = Callable[..., Trainer]
 

@@ -13,12 +13,12 @@ import torch
 from process_harness import in_processes
 from trainer_harness import ALONE, open_attempt, small_job
 
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.scratch import StopReason
 from mtl_cloud.storage import FolderStorage
-from mtl_cloud.supervise.contract import StopReason
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.distributed import ProcessGroup
-from mtl_cloud.train.loop import Trainer
+from mtl_cloud.train.trainer import Trainer
 
 STOP = 2
 """Steps of the first attempt, of three an epoch."""

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from mtl_cloud.datasets.shards.format import FileEntry
 from mtl_cloud.errors import DatasetError
-from mtl_cloud.user_folders import cache_folder, whole_file
+from mtl_cloud.user_dirs import cache_folder, whole_file
 
 __all__ = ["CachedReader", "RangeReader", "ShardCache", "default_folder"]
 

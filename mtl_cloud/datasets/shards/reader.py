@@ -17,7 +17,7 @@ from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
 from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCache, default_folder
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
-from mtl_cloud.datasets.shards.tables import Table, open_table
+from mtl_cloud.datasets.shards.index_table import Table, open_table
 from mtl_cloud.errors import DatasetError, NotFoundError, StorageError
 from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import TASKS, Task

@@ -15,8 +15,8 @@ from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.ec2.group import Group, GroupState
 from mtl_cloud.launch.ec2.request import expires_at, requests
 from mtl_cloud.launch.ec2.watch import Ec2Watch
-from mtl_cloud.records import PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import Storage, open_storage
 
 __all__ = ["Ec2Launcher"]

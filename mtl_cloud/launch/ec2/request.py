@@ -14,10 +14,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Self, cast
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
 from mtl_cloud.launch.tags import KEY_TAG, run_tags
-from mtl_cloud.records import Json, PlanRecord
+from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["CLOSED", "OPEN", "PLANNED", "Ec2Facts", "Template", "capacity_timeout", "expires_at", "requests"]
 

@@ -19,8 +19,8 @@ from mtl_cloud.errors import CapacityError, CloudError, LaunchError
 from mtl_cloud.launch.base import MachineNews
 from mtl_cloud.launch.ec2.group import Group
 from mtl_cloud.launch.ec2.request import capacity_timeout
-from mtl_cloud.records import BootRecord, PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import BootRecord, PlanRecord
 
 __all__ = ["Activity", "Ec2Watch"]
 

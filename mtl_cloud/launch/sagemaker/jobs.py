@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from mtl_cloud.aws import ClientMaker, ErrorClass, read_reason, translated
 from mtl_cloud.errors import CapacityError, CloudError, MissingExtraError
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.base import BackendState
 from mtl_cloud.launch.sagemaker.request import job_name
-from mtl_cloud.records import Json
 
 __all__ = ["Job", "TrainingJobs", "Transition"]
 

@@ -13,14 +13,14 @@ from typing import cast
 
 from mtl_cloud.aws import AwsClients, ClientMaker
 from mtl_cloud.clock import Clock
-from mtl_cloud.cost import Charge
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.sagemaker.jobs import Job, TrainingJobs
 from mtl_cloud.launch.sagemaker.logs import log_lines
 from mtl_cloud.launch.sagemaker.request import job_name, request, sagemaker_compute
 from mtl_cloud.launch.sagemaker.watch import SageMakerWatch
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.runs.charges import Charge
+from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["SageMakerLauncher"]
 
@@ -129,4 +129,5 @@ def _charge(plan: PlanRecord, number: int, job: Job) -> Charge:
         seconds=float(job.training_s or 0),
         usd_per_hour=None if price is None else price * (1 - (job.spot_saving or 0.0)),
         on_demand_usd_per_hour=price,
+        backend="sagemaker",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtl_cloud.records import Json
+from mtl_cloud.json_types import Json
 
 __all__ = ["metric_definitions"]
 

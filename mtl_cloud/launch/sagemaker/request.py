@@ -15,11 +15,12 @@ from typing import Any, Self, cast
 
 from mtl_cloud import catalog
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.jobspec.job import SageMakerCompute
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.sagemaker.metrics import metric_definitions
 from mtl_cloud.launch.tags import run_tags
-from mtl_cloud.paths import RunPaths
-from mtl_cloud.records import Json, PlanRecord
-from mtl_cloud.spec.job import SageMakerCompute
+from mtl_cloud.runs.paths import RunPaths
+from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["SageMakerFacts", "job_name", "request", "sagemaker_compute"]
 

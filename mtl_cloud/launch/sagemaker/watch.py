@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.follow import MachineNews
 from mtl_cloud.launch.base import BackendState
 from mtl_cloud.launch.sagemaker.jobs import Job, Transition
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.events import MachineNews
+from mtl_cloud.runs.record import RunRecord
 
 __all__ = ["SageMakerWatch"]
 

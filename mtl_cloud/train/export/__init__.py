@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mtl_cloud.errors import NotFoundError, RecordError, UsageError
-from mtl_cloud.run_record import CheckpointId, RunRecord
-from mtl_cloud.spec.job import JobSpec, PretrainedSpec
-from mtl_cloud.spec.load import job_from_json
+from mtl_cloud.jobspec.job import JobSpec, PretrainedSpec
+from mtl_cloud.jobspec.load import job_from_json
+from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.tasks import TASKS
-from mtl_cloud.train.checkpoint import Restored, lineage, read_checkpoint
+from mtl_cloud.train.checkpoint.checkpointer import Restored, lineage, read_checkpoint
 from mtl_cloud.train.export.formats import FORMATS, Trained
 from mtl_cloud.train.nets import build_network
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_cloud.errors import MtlCloudError
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.train.export import export_run
 

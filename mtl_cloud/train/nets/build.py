@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtl_cloud.errors import TrainingError
-from mtl_cloud.spec.job import ModelSpec
+from mtl_cloud.jobspec.job import ModelSpec
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train.nets.classifiers import VGG16, AlexNet, MTLLite
 from mtl_cloud.train.nets.fcn import FCNResNet50

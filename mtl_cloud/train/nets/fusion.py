@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl_cloud.spec.job import FusionSpec
+from mtl_cloud.jobspec.job import FusionSpec
 from mtl_cloud.tasks import Task
 
 __all__ = ["JointFusion"]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mtl_cloud.spec.job import SharingKind
+from mtl_cloud.jobspec.job import SharingKind
 from mtl_cloud.tasks import TASKS, Task
 from mtl_cloud.train.nets.fusion import JointFusion
 from mtl_cloud.train.nets.sharing import Hard, Sharing, hard_stages, soft_sharing, trunk_of

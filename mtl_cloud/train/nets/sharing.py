@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_cloud.errors import TrainingError
-from mtl_cloud.spec.job import SharingKind
+from mtl_cloud.jobspec.job import SharingKind
 from mtl_cloud.tasks import TASKS, Task
 from mtl_cloud.train.nets.staged import STAGES, Stage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mtl_cloud.spec.job import ModelSpec
+from mtl_cloud.jobspec.job import ModelSpec
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train.nets.anchors import ANCHORS
 from mtl_cloud.train.tasks.base import TaskHead

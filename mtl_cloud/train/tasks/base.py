@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, TypeAlias
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 
 __all__ = ["Evaluator", "LossTerm", "Outputs", "TaskHead", "TaskMetrics"]
 

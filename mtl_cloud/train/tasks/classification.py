@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks.base import Evaluator, LossTerm, TaskMetrics
 from mtl_cloud.train.tasks.confusion import ConfusionMatrix
 from mtl_cloud.train.tasks.statistics import mean_known, ratio, wilson_interval

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.nets.anchors import ANCHORS
 from mtl_cloud.train.tasks.average_precision import ImageDetections, coco_metrics, voc_precision
 from mtl_cloud.train.tasks.base import LossTerm, TaskMetrics

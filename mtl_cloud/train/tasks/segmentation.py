@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtl_cloud.datasets.base import IGNORE
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks.base import LossTerm, TaskMetrics
 from mtl_cloud.train.tasks.confusion import ConfusionMatrix
 from mtl_cloud.train.tasks.statistics import mean_known

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks.boxes import ciou_loss, giou_loss, pair_iou, sides
 from mtl_cloud.train.tasks.yolo_grid import YoloGrid, decode
 

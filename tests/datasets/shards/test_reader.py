@@ -16,9 +16,9 @@ from mtl_cloud.datasets import Dataset, open_dataset, open_splits, restrict
 from mtl_cloud.datasets.base import Sample
 from mtl_cloud.datasets.shards import FileEntry, ShardDataset, open_shards
 from mtl_cloud.datasets.shards.reader import StorageReader
-from mtl_cloud.datasets.views import SkippingDataset
+from mtl_cloud.datasets.wrappers import SkippingDataset
 from mtl_cloud.errors import DatasetError, StorageError
-from mtl_cloud.spec.job import DatasetSpec, SplitsSpec
+from mtl_cloud.jobspec.job import DatasetSpec, SplitsSpec
 from mtl_cloud.storage import MemoryStorage, open_storage
 
 Prepared = tuple[str, Path, Callable[[str], Dataset]]

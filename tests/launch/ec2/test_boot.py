@@ -23,7 +23,7 @@ from run_harness import make_run
 
 from mtl_cloud.launch.ec2.request import Template, requests
 from mtl_cloud.launch.tags import KEY_TAG
-from mtl_cloud.records import BootRecord, PlanRecord, ResultRecord
+from mtl_cloud.runs.schema import BootRecord, PlanRecord, ResultRecord
 from mtl_cloud.storage import FolderStorage
 
 MACHINE = Path(__file__).parent / "machine"

@@ -20,10 +20,10 @@ from s3_servers import BUCKET, CREDENTIALS, moto
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.records import Outcome, PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import Outcome, PlanRecord
 from mtl_cloud.storage import open_storage
-from mtl_cloud.submit import submit_run
 
 STORAGE = f"s3://{BUCKET}/runs-of-ada"
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle
 from mtl_cloud.launch.ec2.sweep import find_leftovers, remove_leftovers
-from mtl_cloud.records import CancelRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.submit import cancel_run
+from mtl_cloud.launch.submit import cancel_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import CancelRecord
 
 PLAN = ec2_plan()
 HANDLE = RunHandle.of(PLAN)

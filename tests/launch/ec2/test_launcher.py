@@ -8,9 +8,9 @@ from ec2_harness import World, ec2_plan, end_run
 from mtl_cloud.errors import CloudError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.records import CancelRecord
-from mtl_cloud.run_record import RunRecord
-from mtl_cloud.submit import submit_run
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import CancelRecord
 
 PLAN = ec2_plan()
 HANDLE = RunHandle.of(PLAN)

@@ -21,9 +21,9 @@ from mtl_cloud.aws import AwsClients
 from mtl_cloud.launch.base import BackendState
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.sweep import find_leftovers
-from mtl_cloud.records import PlanRecord
+from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.submit import submit_run
 
 
 @pytest.fixture

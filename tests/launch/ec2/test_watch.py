@@ -6,11 +6,12 @@ import pytest
 from ec2_harness import World, ec2_plan, end_run
 
 from mtl_cloud.errors import CapacityError, CloudError, LaunchError
-from mtl_cloud.follow import Finished, MachineNews, follow
 from mtl_cloud.launch.base import RunHandle
-from mtl_cloud.launch.ec2.double import Pool
-from mtl_cloud.records import BootRecord, PlanRecord
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.events import Finished, MachineNews
+from mtl_cloud.runs.follow import follow
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import BootRecord, PlanRecord
+from mtl_cloud.testing.ec2 import Pool
 
 ICE = "InsufficientInstanceCapacity"
 NO_SPOT = "There is no Spot capacity available that matches your request."

@@ -20,16 +20,17 @@ from sagemaker_harness import plan_on
 
 from mtl_cloud.aws import ErrorClass
 from mtl_cloud.clock import Clock
-from mtl_cloud.cost import bill_of
 from mtl_cloud.errors import CapacityError, CloudError
-from mtl_cloud.follow import Finished, MachineNews, follow
 from mtl_cloud.launch import BackendState, RunHandle
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
-from mtl_cloud.launch.sagemaker.double import SageMakerDouble
 from mtl_cloud.launch.sagemaker.jobs import Job
-from mtl_cloud.records import AttemptRecord, Outcome
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.events import Finished, MachineNews
+from mtl_cloud.runs.follow import follow
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord, Outcome
 from mtl_cloud.storage import FolderStorage
+from mtl_cloud.testing.sagemaker import SageMakerDouble
 
 NAME = "mtl-cloud-digits-1"
 
@@ -234,7 +235,7 @@ def test_without_the_sdk_a_job_is_planned_and_not_submitted(tmp_path: Path) -> N
     program = (
         "import sys; sys.modules['sagemaker'] = None\n"
         "from mtl_cloud.launch import get_launcher\n"
-        "from mtl_cloud.run_record import RunRecord\n"
+        "from mtl_cloud.runs.record import RunRecord\n"
         "from mtl_cloud.storage import open_storage\n"
         "launcher = get_launcher('sagemaker')\n"
         f"submission = launcher.prepare(RunRecord(open_storage({run.storage.url!r}), 'digits-1').plan())\n"

@@ -10,7 +10,7 @@ import pytest
 from trainer_harness import ALONE, open_attempt, small_job
 
 from mtl_cloud.launch.sagemaker.metrics import metric_definitions
-from mtl_cloud.run_record import RunRecord
+from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import MemoryStorage
 
 DEFINITIONS: dict[str, str] = {d["Name"]: d["Regex"] for d in metric_definitions()}  # type: ignore[index,call-overload]

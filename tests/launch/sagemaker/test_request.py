@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.launch.sagemaker.request import job_name, request
-from mtl_cloud.plan import gather_facts, plan_run
-from mtl_cloud.records import PlanRecord
-from mtl_cloud.spec.job import JobSpec
+from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
 ROLE = "arn:aws:iam::123456789012:role/mtl-cloud-sagemaker-us-east-1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mtl_cloud.spec.job import FusionSpec, ModelSpec
+from mtl_cloud.jobspec.job import FusionSpec, ModelSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.nets import Network, build_network
 from mtl_cloud.train.nets.fusion import JointFusion, best_scores, class_areas

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_cloud.errors import TrainingError
-from mtl_cloud.spec.job import FusionSpec, ModelSpec, SharingKind
+from mtl_cloud.jobspec.job import FusionSpec, ModelSpec, SharingKind
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train.nets import Network, build_network, decay_groups
 from mtl_cloud.train.nets.sharing import Bridge, Gate

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtl_cloud.errors import TrainingError
-from mtl_cloud.spec.job import ModelSpec
+from mtl_cloud.jobspec.job import ModelSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.nets import Network, build_network
 from mtl_cloud.train.nets.classifiers import VGG16, MTLLite

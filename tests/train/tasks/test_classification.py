@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from task_cases import CLASSES, random_batch, random_outputs
 from torch import Tensor
 
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks import ClassificationHead
 from mtl_cloud.train.tasks.base import TaskMetrics
 from mtl_cloud.train.tasks.statistics import wilson_interval

@@ -10,9 +10,9 @@ import pytest
 import torch
 from task_cases import CLASSES, pick, pick_batch, random_batch, random_outputs, tensors
 
-from mtl_cloud.spec.job import ModelSpec
+from mtl_cloud.jobspec.job import ModelSpec
 from mtl_cloud.tasks import HEADLINE, TASKS, Task
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks import build_heads
 from mtl_cloud.train.tasks.base import TaskHead, TaskMetrics
 

@@ -15,7 +15,7 @@ from task_cases import CLASSES, random_batch, random_outputs
 from torch import Tensor
 
 from mtl_cloud.tasks import TASKS
-from mtl_cloud.train.batch import Batch
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.nets.anchors import ANCHOR_MASKS, ANCHORS, STRIDES
 from mtl_cloud.train.tasks import DetectionHead
 

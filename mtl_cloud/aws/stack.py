@@ -1,0 +1,101 @@
+"""The stack that ``mtl-cloud bootstrap`` made in a region, as its CloudFormation outputs describe it.
+
+The stack's template (``infra/mtl-cloud.yaml``) is the only source: its outputs are read here, its policies by
+``mtl_cloud.bootstrap.policies``, and ``mtl_cloud.bootstrap.deploy`` deploys it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtl_cloud.errors import LaunchError
+
+__all__ = ["STACK", "Bootstrap", "find_stack", "stack_outputs"]
+
+STACK = "mtl-cloud"
+"""Name of the stack: one a region of an account."""
+
+_READY = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"}
+"""States of a stack whose outputs hold (a rolled back update left the old ones)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """The stack's outputs."""
+
+    region: str
+    account: str
+    subnets: Mapping[str, str]
+    """Zone → id of the subnet in it. Its own setting says whether instances get a public address."""
+    security_group: str
+    """Id of the group without an inbound rule."""
+    instance_profile: str
+    """Name of the profile for EC2 instances."""
+    instance_role_arn: str
+    group_role_arn: str
+    """Of the role that instances take on to close the group of which they have the key."""
+    sagemaker_role_arn: str
+    user_policy_arns: tuple[str, ...]
+    """For those who submit: attach both."""
+    bucket: str
+    storage: str
+    """``s3://<bucket>/<prefix>``: where run records and datasets may lie."""
+    repository_uri: str
+    """``<account>.dkr.ecr.<region>.amazonaws.com/mtl-cloud``."""
+    log_group: str
+
+
+def stack_outputs(client: Any) -> Bootstrap:
+    """The region's stack, through a CloudFormation client of that region.
+
+    Raises ``LaunchError`` when there is none, it is not (or no longer) whole, or an older mtl-cloud has made it.
+    """
+    stack = find_stack(client)
+    region = client.meta.region_name
+    hint = f"mtl-cloud bootstrap --region {region}"
+    if stack is None:
+        raise LaunchError(f"{region}: mtl-cloud has no stack in this region", hint=hint)
+    if stack["StackStatus"] not in _READY:
+        raise LaunchError(f"{region}: the stack {STACK!r} is {stack['StackStatus']}", hint=hint)
+    try:
+        return _bootstrap({output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}, stack["StackId"])
+    except KeyError as error:
+        raise LaunchError(
+            f"{region}: the stack {STACK!r} is of an older mtl-cloud: it has no {error.args[0]}", hint=hint
+        ) from error
+
+
+def find_stack(client: Any) -> dict[str, Any] | None:
+    """CloudFormation's description of the stack; None when there is none."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found: dict[str, Any] = client.describe_stacks(StackName=STACK)["Stacks"][0]
+    except ClientError as error:
+        # CloudFormation has no code of its own for this.
+        if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
+            return None
+        raise
+    return found
+
+
+def _bootstrap(outputs: Mapping[str, str], stack_id: str) -> Bootstrap:
+    region, account = stack_id.split(":")[3:5]
+    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith("Subnet"))
+    return Bootstrap(
+        region=region,
+        account=account,
+        subnets=dict(zone.split("=") for zone in zones.split(",")),
+        security_group=outputs["SecurityGroup"],
+        instance_profile=outputs["InstanceProfile"],
+        instance_role_arn=outputs["InstanceRoleArn"],
+        group_role_arn=outputs["GroupRoleArn"],
+        sagemaker_role_arn=outputs["SageMakerRoleArn"],
+        user_policy_arns=tuple(outputs["UserPolicyArns"].split(",")),
+        bucket=outputs["Bucket"],
+        storage=outputs["Storage"],
+        repository_uri=outputs["RepositoryUri"],
+        log_group=outputs["LogGroup"],
+    )

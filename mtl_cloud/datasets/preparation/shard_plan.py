@@ -1,0 +1,77 @@
+"""Which samples go into which shard: a pure function of the source and the options, so a restart finds its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from mtl_cloud.datasets.preparation.source import Indices, Source
+from mtl_cloud.datasets.shards.sample import stem_of
+
+__all__ = ["OnBad", "ShardJob", "plan_shards", "plan_stamp"]
+
+OnBad: TypeAlias = Literal["fatal", "skip", "quarantine"]
+_HEADERS = 2048
+"""Bytes of a tar that a sample takes beside image and mask: headers, padding, its labels. About."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that a worker needs to write one shard."""
+
+    split: str
+    number: int
+    source: Source
+    """Its samples, in their order in the shard."""
+    positions: Indices
+    """[n] index of each in the split."""
+    refused: Mapping[int, str]
+    """Index in ``source`` -> why it is bad, for what only the whole split shows."""
+    key_bytes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+
+def plan_shards(split: str, source: Source, shard_bytes: int) -> list[ShardJob]:
+    """The split's samples in a fixed random order, cut where ``shard_bytes`` are full."""
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(source))
+    sizes = source.sizes[order] + _HEADERS
+    shard = (np.cumsum(sizes) - sizes) // shard_bytes
+    keys = [source.key(i) for i in range(len(source))]
+    key_bytes = max(len(os.fsencode(key)) for key in keys)
+    again = _repeated(keys)
+    return [
+        ShardJob(
+            split=split,
+            number=number,
+            source=source.take(positions),
+            positions=positions,
+            refused={i: again[p] for i, p in enumerate(positions.tolist()) if p in again},
+            key_bytes=key_bytes,
+        )
+        for number, positions in enumerate(np.split(order, np.flatnonzero(np.diff(shard)) + 1))
+    ]
+
+
+def _repeated(keys: list[str]) -> dict[int, str]:
+    """Samples whose name an earlier one has: index -> what to say."""
+    first: dict[str, int] = {}
+    again: dict[int, str] = {}
+    for i, key in enumerate(keys):
+        if (earlier := first.setdefault(stem_of(key), i)) != i:
+            again[i] = f"{key}: a duplicate: the name stands in the original before, as {keys[earlier]}"
+    return again
+
+
+def plan_stamp(sources: Mapping[str, Source], shard_bytes: int) -> str:
+    """Another one where anything that decides about the shards' bytes is another. 32 hexadecimal digits."""
+    splits = {name: [source.stamp.hex(), sorted(source.info.classes.items())] for name, source in sources.items()}
+    return hashlib.sha256(json.dumps([1, splits, shard_bytes], sort_keys=True).encode()).hexdigest()[:32]

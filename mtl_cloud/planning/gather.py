@@ -1,0 +1,69 @@
+"""What ``plan`` and ``submit`` do alike: gather the facts, and make the plan with its requests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from mtl_cloud.aws import ClientMaker
+    from mtl_cloud.jobspec.job import JobSpec
+    from mtl_cloud.planning.facts import Facts
+    from mtl_cloud.runs.schema import PlanRecord
+
+__all__ = ["clients_for", "facts_of", "launch_facts", "with_dry_run"]
+
+
+def clients_for(job: JobSpec, *, online: bool | None = None) -> ClientMaker | None:
+    """AWS as the job's region has it; None where nobody is to be asked.
+
+    Without a word (``online`` None) AWS is asked where the job rents a machine and credentials seem to be there.
+    """
+    region = getattr(job.compute, "region", None)
+    if region is None or online is False:
+        return None
+    if online is None:
+        from mtl_cloud.planning.lookup.credentials import can_ask_aws
+
+        if not can_ask_aws(os.environ, Path.home()):
+            return None
+    from mtl_cloud.aws import AwsClients
+
+    return AwsClients(region)
+
+
+def facts_of(job: JobSpec, clients: ClientMaker | None, *, now: datetime, thorough: bool = True) -> Facts:
+    """From AWS, or from the tables (shipped, and cached by ``instances --refresh``) where there are no clients."""
+    from mtl_cloud.catalog.prices import known_prices, price_cache
+    from mtl_cloud.planning.facts import gather_facts
+    from mtl_cloud.planning.plan import inputs_of
+
+    prices = known_prices(price_cache())
+    if clients is None:
+        return gather_facts(job, prices)
+    from mtl_cloud.planning.lookup import look_up
+
+    return look_up(job, clients, now=now, inputs=list(inputs_of(job)), prices=prices, thorough=thorough)
+
+
+def launch_facts(job: JobSpec, now: datetime) -> Facts:
+    """What a launch needs to know. Raises ``PlanError`` with all that stands in its way."""
+    from mtl_cloud.planning.plan import require_launchable
+
+    compute = job.compute
+    says_all = getattr(compute, "role", None) is not None and getattr(compute, "image", None) is not None
+    clients = clients_for(job, online=not says_all)  # SageMaker's request then needs nothing of the account
+    facts = facts_of(job, clients, now=now, thorough=False)
+    require_launchable(facts)
+    return facts
+
+
+def with_dry_run(plan: PlanRecord, clients: ClientMaker) -> PlanRecord:
+    """The plan, with EC2's word on whether its launch would be allowed among the checks."""
+    from mtl_cloud.planning.lookup import check_permission
+
+    checks = cast("list[dict[str, Any]]", plan.facts.get("checks", []))
+    return replace(plan, facts={**plan.facts, "checks": [*checks, asdict(check_permission(clients, plan))]})

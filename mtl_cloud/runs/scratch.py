@@ -1,0 +1,156 @@
+"""What supervisor and trainer say to each other: environment, exit codes and four small files.
+
+The files lie in the attempt's *scratch*, a local folder that both can write. Each is one JSON object, put in place by
+an atomic rename, so a reader sees the old one, the new one or none:
+
+``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat; its age tells a hang
+``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; looked at before each step
+``save.json``       supervisor → trainer: save now, and go on; taken away by the trainer that does
+``failure.json``    trainer → supervisor: why it is about to exit (torchrun hides exit codes)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
+
+from mtl_cloud.json_types import Json
+
+__all__ = [
+    "ENV_ATTEMPT",
+    "ENV_HANG_S",
+    "ENV_INPUTS",
+    "ENV_RUN_ID",
+    "ENV_SCRATCH",
+    "ENV_STORAGE",
+    "EXIT_DONE",
+    "EXIT_STOPPED",
+    "Failure",
+    "Scratch",
+    "StopReason",
+]
+
+ENV_STORAGE = "MTL_CLOUD_STORAGE"
+ENV_RUN_ID = "MTL_CLOUD_RUN_ID"
+ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
+ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
+ENV_HANG_S = "MTL_CLOUD_HANG_S"
+"""Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
+ENV_INPUTS = "MTL_CLOUD_INPUTS"
+"""JSON object: a URL that the job names -> the path under which this machine has it. Absent: nothing was brought."""
+
+EXIT_DONE = 0
+"""All rounds are done and committed."""
+EXIT_STOPPED = 75
+"""Stopped as asked, and a checkpoint is committed (``EX_TEMPFAIL`` of sysexits.h: try again)."""
+
+
+class StopReason(StrEnum):
+    """Why the supervisor asks the trainer to save and stop."""
+
+    CANCEL = "cancel"
+    DEADLINE = "deadline"
+    BUDGET = "budget"
+    SIGTERM = "sigterm"
+    SPOT = "spot"
+    MAINTENANCE = "maintenance"
+    HANG = "hang"
+    """Nothing to ask for any more: the trainer is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A failure that the trainer understands. Only a ``machine`` failure is worth another attempt."""
+
+    exit_code: int
+    message: str
+    hint: str | None = None
+    kind: Literal["user", "machine"] = "user"
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The folder of one attempt, seen from both sides."""
+
+    folder: Path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """The trainer's way in. Raises ``KeyError`` outside of a supervisor."""
+        return cls(Path(environ[ENV_SCRATCH]))
+
+    def write_progress(self, phase: str, **progress: Json) -> None:
+        """Say how far the trainer is; cheap enough for once a second, too dear for every step."""
+        _write(self.folder / "progress.json", {"phase": phase, **progress})
+
+    def progress(self) -> dict[str, Json]:
+        """The trainer's newest word, with its ``phase``; empty before the first."""
+        return _read(self.folder / "progress.json")
+
+    def give_sign_of_life(self) -> None:
+        """Make the newest word new again, where there is no other."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / "progress.json")
+
+    def sign_of_life(self) -> int:
+        """A number that changes with every sign of life; 0 before the first."""
+        try:
+            return (self.folder / "progress.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def request_stop(self, reason: StopReason) -> None:
+        _write(self.folder / "stop.json", {"reason": reason.value})
+
+    def stop_reason(self) -> StopReason | None:
+        """Why to stop, or None. One ``stat`` while there is nothing to read."""
+        document = _read(self.folder / "stop.json")
+        return StopReason(str(document["reason"])) if document else None
+
+    def request_save(self) -> None:
+        """Wish for a save ahead of its time: the machine may not last."""
+        _write(self.folder / "save.json", {})
+
+    def take_save_request(self) -> bool:
+        """Is there such a wish? It counts once. One ``unlink`` while there is none."""
+        try:
+            (self.folder / "save.json").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def write_failure(self, failure: Failure) -> None:
+        _write(self.folder / "failure.json", asdict(failure))
+
+    def failure(self) -> Failure | None:
+        document = _read(self.folder / "failure.json")
+        if not document:
+            return None
+        hint = document.get("hint")
+        return Failure(
+            exit_code=int(str(document.get("exit_code", 1))),
+            message=str(document.get("message", "the trainer gave no reason")),
+            hint=None if hint is None else str(hint),
+            kind="machine" if document.get("kind") == "machine" else "user",
+        )
+
+
+def _write(path: Path, document: Mapping[str, Json]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(document), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> dict[str, Json]:
+    """The object in the file; empty when there is none, or when its writer broke the contract."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,71 @@
+"""The trainer's process tree, started behind its guard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mtl_cloud.runs.schema import PlanRecord
+from mtl_cloud.supervise import guard
+from mtl_cloud.supervise.nodes import ALONE, Nodes
+
+__all__ = ["TrainerProcess", "trainer_command"]
+
+
+def trainer_command(plan: PlanRecord, python: str, *, nodes: Nodes = ALONE, attempt: int = 1) -> list[str]:
+    """The plan's command as it is run here: ``python`` is this interpreter, several processes go through torchrun."""
+    program, *arguments = plan.command
+    is_python = program == "python"
+    if plan.processes == 1:
+        return [python, *arguments] if is_python else plan.command
+    flags = nodes.torchrun_flags(plan.run_id, attempt, plan.processes)
+    torchrun = [python, "-m", "torch.distributed.run", *flags]
+    return [*torchrun, *arguments] if is_python else [*torchrun, "--no-python", *plan.command]
+
+
+class TrainerProcess:
+    """A context in which the trainer runs. Leaving it, in any way, leaves no process of the trainer's tree.
+
+    Standard output and error go to the end of the file ``log``: a file never blocks the trainer while the storage
+    stalls, and what the trainer wrote survives whoever dies.
+    """
+
+    def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, *command],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Exit code (negative: the signal that ended it), or None when the timeout came first. None waits for ever."""
+        try:
+            return self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def terminate(self) -> None:
+        """SIGTERM to the trainer's process group, and through torchrun to every worker."""
+        self._guard.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the tree, by letting go of the guard's lifeline."""
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._guard.wait()

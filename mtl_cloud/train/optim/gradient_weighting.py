@@ -1,0 +1,186 @@
+"""How the tasks' gradients become one: each method reads off their inner products by what factor each task counts.
+
+torchjd's weightings do the work, except for ``nash`` and ``gradnorm`` (decision 005). All is computed on the host in
+float64: the matrix has an entry for each pair of tasks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mtl_cloud.errors import MissingExtraError
+from mtl_cloud.jobspec.job import LossWeightingSpec
+from mtl_cloud.tasks import Task
+from mtl_cloud.train.optim.loss_weighting import Weighting
+
+__all__ = ["GradientWeighting", "build_gradient_weighting"]
+
+_TINY = 1e-12
+_CAGRAD_RADIUS = 0.5  # c of Liu et al. 2021, as in their experiments on images and in LibMTL
+
+
+class GradientWeighting(Weighting):
+    """Base of all methods."""
+
+    scales_own: ClassVar[bool] = False
+    """Do the factors apply to parameters that one task alone reaches, too? Else those take its plain gradient."""
+
+    def factors(self, gramian: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor:
+        """[P] factors of the gradients of the P tasks whose indices are ``present``; all on the host, in float64.
+
+        ``gramian`` [P, P] holds the inner products of their gradients on the shared parameters, ``losses`` [P] their
+        values, both of the global batch: every process comes to the same factors. Gradients that are not finite get
+        factors of 1, and change nothing that the method remembers: what follows is the loss scaler's business.
+        """
+        if not gramian.isfinite().all():
+            return torch.ones_like(losses)
+        factors = self._factors(gramian, losses, list(present))
+        self.latest[list(present)] = factors.to(self.latest)
+        return factors
+
+    @abstractmethod
+    def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor: ...
+
+
+class _TorchJD(GradientWeighting):
+    """One of torchjd's weightings of the Gramian, with the generator of the method's own.
+
+    PCGrad draws the order of its projections: every process must draw the same, whatever else it draws.
+    """
+
+    def __init__(self, tasks: Sequence[Task], method: Callable[[Tensor], Tensor], seed: int) -> None:
+        super().__init__(tasks)
+        self.method = method
+        self.generator_state = torch.Generator().manual_seed(seed).get_state()
+
+    def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:  # noqa: ARG002  # not their values
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.set_rng_state(self.generator_state)
+            factors = self.method(gramian)
+            self.generator_state = torch.get_rng_state()
+        return factors
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator_state
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator_state = state.cpu()
+
+
+class _Nash(GradientWeighting):
+    """Nash-MTL (Navon et al. 2022): the bargaining solution, factors a > 0 with G a = 1 / a for the Gramian G.
+
+    That is the minimum of a'Ga / 2 - sum(log a), a self-concordant function: Newton's method with steps of
+    1 / (1 + decrement) reaches it from anywhere. The paper approaches it by a sequence of convex programs. As in its
+    code, the combined gradient's norm is at most 1, which it is for all but tiny gradients.
+    """
+
+    def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:  # noqa: ARG002  # not their values
+        scale = gramian.norm().clamp(min=_TINY)
+        # A task without a gradient would bargain for ever more.
+        unit = gramian / scale + _TINY * torch.eye(len(present), dtype=gramian.dtype)
+        factors = _bargain(unit)
+        return factors / (factors @ gramian @ factors).sqrt().clamp(min=1)
+
+
+def _bargain(gramian: Tensor) -> Tensor:
+    """[P] the positive a with G a = 1 / a, for a positive definite [P, P] G."""
+    a = gramian.diagonal().rsqrt()
+    for _ in range(200):
+        slope = gramian @ a - 1 / a
+        step = torch.linalg.solve(gramian + torch.diag(a**-2), slope)
+        decrement = (slope @ step).clamp(min=0).sqrt()
+        a = a - step / (1 + decrement)
+        if decrement < 1e-10:
+            break
+    return a
+
+
+class _GradNorm(GradientWeighting):
+    """GradNorm (Chen et al. 2018): loss weights, learned so that all tasks train at like rates.
+
+    Each weighted gradient's norm is drawn to the mean norm * (relative inverse training rate) ** 1.5 by Adam (rate
+    0.025); a task's training rate is its loss over its first one. The weights add up to the number of tasks. They are
+    weights of losses, so they act on all parameters. The paper takes the norms on the last shared layer, this takes
+    them on all shared parameters.
+    """
+
+    first: Tensor
+    factor: Tensor
+    momentum: Tensor
+    variance: Tensor
+    updates: Tensor
+
+    scales_own = True
+    _RATE, _BETA1, _BETA2, _POWER, _LEAST = 0.025, 0.9, 0.999, 1.5, 1e-3
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self._remember(first=torch.nan, factor=1.0, momentum=0.0, variance=0.0, updates=0.0)
+        self.double()
+
+    def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:
+        factors = self.factor[present].cpu().double()
+        first = self.first[present].cpu().double()
+        self.first[present] = first.where(~first.isnan(), losses).to(self.first)
+        if len(present) > 1:
+            self._learn(self._slopes(gramian, losses / first.where(~first.isnan(), losses), factors), present)
+        return factors
+
+    def _slopes(self, gramian: Tensor, rates: Tensor, factors: Tensor) -> Tensor:
+        """[P] of the sum of |weighted norm - target| for the factors, where targets are constants."""
+        norms = gramian.diagonal().sqrt()
+        weighted = factors * norms
+        targets = weighted.mean() * (rates / rates.mean().clamp(min=_TINY)) ** self._POWER
+        return (weighted - targets).sign() * norms
+
+    def _learn(self, slopes: Tensor, present: list[int]) -> None:
+        """One step of Adam; then the sum of these tasks' factors is what it was before."""
+        slopes, n = slopes.to(self.factor), self.updates[present] + 1
+        self.updates[present] = n
+        self.momentum[present] = self.momentum[present].lerp(slopes, 1 - self._BETA1)
+        self.variance[present] = self.variance[present].lerp(slopes**2, 1 - self._BETA2)
+        momentum = self.momentum[present] / (1 - self._BETA1**n)
+        variance = self.variance[present] / (1 - self._BETA2**n)
+        moved = (self.factor[present] - self._RATE * momentum / (variance.sqrt() + _TINY)).clamp(min=self._LEAST)
+        self.factor[present] = moved * self.factor[present].sum() / moved.sum()
+
+
+def build_gradient_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> GradientWeighting:
+    """The gradient method that ``spec`` names, over ``tasks``. ``seed`` must be the same in all processes.
+
+    Raises
+    ------
+    MissingExtraError
+        torchjd, or the solver that it needs for the method, is not installed.
+    """
+    if spec.name == "gradnorm":
+        return _GradNorm(tasks)
+    if spec.name == "nash":
+        return _Nash(tasks)
+    return _TorchJD(tasks, _from_torchjd(spec.name), seed)
+
+
+def _from_torchjd(name: str) -> Callable[[Tensor], Tensor]:
+    """Raises ``MissingExtraError``."""
+    extra = "cagrad" if name == "cagrad" else "jd"
+    try:
+        from torchjd import aggregation
+
+        makers: dict[str, Callable[[], Any]] = {
+            "pcgrad": aggregation.PCGradWeighting,
+            "cagrad": lambda: aggregation.CAGradWeighting(c=_CAGRAD_RADIUS),
+            "mgda": aggregation.MGDAWeighting,
+            "imtl_g": aggregation.IMTLGWeighting,
+            "aligned": aggregation.AlignedMTLWeighting,
+            "upgrad": aggregation.UPGradWeighting,
+        }
+        method: Callable[[Tensor], Tensor] = makers[name]()
+    except ImportError as error:  # torchjd's own, or what its constructors raise for a solver that is not there
+        raise MissingExtraError(extra, f"training.loss_weighting.name: {name}") from error
+    return method

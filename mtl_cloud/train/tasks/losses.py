@@ -1,0 +1,50 @@
+"""The forward pass in float32, and the loss terms of all tasks: what a training step and validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_cloud.tasks import Task
+from mtl_cloud.train.data.batch import Batch
+from mtl_cloud.train.tasks.base import LossTerm, Outputs, TaskHead
+
+__all__ = ["Autocast", "forward", "loss_terms", "sums"]
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def forward(network: nn.Module, images: Tensor, autocast: Autocast, tasks: Collection[Task] | None = None) -> Outputs:
+    """The network's outputs for ``tasks`` (default all) in float32, whatever precision it computed in.
+
+    ``images`` are 0..1.
+    """
+    with autocast():
+        outputs = network(images, tasks)
+    return {task: _as_float(output) for task, output in outputs.items()}
+
+
+def _as_float(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, Mapping):
+        return {key: _as_float(value) for key, value in output.items()}
+    return tuple(_as_float(value) for value in output)
+
+
+def loss_terms(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -> list[LossTerm]:
+    """In the heads' order; a task without an output counts nothing."""
+    nothing = torch.zeros((), device=batch.images.device)
+    return [
+        head.loss(outputs[task], batch) if task in outputs else LossTerm(nothing, nothing)
+        for task, head in heads.items()
+    ]
+
+
+def sums(terms: Sequence[LossTerm]) -> Tensor:
+    """[2, tasks]: totals and counts, without gradient."""
+    return torch.stack([torch.stack([t.total.detach() for t in terms]), torch.stack([t.count for t in terms])])

@@ -1,0 +1,44 @@
+"""The stack of ``mtl-cloud bootstrap`` in moto, for tests of what stands on it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from mtl_cloud.aws.stack import STACK, Bootstrap, stack_outputs
+from mtl_cloud.bootstrap.template import template_text
+
+__all__ = ["keep_outputs", "make_stack"]
+
+
+def make_stack(client: Any, *, zones: int = 3, **parameters: str) -> Bootstrap:
+    """Deploy the template through a CloudFormation client of moto, with subnets in so many zones of its region."""
+    for index in range(zones):
+        parameters[f"Zone{index + 1}"] = f"{client.meta.region_name}{'abcdef'[index]}"
+    with warnings.catch_warnings():
+        # moto leaves the bucket's policy out, and says so.
+        warnings.filterwarnings("ignore", "Tried to parse AWS::S3::BucketPolicy")
+        client.create_stack(
+            StackName=STACK,
+            TemplateBody=template_text(),
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+    return stack_outputs(client)
+
+
+def keep_outputs(patch: pytest.MonkeyPatch) -> None:
+    """Give moto the outputs of a stack that a change set makes: it reads them of what ``CreateStack`` is given only."""
+    from moto.cloudformation.models import ChangeSet
+
+    apply = ChangeSet.apply
+
+    def apply_whole(change_set: Any) -> None:
+        apply(change_set)
+        change_set.stack.template = change_set.template
+        change_set.stack._parse_template()
+        change_set.stack.output_map = change_set.stack._create_output_map()
+
+    patch.setattr(ChangeSet, "apply", apply_whole)

@@ -1,0 +1,165 @@
+"""A container engine and images for tests, made where they are absent. What was made is undone, but for the base.
+
+The small image is built by the product's own recipe from fewer requirements: everything but torch, in seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_harness import is_running, make_run, wait_for
+
+from mtl_cloud.container.engine import ENGINE_VARIABLE, Engine
+from mtl_cloud.container.image import BuildOptions, ImageContent, build_image, image_content
+from mtl_cloud.errors import EngineError
+from mtl_cloud.launch.docker import container_name
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.storage import Storage
+
+BASE = "mtl-base:bookworm"
+_STATE = Path(tempfile.gettempdir()) / f"mtl-cloud-test-engine-{os.getuid()}"
+_START_S = 60.0
+_MAKE_BASE = Path(__file__).parents[2] / "docker" / "make-base"
+_BUNDLES = (os.environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt")
+
+
+@contextmanager
+def lent_engine() -> Iterator[Engine]:
+    """The engine of this machine, started if none answers, and then stopped by the last test process that uses it.
+
+    Skips the test, with the reason, where none can be had.
+    """
+    _STATE.mkdir(exist_ok=True)
+    with (_STATE / "users").open("w") as users:
+        with _alone("start"):
+            engine = _answering_engine() or _started_engine()
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield engine
+        finally:
+            _tidy_if_unused(engine, users.fileno())
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Test processes of one machine take turns."""
+    with (_STATE / what).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _answering_engine() -> Engine | None:
+    # A client newer than its engine may miss the plugin that builds; the distribution's own fits.
+    for program in (os.environ.get(ENGINE_VARIABLE), "/usr/bin/docker", shutil.which("docker"), shutil.which("podman")):
+        if program and Path(program).exists():
+            engine = Engine(program, os.environ)
+            try:
+                engine.ask("info")
+            except EngineError:
+                continue
+            return engine
+    return None
+
+
+def _started_engine() -> Engine:
+    daemon = shutil.which("dockerd")
+    if daemon is None or os.getuid() != 0:
+        pytest.skip("no container engine answers, and none can be started: it takes dockerd (docker.io) and root")
+    with (_STATE / "dockerd.log").open("wb") as log:
+        process = subprocess.Popen([daemon], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    (_STATE / "dockerd.pid").write_text(str(process.pid))
+    process.returncode = 0  # not ours alone: the last user of all test processes stops it
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        # Asked again, from the first on: some clients had asked just before it was up.
+        if _answering_engine() and (engine := _answering_engine()):
+            return engine
+        time.sleep(0.5)
+    tail = (_STATE / "dockerd.log").read_text(errors="replace")[-500:]
+    pytest.skip(f"dockerd did not answer within {_START_S:.0f} s; its log ends: {tail}")
+
+
+def _tidy_if_unused(engine: Engine, users: int) -> None:
+    """The last test process removes the images that tests built, and stops the engine if it was started for them."""
+    made, pid = _STATE / "built", _STATE / "dockerd.pid"
+    with _alone("start"):
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another test process goes on
+        for reference in made.read_text().split() if made.exists() else ():
+            with suppress(EngineError):
+                engine.ask("rmi", reference)
+        made.unlink(missing_ok=True)
+        if pid.exists():
+            _stop(int(pid.read_text()))
+            pid.unlink()
+
+
+def _stop(daemon: int) -> None:
+    """Until it has ended: it answers for some seconds more, and who starts next would take it for one that stays."""
+    with suppress(ProcessLookupError):
+        os.kill(daemon, signal.SIGTERM)
+    wait_for(lambda: not is_running(daemon), 60, every_s=0.1)
+
+
+def base_image(engine: Engine) -> str:
+    """A Debian with Python, made from its packages where it is absent: no registry is asked. It stays."""
+    with _alone("base"):
+        if engine.inspect("image", BASE) is None:
+            _bootstrap(engine)
+    return BASE
+
+
+def _bootstrap(engine: Engine) -> None:
+    if shutil.which("debootstrap") is None or os.getuid() != 0:
+        pytest.skip(f"there is no image {BASE}, and making it takes debootstrap and root")
+    done = subprocess.run([str(_MAKE_BASE), BASE, engine.program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the image {BASE} cannot be made: {done.stderr[-300:]}")
+
+
+def build_options() -> BuildOptions:
+    """What a build needs on this network."""
+    bundles = [Path(path) for path in _BUNDLES if path and Path(path).is_file()]
+    return BuildOptions(ca_bundle=bundles[0] if bundles else None, network="host")
+
+
+def small_content(base: str) -> ImageContent:
+    whole = image_content({}, base=base)
+    kept = ("click", "fsspec", "pydantic", "pyyaml", "rich")
+    return replace(whole, requirements=tuple(line for line in whole.requirements if line.startswith(kept)))
+
+
+def built(content: ImageContent, engine: Engine) -> str:
+    """The image's reference, once the engine holds it."""
+    with _alone("build"):
+        if engine.inspect("image", content.reference) is None:
+            build_image(content, engine, build_options())
+            with (_STATE / "built").open("a") as made:
+                made.write(f"{content.reference}\n")
+    return content.reference
+
+
+@contextmanager
+def container_run(storage: Storage, engine: Engine, image: str, code: str, **plan: Any) -> Iterator[RunRecord]:
+    """A run under an id of its own, whose trainer is the code (see ``make_run``); its container goes with it."""
+    run_id = f"digits-{secrets.token_hex(4)}"
+    try:
+        yield make_run(storage, code, run_id=run_id, backend="docker", image=image, **plan)
+    finally:
+        with suppress(EngineError):
+            engine.ask("rm", "--force", container_name(run_id))

@@ -1,0 +1,131 @@
+"""Stand-in trainers that keep the supervisor's contract, and real supervisors over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mtl_cloud.clock import Clock
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import PlanRecord
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
+from mtl_cloud.storage import Storage
+
+T = TypeVar("T")
+
+FAST = SupervisorOptions(grace_s=5, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=5)
+
+PLAN = PlanRecord(
+    run_id="digits-1",
+    name="digits",
+    created_at="2026-01-01T00:00:00+00:00",
+    backend="local",
+    storage="",
+    command=["python", "-c", "print('done')"],
+    env={},
+    processes=1,
+    rounds=2,
+)
+
+PRELUDE = """
+import os, signal, sys, time
+from mtl_cloud.runs.scratch import Failure, Scratch
+scratch, attempt = Scratch.from_environ(os.environ), int(os.environ["MTL_CLOUD_ATTEMPT"])
+def work(seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if scratch.stop_reason():
+            print("saved", flush=True)
+            sys.exit(75)
+        time.sleep(0.01)
+"""
+
+
+def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan: Any) -> RunRecord:
+    """A run whose trainer is the code, after a prelude that offers ``scratch``, ``attempt`` and ``work()``."""
+    command = {"command": ["python", "-c", PRELUDE + code]} if code else {}
+    made = replace(PLAN, **{"storage": storage.url, **command, **plan})
+    run = RunRecord(storage, made.run_id)
+    spec = {"name": made.name, "compute": {"backend": "local", "max_restarts": max_restarts}}
+    run.create(made, spec_yaml=b"name: digits\n", spec_json=json.dumps(spec).encode())
+    return run
+
+
+def supervisor_flags(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> list[str]:
+    """A supervisor's arguments, with short intervals."""
+    argv = ["--storage", run.storage.url, "--run-id", run.run_id, "--attempt", str(attempt)]
+    return [*argv, "--scratch", str(scratch), *FAST.to_flags(), *flags]
+
+
+def supervisor_argv(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> list[str]:
+    """The command of a supervisor with short intervals."""
+    return [sys.executable, "-m", "mtl_cloud.supervise", *supervisor_flags(run, scratch, *flags, attempt=attempt)]
+
+
+def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 1) -> subprocess.Popen[str]:
+    """A supervisor as it runs in a container; its messages are in ``.stderr``."""
+    return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
+    """The condition's first true value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(every_s)
+    return value
+
+
+def is_running(pid: int) -> bool:
+    """A process of that id lives, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def logged(run: RunRecord, text: str, attempt: int = 1) -> Callable[[], bool]:
+    """A condition: the text is in the attempt's shipped log."""
+    return lambda: text.encode() in run.read_log(attempt)
+
+
+def no_cloud_environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+
+
+class FakeClock(Clock):
+    """A clock that only sleeping moves. Actions planned with ``at`` happen while somebody sleeps over their time."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._start = start
+        self._planned: list[tuple[float, Callable[[], object]]] = []
+        self.seconds = 0.0
+        self.pauses: list[float] = []
+        """How long every sleep was."""
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        self._planned.append((seconds, action))
+
+    def now(self) -> datetime:
+        return self._start + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        end = self.seconds + seconds
+        for at, action in sorted((plan for plan in self._planned if plan[0] <= end), key=itemgetter(0)):
+            self.seconds = max(self.seconds, at)
+            action()
+        self._planned = [plan for plan in self._planned if plan[0] > end]
+        self.seconds = end

@@ -1,0 +1,160 @@
+"""A save costs the loop one copy; what is committed behind its back is the state of that moment, or an error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from trainer_harness import small_job
+
+from mtl_cloud.errors import RunTakenOverError, StorageError
+from mtl_cloud.runs.record import RunRecord
+from mtl_cloud.runs.schema import AttemptRecord
+from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, read_checkpoint
+from mtl_cloud.train.checkpoint.snapshot import HostBuffers, take_snapshot
+from mtl_cloud.train.trainer import Trainer
+
+
+class GatedStorage(MemoryStorage):
+    """Writes of parts wait for ``gate``; each of ``failures`` is raised by one write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.failures: list[StorageError] = []
+
+    def write(self, key: str, data: bytes) -> None:
+        if "part-" in key:
+            assert self.gate.wait(30)
+            if self.failures:
+                raise self.failures.pop()
+        super().write(key, data)
+
+
+@pytest.fixture
+def run() -> RunRecord:
+    run = RunRecord(GatedStorage(), "voc-3fa1c9")
+    claim(run, 1)
+    return run
+
+
+def claim(run: RunRecord, number: int) -> None:
+    run.claim(AttemptRecord(number=number, started_at="15:00", host="h", pid=number, backend="local"))
+
+
+def saver_of(run: RunRecord) -> Saver:
+    return Saver(Checkpointer(run, 1, keep=9, part_bytes=1000))
+
+
+def saved_weights(run: RunRecord) -> dict[int, float]:
+    """Step -> the one value that all of its weights have."""
+    found = {}
+    for checkpoint in run.checkpoints():
+        (weight,) = read_checkpoint(run, checkpoint).state["w"].unique().tolist()
+        found[checkpoint.step] = weight
+    return found
+
+
+def test_what_training_changes_during_an_upload_is_not_in_the_checkpoint(run: RunRecord) -> None:
+    weight, saver = torch.zeros(5000), saver_of(run)
+    for step in (1, 2):
+        weight.fill_(step)
+        saver.save({"w": weight}, step=step, round=0, reason="time")
+    weight.fill_(3)
+    assert run.checkpoints() == []
+    run.storage.gate.set()
+    saver.save({"w": weight}, step=3, round=0, reason="time")
+    weight.fill_(4)
+    saver.drain()
+    assert saved_weights(run) == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRecord) -> None:
+    saver, copies = saver_of(run), set()
+    take = saver._checkpointer.take
+
+    def counted(state: Any, buffers: HostBuffers) -> Any:
+        copies.add(id(buffers))
+        return take(state, buffers)
+
+    saver._checkpointer.take = counted  # type: ignore[method-assign]
+    for step in (1, 2):
+        saver.save({"w": torch.ones(9)}, step=step, round=0, reason="round")
+        assert saver.is_busy
+    third = threading.Thread(target=lambda: saver.save({"w": torch.ones(9)}, step=3, round=0, reason="stop"))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    run.storage.gate.set()
+    third.join(30)
+    saver.drain()
+    assert (sorted(saved_weights(run)), len(copies), saver.is_busy) == ([1, 2, 3], 2, False)
+
+
+def test_the_memory_of_one_snapshot_serves_the_next() -> None:
+    buffers, state = HostBuffers(), {"a": torch.ones(100), "b": [torch.ones(7, dtype=torch.int64)]}
+    first = take_snapshot(state, buffers=buffers, part_bytes=64)
+    addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
+    state["a"] += 1
+    second = take_snapshot(state, buffers=buffers, part_bytes=64)
+    assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
+    take_snapshot({"a": torch.ones(3)}, buffers=buffers)
+    assert [tensor.shape for part in buffers.parts for tensor in part.tensors.values()] == [(3,)]
+
+
+def test_a_failure_is_raised_by_the_next_save_whose_own_state_is_committed(
+    run: RunRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.storage.gate.set()
+    saver = failed_saver(run)
+    assert "a checkpoint could not be saved: the bucket is on fire" in caplog.text
+    with pytest.raises(StorageError, match="on fire"):
+        saver.save({"w": torch.ones(9)}, step=3, round=0, reason="stop")
+    saver.drain()
+    assert list(saved_weights(run)) == [3]
+
+
+def failed_saver(run: RunRecord) -> Saver:
+    """One whose save of step 2 has failed."""
+    saver = saver_of(run)
+    run.storage.failures = [StorageError("the bucket is on fire")]
+    saver.save({"w": torch.ones(9)}, step=2, round=0, reason="time")
+    saver._thread.submit(lambda: None).result(30)  # its turn comes when all is said of the save
+    return saver
+
+
+def test_a_failure_of_the_last_save_is_raised_at_the_end(run: RunRecord) -> None:
+    run.storage.gate.set()
+    saver = failed_saver(run)
+    with pytest.raises(StorageError, match="on fire"):
+        saver.drain()
+    saver.drain()  # once is enough
+
+
+def test_an_attempt_that_is_replaced_during_a_save_hears_of_it(run: RunRecord) -> None:
+    saver = saver_of(run)
+    saver.save({"w": torch.ones(9)}, step=1, round=0, reason="time")
+    claim(run, 2)
+    run.storage.gate.set()
+    with pytest.raises(RunTakenOverError):
+        saver.drain()
+    assert run.checkpoints() == []
+
+
+def test_timed_saves_are_not_stacked_and_the_end_waits_for_all(make_trainer: Callable[..., Trainer]) -> None:
+    job = small_job(rounds=1, epochs_per_round=1)
+    job = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"every_minutes": 1e-9, "keep": 9})})
+    storage = GatedStorage()
+    trainer = make_trainer(job, storage=storage)
+    storage.gate.clear()
+    opening = threading.Timer(0, storage.gate.set)
+    trainer.validation_batches = lambda batches=trainer.validation_batches: (opening.start(), batches())[1]
+    assert trainer.fit()
+    opening.join()
+    kept = [(manifest.step, manifest.reason) for manifest in map(trainer.run.manifest, trainer.run.checkpoints())]
+    assert kept == [(1, "time"), (3, "round")]  # step 2 was due while step 1 was still being written

@@ -1,0 +1,125 @@
+"""What training and validation see of a sample: the same, however far its image was shrunk while it was decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dataset_harness import Altered
+from PIL import Image
+from torch import Tensor
+
+from mtl_cloud.datasets.base import Dataset, Least, Sample, Shrink, whole
+from mtl_cloud.datasets.formats.voc import open_voc
+from mtl_cloud.jobspec.job import AugmentSpec, Fit
+from mtl_cloud.train.data.buffers import Rooms
+from mtl_cloud.train.data.crops import GREY, Cuts
+from mtl_cloud.train.data.loader import TrainingView, ValidationView
+from mtl_cloud.train.data.sampler import Draw
+from mtl_cloud.train.data.transforms import Canvas, Placement, least, letterbox
+
+pytestmark = pytest.mark.real_data
+
+
+@dataclass(frozen=True)
+class Whole(Altered):
+    """Decodes every image in full."""
+
+    def load(self, index: int, shrink: Shrink) -> Sample:
+        return super().load(index, whole)
+
+
+@pytest.fixture(scope="module")
+def voc(real_data: Callable[[str], Path]) -> Dataset:
+    return open_voc(str(real_data("voc2012_subset") / "VOCdevkit"), "train")
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_training_sees_the_same_boxes_and_masks_and_nearly_the_same_pixels(voc: Dataset, size: int) -> None:
+    view = TrainingView(voc, size, AugmentSpec(), seed=3)
+    whole = replace(view, dataset=Whole(voc))
+    differences = []
+    for index in range(40):
+        (ours, color, image), (theirs, other, from_whole) = (_load(each, Draw(1, index)) for each in (view, whole))
+        assert ours.detection is not None
+        assert theirs.detection is not None
+        assert np.array_equal(ours.detection.xyxy, theirs.detection.xyxy)
+        assert (ours.segmentation is None) == (theirs.segmentation is None)
+        assert ours.segmentation is None or torch.equal(ours.segmentation, theirs.segmentation)
+        assert np.array_equal(color, other)
+        differences.append(_levels(image, from_whole))
+    assert sum(difference > 0 for difference in differences) >= 10, "images were shrunk"
+    assert fmean(differences) < 3
+
+
+def test_validation_sees_nearly_the_same_pixels_and_never_enlarges_a_shrunk_image(voc: Dataset) -> None:
+    view, whole = ValidationView(voc, 224), ValidationView(Whole(voc), 224)
+    differences = []
+    for index in range(20):
+        shape = voc.load(index, lambda *shape: least(shape, letterbox(shape, 224), 224)).image.shape
+        assert max(shape) >= 224
+        differences.append(_levels(_load(view, index)[-1], _load(whole, index)[-1]))
+    assert fmean(differences) < 3
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_rows_that_are_asked_for_are_those_of_the_whole_image_and_the_others_black(voc: Dataset, divisor: int) -> None:
+    """And are decoded alone: the last row's colours do not depend on rows that are left out."""
+    for index in range(12):
+        whole = voc.load(index, lambda height, _: Least(divisor, height)).image
+        for rows in (1, 33, 160, 200, len(whole) * divisor - 1):
+            part = voc.load(index, lambda _height, _width, rows=rows: Least(divisor, rows)).image
+            wanted = -(-rows // divisor)
+            assert part.shape == whole.shape
+            assert np.array_equal(part[:wanted], whole[:wanted])
+            assert not part[wanted + 20 :].any()
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+def test_crops_and_letterboxes_are_those_of_pillow(voc: Dataset, fit: Fit) -> None:
+    """Pillow decodes all of the image, and resizes it with a low-pass filter from exactly where it is wanted: ours
+    begins at whole pixels. Half a source pixel moves edges; of 255 levels that is 3 on average, and nothing in sum.
+    """
+    view, differences = TrainingView(voc, 160, AugmentSpec(), seed=3, fit=fit), []
+    for index in range(40):
+        ours = _load(view, Draw(1, index))[-1].float()
+        whole = Image.fromarray(voc[index].image)
+        placement, _ = view._draw(Draw(1, index), (whole.height, whole.width))
+        theirs = torch.from_numpy(np.array(_drawn_by_pillow(whole, placement, 160))).permute(2, 0, 1).float()
+        differences.append(torch.stack([(ours - theirs).abs().mean(), (ours - theirs).mean().abs()]))
+    apart, bias = torch.stack(differences).mean(0).tolist()
+    assert apart < 3
+    assert bias < 0.2
+
+
+def _drawn_by_pillow(image: Image.Image, place: Placement, size: int) -> Image.Image:
+    scale_x, scale_y = image.width / place.width, image.height / place.height
+    x0, y0 = max(0, place.left), max(0, place.top)
+    x1, y1 = min(size, place.left + place.width), min(size, place.top + place.height)
+    box = tuple(
+        np.clip([(x0 - place.left) * scale_x, (y0 - place.top) * scale_y], 0, None).tolist()
+        + np.minimum([(x1 - place.left) * scale_x, (y1 - place.top) * scale_y], image.size).tolist()
+    )
+    part = image.resize((round(x1) - round(x0), round(y1) - round(y0)), Image.Resampling.BILINEAR, box)
+    canvas = Image.new("RGB", (size, size), (GREY, GREY, GREY))
+    canvas.paste(part, (round(x0), round(y0)))
+    return canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if place.flip else canvas
+
+
+def _load(view: TrainingView | ValidationView, index: Any) -> tuple[Canvas, object, Tensor]:
+    """A sample, its colour factors, and the image that the CPU makes of it."""
+    room = Rooms(1).take()
+    canvas, color = view.load(index, room)
+    (image,) = Cuts.of(room.pixels(), [canvas.image], view.size).squares(torch.device("cpu"))
+    return canvas, color, image
+
+
+def _levels(one: Tensor, other: Tensor) -> float:
+    """Mean difference of their pixels, of 255."""
+    return (one.float() - other.float()).abs().mean().item()
