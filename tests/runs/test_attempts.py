@@ -27,7 +27,7 @@ from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbe
 from mtl_cloud.runs.summary import summarize
 from mtl_cloud.storage import FolderStorage, MemoryStorage, Storage
 from mtl_cloud.supervise.attempt import Attempt
-from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.stop_conditions import DeadlineWatcher
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,8 +74,8 @@ def limits(run: RunRecord, number: int, now: float, folder: Path) -> dict[str, f
     """Seconds that the supervisor of attempt ``number`` would still grant, by the reason to stop."""
     clock = FakeClock(START)
     clock.seconds = now
-    around = Surroundings(scratch=folder, environ={}, clock=clock)
-    watchers = list(Attempt(run, run.plan(), number, around)._limits())
+    context = SupervisorContext(scratch=folder, environ={}, clock=clock)
+    watchers = list(Attempt(run, run.plan(), number, context)._limits())
     assert all(isinstance(watcher, DeadlineWatcher) for watcher in watchers)
     left = {}
     for watcher in watchers:
