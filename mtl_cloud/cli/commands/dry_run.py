@@ -59,7 +59,7 @@ def command(
     JSON: {job, backend, ok, checks: [{check, state, detail}], memory: {memory_gib, gpu_memory_gib}, estimates: [...] as
     `plan` has them}.
     """
-    from mtl_cloud.dry_run import judge, memory_need
+    from mtl_cloud.dry_run import check_evidence, memory_need
     from mtl_cloud.jobspec.load import load_job
     from mtl_cloud.planning.plan import gather_facts, priced_estimates
 
@@ -70,7 +70,7 @@ def command(
         sliced = _sliced(job, image=image, storage=place, data=data)
         evidence = _rehearse(stack, job, sliced, memory, quiet=as_json)
         need = memory_need(job, facts, evidence.probe) if evidence.probe else None
-        rows = judge(job, evidence, need)
+        rows = check_evidence(job, evidence, need)
     estimates = priced_estimates(job, facts)
     if as_json:
         print_json(_document(job, rows, need, estimates))
@@ -123,7 +123,7 @@ def _rehearse(stack: ExitStack, job: JobSpec, sliced: JobSpec, memory: str | Non
     say = _silent if quiet else _say
     return Rehearsal(
         whole=job, job=sliced, plan=plan, launcher=launcher, engine=engine, notice=around.notice, say=say
-    ).live()
+    ).run()
 
 
 def _say(text: str) -> None:
