@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtl_cloud.aws import ClientMaker
@@ -64,6 +64,7 @@ def launch_facts(job: JobSpec, now: datetime) -> Facts:
 def with_dry_run(plan: PlanRecord, clients: ClientMaker) -> PlanRecord:
     """The plan, with EC2's word on whether its launch would be allowed among the checks."""
     from mtl_cloud.planning.lookup import check_permission
+    from mtl_cloud.runs.dataclass_json import to_json
 
-    checks = cast("list[dict[str, Any]]", plan.facts.get("checks", []))
-    return replace(plan, facts={**plan.facts, "checks": [*checks, asdict(check_permission(clients, plan))]})
+    checks = (*plan.parsed_facts.checks, check_permission(clients, plan))
+    return replace(plan, facts={**plan.facts, "checks": to_json(checks)})
