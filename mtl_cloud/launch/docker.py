@@ -21,7 +21,6 @@ from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.leftover import Leftover
-from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.attempts import read_attempt
 from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
@@ -95,6 +94,8 @@ class DockerLauncher:
 
     def surroundings(self, plan: PlanRecord) -> Iterator[str]:
         """What a container of this run is given of the machine, as options of the engine's ``run``."""
+        from mtl_cloud.planning.compute import compute_of  # pydantic, which commands on a run that exists do without
+
         yield from ("--label", f"{_RUN_LABEL}={plan.run_id}", "--label", f"{_STORAGE_LABEL}={plan.storage}")
         yield from ("--hostname", self._hostname, "--user", self._user)
         yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108

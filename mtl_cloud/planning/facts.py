@@ -62,8 +62,10 @@ def gather_facts(job: JobSpec, prices: PriceBook | None = None) -> Facts:
 
 def markets_of(job: JobSpec) -> tuple[Market, ...]:
     """In the order in which the job tries them."""
+    if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
+        return ("on_demand",)
     ways: dict[str, tuple[Market, ...]] = {"spot": ("spot",), "spot_then_on_demand": ("spot", "on_demand")}
-    return ways.get(getattr(job.compute, "purchase", ""), ("on_demand",))
+    return ways.get(job.compute.purchase, ("on_demand",))
 
 
 def offers_of(
@@ -91,7 +93,7 @@ def offers_of(
 
 def _quotas(job: JobSpec, machines: Iterable[InstanceType]) -> Iterator[Quota]:
     """One a quota: the largest machine counts. A reservation's machine is counted when it is reserved."""
-    if getattr(job.compute, "capacity_reservation", None) is not None:
+    if isinstance(job.compute, Ec2Compute) and job.compute.capacity_reservation is not None:
         return
     needs: dict[tuple[Market, str], int] = {}
     units = {}

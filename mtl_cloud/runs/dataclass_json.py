@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import repeat
 from types import UnionType
-from typing import Any, ForwardRef, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mtl_cloud.errors import RecordError
 from mtl_cloud.json_types import Json
@@ -34,11 +34,11 @@ class FieldPath:
     path: str = ""
     """``facts.offers[0].price``; empty for the document itself."""
 
-    def field(self, name: str) -> Self:
-        return replace(self, path=f"{self.path}.{name}" if self.path else name)
+    def field(self, name: str) -> FieldPath:
+        return FieldPath(self.source, self.record, f"{self.path}.{name}" if self.path else name)
 
-    def item(self, index: int) -> Self:
-        return replace(self, path=f"{self.path}[{index}]")
+    def item(self, index: int) -> FieldPath:
+        return FieldPath(self.source, self.record, f"{self.path}[{index}]")
 
     def missing(self) -> RecordError:
         return RecordError(f"{self.source}: the field {self.path!r} of a {self.record} is missing")
@@ -105,17 +105,18 @@ def _inside(kind: Any, value: Any, at: FieldPath) -> Any:
 
 
 def _fields(kind: Any, value: dict[str, Any], at: FieldPath) -> Iterator[tuple[str, Any]]:
-    hints = _hints(kind)
-    for f in fields(kind):
-        if f.name in value:
-            yield f.name, _parse(hints[f.name], value[f.name], at.field(f.name))
-        elif is_required(f):
-            raise at.field(f.name).missing()
+    for name, hint, required in _typed_fields(kind):
+        if name in value:
+            yield name, _parse(hint, value[name], at.field(name))
+        elif required:
+            raise at.field(name).missing()
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _typed_fields(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type, and whether a value must be given."""
+    hints = get_type_hints(kind)
+    return tuple((f.name, hints[f.name], is_required(f)) for f in fields(kind))
 
 
 def is_required(f: Field[Any]) -> bool:
@@ -128,6 +129,7 @@ def json_classes(hint: Any) -> frozenset[type]:
     return frozenset(kind for option in _options(hint) for kind in _classes(option))
 
 
+@cache
 def _classes(option: Any) -> tuple[type, ...]:
     kind = get_origin(option) or option
     if kind is Literal:
@@ -139,6 +141,7 @@ def _classes(option: Any) -> tuple[type, ...]:
     return (float, int) if kind is float else (kind,)
 
 
+@cache
 def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
 
