@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from mtl_cloud.jobspec.job import Ec2Compute
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["EXPIRES_TAG", "KEY_TAG", "OWNER_TAG", "PURCHASE_TAG", "RUN_TAG", "SPEC_TAG", "STORAGE_TAG", "run_tags"]
@@ -25,7 +27,8 @@ STORAGE_TAG = "mtl-cloud:storage"
 
 def run_tags(plan: PlanRecord, *, owner: str, expires_at: datetime) -> dict[str, str]:
     """The job's own tags, and ours, which they never hide."""
-    changes = plan.compute.get("purchase") == "spot_then_on_demand"
+    compute = compute_of(plan)
+    changes = isinstance(compute, Ec2Compute) and compute.purchase == "spot_then_on_demand"
     own = {name: value for name, value in plan.tags.items() if name.lower() != KEY_TAG}  # to IAM both are the same
     return {
         **own,

@@ -148,8 +148,14 @@ def test_one_rule_for_clocks_that_differ(silence: float, tmp_path: Path, *, is_l
 # --- any history -----------------------------------------------------------------------------------------------------
 
 PRICES = {("spot", "a"): 10.0, ("on-demand", "a"): 30.0, ("spot", "b"): 12.0}
-OFFERS = [
-    {"machine": "p4d.24xlarge", "zone": zone, "market": market.replace("-", "_"), "price": {"usd_per_hour": price}}
+OFFERS: list[dict[str, Any]] = [
+    {
+        "machine": "p4d.24xlarge",
+        "zone": zone,
+        "market": market.replace("-", "_"),
+        "price": {"usd_per_hour": price, "region": "us-east-1", "date": "2026-01-01", "source": "a table"},
+        "worst_usd_per_hour": 30.0,
+    }
     for (market, zone), price in PRICES.items()
 ]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from ec2_harness import World, ec2_plan
 from run_harness import make_run
 
+from mtl_cloud.catalog import Price
 from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.dataclass_json import to_json
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbeat
 from mtl_cloud.storage import MemoryStorage
@@ -46,9 +48,9 @@ def attempt(
         run.write_exit(number, ended)
 
 
-OFFERS: list[dict[str, Any]] = [
-    {"machine": "p4d.24xlarge", "zone": "us-east-1a", "market": "spot", "price": {"usd_per_hour": 10.0}},
-    {"machine": "p4d.24xlarge", "zone": None, "market": "spot", "price": {"usd_per_hour": 12.0}},
+OFFERS = [
+    Offer("p4d.24xlarge", "us-east-1a", "spot", Price(10.0, "us-east-1", "2026-01-01", "a table"), None),
+    Offer("p4d.24xlarge", None, "spot", Price(12.0, "us-east-1", "2026-01-01", "a table"), None),
 ]
 LISTED = 21.957642
 """Of the shipped table."""
@@ -57,7 +59,7 @@ LISTED = 21.957642
 @pytest.fixture
 def run() -> RunRecord:
     plan = ec2_plan(purchase="spot_then_on_demand")
-    return World().make_run(replace(plan, facts={**plan.facts, "offers": OFFERS}))
+    return World().make_run(replace(plan, facts={**plan.facts, "offers": to_json(OFFERS)}))
 
 
 def test_each_machine_is_charged_from_its_boot_at_its_own_price(run: RunRecord) -> None:
