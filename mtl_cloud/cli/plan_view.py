@@ -23,7 +23,7 @@ _COLOURS = {"ok": "green", "failed": "red", "unknown": "yellow"}
 
 
 def print_plan(plan: PlanRecord) -> None:
-    """All of it; warnings go to standard error."""
+    """Print the whole plan; warnings go to standard error."""
     facts = plan.parsed_facts
     print_pairs(_summary(plan, facts))
     if facts.candidates:
@@ -114,7 +114,7 @@ def _basis(known: Estimate) -> str:
     rate = _span(*(f"{images:.0f}" for images in known.images_per_s))
     limits = {
         "gpu": f"assumed speeds of {known.date}",
-        "loader": "held up by the loader workers' decoding",
+        "loader": "limited by JPEG decoding in the loader workers",
         "steps": "steps too small to fill the GPU",
         "measured": "measured by the run",
     }

@@ -32,7 +32,7 @@ class RequestCheck:
 
 
 def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
-    """Would AWS's own client take what the job's launcher makes of it?"""
+    """Whether botocore accepts the requests that the job's launcher makes."""
     if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
         return RequestCheck(None, "no machine is rented")
     try:

@@ -97,14 +97,14 @@ class Group:
         group, even if another template has the same name by then.
         """
         request = requests(self._template(requests, key))["create_auto_scaling_group"]
-        with translated("autoscaling", where=self._run_id), _passing_over(taken=True):
+        with translated("autoscaling", where=self._run_id), _ignoring(taken=True):
             self._clients("autoscaling").create_auto_scaling_group(**request)
 
     def _template(self, requests: Callable[[Template], Requests], key: str) -> Template:
-        """Made with ``key``; or the one that an earlier submit has made, as soon as AWS tells of it."""
+        """Create the template with ``key``, or wait for AWS to show the one that an earlier submit created."""
         request = requests(replace(PLANNED, key=key))["create_launch_template"]
         for _ in range(_LOOKS):
-            with translated("ec2", where=self._run_id), _passing_over(taken=True):
+            with translated("ec2", where=self._run_id), _ignoring(taken=True):
                 made = self._clients("ec2").create_launch_template(**request)
                 return Template(id=made["LaunchTemplate"]["LaunchTemplateId"], key=key)
             if found := self._found_template():
@@ -125,7 +125,7 @@ class Group:
         return None
 
     def open(self, requests: Requests) -> None:
-        """Put up the wall, then ask for the machine. A group whose expiry has passed is refused by AWS."""
+        """Schedule scale-to-zero, then set capacity to 1. AWS refuses a schedule in the past."""
         for operation in ("put_scheduled_update_group_action", "update_auto_scaling_group"):
             with translated("autoscaling", where=self._run_id):
                 getattr(self._clients("autoscaling"), operation)(**requests[operation])

@@ -49,7 +49,7 @@ class Ec2Launcher:
         self._opened: dict[str, datetime] = {}
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        """The requests but for the template's id and the group's key, which ``submit`` makes and nobody stores."""
+        """The requests without template id and group key, which ``submit`` makes and which are not stored."""
         return Submission(RunHandle.of(plan), {**requests(plan)})
 
     def submit(self, submission: Submission) -> RunHandle:
