@@ -18,6 +18,7 @@ import pytest
 from run_example import example_report, round_record, write_run
 
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.report.build import Life, Report
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
@@ -50,7 +51,14 @@ def living(tmp_path: Path, storage: str) -> RunRecord:
         lives=(Life(attempt),),
     )
     run = write_run(FolderStorage(storage), report)
-    progress = {"round": 2, "rounds": 5, "step": 411, "steps": 685, "losses": {"detection": 1.5}, "images_per_s": 99.0}
+    progress: dict[str, Json] = {
+        "round": 2,
+        "rounds": 5,
+        "step": 411,
+        "steps": 685,
+        "losses": {"detection": 1.5},
+        "images_per_s": 99.0,
+    }
     run.write_heartbeat(1, Heartbeat(at=now, phase="training", progress=progress))
     return run
 

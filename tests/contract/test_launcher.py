@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,14 +49,14 @@ def world() -> World:
 
 @pytest.fixture(params=["docker", "ec2", "local", "memory", "sagemaker"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Launcher:
-    launchers = {
+    launchers: dict[str, Callable[[], Launcher]] = {
         "docker": lambda: DockerLauncher(environ={}, engine=request.getfixturevalue("engine"), settings=FAST),
         "ec2": world.launcher,
         "local": lambda: _local(tmp_path),
         "memory": MemoryLauncher,
         "sagemaker": lambda: request.getfixturevalue("sagemaker_double") and SageMakerLauncher(),
     }
-    return launchers[request.param]()
+    return launchers[str(request.param)]()
 
 
 @pytest.fixture

@@ -178,8 +178,8 @@ def test_the_request_whole(tmp_path: Path) -> None:
     (tmp_path / ".aws").mkdir()
     environ = {"AWS_SECRET_ACCESS_KEY": "hidden", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     launcher = DockerLauncher(environ=environ, hostname="laptop", user="7:8", memory="2g")
-    asked = {"image": "mtl-cloud:1", "storage": "s3://b/runs", "inputs": ["/data", "s3://b/set"]}
-    plan = replace(PLAN, **{"backend": "docker", "compute": {"gpu_count": 2}, "run_id": "r-1", **asked})
+    asked: dict[str, Any] = {"image": "mtl-cloud:1", "storage": "s3://b/runs", "inputs": ["/data", "s3://b/set"]}
+    plan = replace(PLAN, backend="docker", compute={"gpu_count": 2}, run_id="r-1", **asked)
     submission = launcher.prepare(plan)
     assert submission.request == {
         "image": "mtl-cloud:1",

@@ -44,6 +44,10 @@ def _final_state(run: RunRecord) -> list[tuple[str, str]]:
     return [(part["key"].rpartition("/")[2], part["crc64nvme"]) for part in parts]
 
 
+def _has_rounds(run: RunRecord, number: int) -> Callable[[], bool]:
+    return lambda: len(run.rounds()) >= number
+
+
 def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
     tmp_path: Path, sagemaker_double: SageMakerDouble
 ) -> None:
@@ -61,7 +65,7 @@ def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
 
     straight, moved = start("straight-1"), start("moved-1")
     for number, there in enumerate((on_sagemaker, job), 1):
-        wait_for(lambda seen=number: len(moved.rounds()) >= seen, 120)
+        wait_for(_has_rounds(moved, number), 120)
         resume_run(moved, there, _plan(there, "moved-1"), get_launcher=launchers.__getitem__, clock=Clock())
     for run in (moved, straight):
         result = wait_for(run.result, 240)

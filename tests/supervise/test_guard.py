@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from narrowing import present
 from run_harness import is_running, wait_for
 
 from mtl_cloud.supervise import guard
@@ -81,14 +82,14 @@ def test_the_guard_dies_by_the_signal_that_its_child_died_by(number: int, start:
 def test_a_command_that_cannot_start_is_named_and_ends_with_127(start: Start) -> None:
     process = start("/no/such/program")
     assert process.wait(10) == 127
-    assert b"cannot start '/no/such/program': No such file" in process.stdout.read()
+    assert b"cannot start '/no/such/program': No such file" in present(process.stdout).read()
 
 
 def test_a_closed_lifeline_kills_other_sessions_and_daemons_too(tmp_path: Path, start: Start) -> None:
     process = start(PYTHON, "-c", TREE, str(tmp_path / "pids"), "60")
     pids = _pids(tmp_path / "pids")
     assert all(is_running(pid) for pid in pids)
-    process.stdin.close()
+    present(process.stdin).close()
     assert process.wait(10) == -signal.SIGKILL
     assert not any(is_running(pid) for pid in pids)
 
@@ -115,7 +116,7 @@ def test_sigterm_reaches_the_child(start: Start) -> None:
         "-c",
         "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); signal.pause()",
     )
-    assert process.stdout.readline() == b"1\n"
+    assert present(process.stdout).readline() == b"1\n"
     process.terminate()
     assert process.wait(10) == 75
 
@@ -128,6 +129,6 @@ print(SharedMemory(create=True, size=1000).name, flush=True)
 os.kill(os.getpid(), 9)
 """
     process = start(PYTHON, "-c", code)
-    name = process.stdout.readline().decode().strip()
+    name = present(process.stdout).readline().decode().strip()
     assert process.wait(10) == -signal.SIGKILL
     assert not (Path("/dev/shm") / name.lstrip("/")).exists()

@@ -109,7 +109,9 @@ def stopped(machine: Machine, act: Act | None) -> CheckpointId:
     assert end.exit_code == 75, end
     assert manifest.reason in {"stop", "round"}  # the wish may come as a round ends, which saves too
     assert datetime.fromisoformat(manifest.created_at) < ended_by
-    assert max(told, beat.progress["step"] - 1) <= newest.step
+    step = beat.progress["step"]
+    assert isinstance(step, int)
+    assert max(told, step - 1) <= newest.step
     return newest
 
 

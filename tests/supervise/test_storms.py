@@ -14,7 +14,7 @@ from run_harness import FAST, PRELUDE, make_run, start_supervisor
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import StorageError
 from mtl_cloud.runs.schema import Outcome
-from mtl_cloud.storage import FolderStorage, MemoryStorage
+from mtl_cloud.storage import Data, FolderStorage, MemoryStorage
 from mtl_cloud.storage.retrying import PatientStorage
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.supervisor import supervise
@@ -34,7 +34,7 @@ class Stormy(MemoryStorage):
     def read(self, key: str) -> bytes:
         return self._maybe(lambda: super(Stormy, self).read(key))
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._maybe(lambda: super(Stormy, self).write(key, data))
 
     def create(self, key: str, data: bytes) -> None:

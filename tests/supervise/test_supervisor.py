@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_harness import is_running, logged, make_run, start_supervisor, supervisor_argv, wait_for
@@ -199,7 +200,7 @@ def test_a_sigterm_after_a_cancel_is_a_cancel(storage: FolderStorage, start: Sta
     [({"deadline_s": 1.0}, "out_of_time"), ({"budget_usd": 0.01, "usd_per_hour": 36.0}, "out_of_budget")],
 )
 def test_a_limit_that_is_reached_ends_the_run(
-    limit: dict[str, float], outcome: str, storage: FolderStorage, start: Start
+    limit: dict[str, Any], outcome: str, storage: FolderStorage, start: Start
 ) -> None:
     run = make_run(storage, "work()", **limit)
     assert start(run).wait(20) == 7

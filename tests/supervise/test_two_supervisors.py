@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interleaving import act_in_turns
+from narrowing import result_of
 from run_harness import PLAN, FakeClock
 
 from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunTakenOverError
@@ -130,7 +131,7 @@ def test_one_of_two_supervisors_ends_the_run_and_the_other_says_who_has_it(order
 def committed_by(run: RunRecord, key: str) -> int | None:
     """The attempt that committed a round, a checkpoint or the result; None for all else."""
     if key == run.paths.result:
-        return run.result().attempts
+        return result_of(run).attempts
     if key.startswith(run.paths.rounds):
         return next(record.attempt for record in run.rounds() if run.paths.round(record.round) == key)
     found = run.paths.checkpoint_of(key)

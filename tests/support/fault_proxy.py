@@ -113,7 +113,9 @@ class FaultProxy:
     def stall(self, part: float = 1.0) -> None:
         time.sleep(part * self._stall_s)
 
-    def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, list, bytes]:
+    def forward(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of the server's answer. Each thread reuses its connection."""
         if not hasattr(self._local, "connection"):
             self._local.connection = http.client.HTTPConnection(self._upstream, timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from threading import Condition, Thread
 from typing import TypeVar
@@ -77,6 +78,9 @@ class _InTurns:
 
     def delete(self, key: str) -> None:
         self._turns.take(self._actor, partial(self._storage.delete, key))
+
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._turns.take(self._actor, partial(self._storage.sweep, prefix, before))
 
 
 def act_in_turns(

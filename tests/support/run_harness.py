@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.runs.record import RunRecord
@@ -76,7 +76,7 @@ def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 
     return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
+def wait_for(condition: Callable[[], T | Literal[False] | None], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -36,7 +36,7 @@ from mtl_cloud.datasets.preparation.shard_job import QUARANTINE
 from mtl_cloud.datasets.shards import DatasetManifest, open_shards, read_manifest
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
-from mtl_cloud.storage import FolderStorage, Storage, open_storage
+from mtl_cloud.storage import Data, FolderStorage, Storage, open_storage
 
 WNIDS = ("n00000001", "n00000002")
 
@@ -101,7 +101,7 @@ class Mortal(FolderStorage):
         super().__init__(root)
         self.left, self.made = dies_at, made
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._live(lambda: super(Mortal, self).write(key, data))
 
     def delete(self, key: str) -> None:
@@ -484,11 +484,9 @@ def _wait_for_parts(target: Path, more: int, process: subprocess.Popen[bytes]) -
 
 def _processes_left(marker: str) -> int:
     """Processes with ``marker`` in their environment, as workers inherit it. They end when their parent does."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    deadline, left = time.monotonic() + 10, [b""]
+    while left and time.monotonic() < deadline:
         left = [status for status in map(_status, Path("/proc").glob("[0-9]*/environ")) if marker.encode() in status]
-        if not left:
-            break
     return len(left)
 
 

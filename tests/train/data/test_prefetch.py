@@ -116,9 +116,15 @@ def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path)
 
 def test_needs_are_drawn_no_further_ahead_than_the_horizon(tmp_path: Path) -> None:
     """They are made out of the orders of all epochs, of which a job may have a thousand."""
-    source, drawn = Source(4), []
-    needs = (drawn.append(need) or need for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)])
-    ahead = read_ahead(source, tmp_path, needs, shards=4, horizon=8)
+    source = Source(4)
+    drawn: list[Need] = []
+
+    def needs() -> Iterator[Need]:
+        for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)]:
+            drawn.append(need)
+            yield need
+
+    ahead = read_ahead(source, tmp_path, needs(), shards=4, horizon=8)
     thread = threading.Thread(target=ahead.run, daemon=True)
     thread.start()
     for position, near in ((0, 1), (1, 2), (8, 2), (9, 3)):
