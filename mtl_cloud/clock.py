@@ -1,4 +1,4 @@
-"""Time, passed in: tests let hours go by at once."""
+"""The clock, passed as an argument so that tests can simulate hours."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Clock:
     """The machine's clock. A test's clock overrides all three."""
 
     def now(self) -> datetime:
-        """Wall clock, UTC: for what people read and other machines compare."""
+        """Wall-clock time in UTC, for records that people read and other machines compare."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds that only grow: for every duration on this machine."""
+        """Monotonic seconds, for durations on this machine."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:

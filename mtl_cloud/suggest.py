@@ -1,4 +1,4 @@
-"""The valid name that a mistyped one most resembles."""
+"""Suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["did_you_mean", "nearest"]
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name closest to ``word``, in any case; first of all one with the same letters. None when none is close."""
+    """The name most similar to ``word``, ignoring case; an anagram wins. None when no name is similar."""
     from difflib import get_close_matches  # only on the way to an error
 
     by_folded = {name.casefold(): name for name in names}

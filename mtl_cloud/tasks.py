@@ -1,4 +1,4 @@
-"""The three tasks in their fixed order, what each is judged by, and which of them each network can learn."""
+"""The three tasks in their fixed order, their metrics, and the tasks of each network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Task: TypeAlias = Literal["classification", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = ("classification", "detection", "segmentation")
 
 HEADLINE: dict[Task, str] = {"classification": "top1", "detection": "map50_voc", "segmentation": "miou"}
-"""Task -> the metric that stands for it where there is room for one."""
+"""Task -> its headline metric."""
 
 METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("top1", "top5", "map", "recall_macro", "precision_macro"),
     "detection": ("map50_voc", "map50_voc07", "map50_coco", "map75", "map", "recall50"),
     "segmentation": ("miou", "pixel_accuracy", "mean_class_accuracy", "recall_macro"),
 }
-"""Task -> the metrics that one may judge it by."""
+"""Task -> the metrics by which its best round may be chosen."""
 
 NETWORK_TASKS: dict[str, tuple[Task, ...]] = {
     "mtl_net": TASKS,

@@ -1,4 +1,4 @@
-"""Where this program keeps files of the user, by the XDG base directory specification, and how it writes a cache's.
+"""The user's cache and state directories, by the XDG base directory specification.
 
 https://specifications.freedesktop.org/basedir/latest/
 """
@@ -18,12 +18,12 @@ _TAIL_BYTES = 16 << 10
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Of what can be had again: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    """Cache directory: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
     return _folder(environ, "XDG_CACHE_HOME", ".cache")
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """Of what is to outlive a restart of the machine: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
+    """State directory, kept across restarts: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
     return _folder(environ, "XDG_STATE_HOME", ".local/state")
 
 
@@ -34,10 +34,10 @@ def _folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to be written, which is put in the place of ``path`` at the end; after an error nothing is left of it.
+    """Write a file that replaces ``path`` atomically at the end; after an error nothing is left.
 
-    Whoever reads ``path`` meanwhile finds all of a file or none. Not safe against a power cut: it is for what can be
-    had again. Raises ``OSError``.
+    Readers of ``path`` see a complete file or none. Not safe against power loss, so use it for caches only. Raises
+    ``OSError``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
@@ -51,12 +51,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def default_scratch(run_id: str, environ: Mapping[str, str]) -> Path:
-    """The run's folder, which outlives a restart of the machine."""
+    """The run's scratch folder, which survives restarts of the machine."""
     return state_folder(environ) / run_id
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file that are not blank; fewer if they are longer than 16 KiB."""
+    """The last ``lines`` non-blank lines of a file, within its last 16 KiB."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")

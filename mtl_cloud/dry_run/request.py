@@ -1,6 +1,6 @@
-"""The request that the job's own launcher would send, held against AWS's own model of its API. Nothing is sent.
+"""Validate the request of the job's launcher against AWS's model of the API. Nothing is sent.
 
-What only a look at the account tells stands in, as ids of the form that AWS gives them.
+Ids that only the account knows are replaced by placeholders of the same form.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mtl_cloud.planning.plan import gather_facts, plan_run
 __all__ = ["RequestCheck", "check_request"]
 
 _SERVICES: Final = {"create_launch_template": "ec2", "create_training_job": "sagemaker"}
-"""Operation -> its service, in boto3's names; the others are Auto Scaling's."""
+"""Operation -> service, in boto3's names; all others belong to Auto Scaling."""
 
 
 @dataclass(frozen=True)
 class RequestCheck:
     fits: bool | None
-    """None: it cannot be said here."""
+    """None: not checked."""
     words: str
 
 
 def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
-    """Would AWS's own client take what the job's launcher makes of it?"""
+    """Whether botocore accepts the requests that the job's launcher makes."""
     account = _account(job)
     if account is None:
         return RequestCheck(None, "no machine is rented")
@@ -42,11 +42,11 @@ def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
         return RequestCheck(False, str(error))
     except MissingExtraError as error:
         return RequestCheck(None, str(error))
-    return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API takes {', '.join(requests)}")
+    return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API accepts {', '.join(requests)}")
 
 
 def _account(job: JobSpec) -> dict[str, Json] | None:
-    """``Facts.account`` as `mtl-cloud bootstrap` and `image push` would make it; None where no machine is rented."""
+    """``Facts.account`` as after `mtl-cloud bootstrap` and `image push`; None where no machine is rented."""
     compute: Any = job.compute
     image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:{64 * '0'}"
     if compute.backend == "sagemaker":
@@ -66,7 +66,7 @@ def _account(job: JobSpec) -> dict[str, Json] | None:
 
 
 def _misfits(requests: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """What botocore would refuse to send. Raises ``MissingExtraError`` without it."""
+    """Mistakes that botocore finds in the requests. Raises ``MissingExtraError`` without botocore."""
     try:
         from botocore.session import get_session
         from botocore.validate import ParamValidator

@@ -1,4 +1,4 @@
-"""What can happen to a run, as events, and the watch over the machine of a run."""
+"""The events of a run, and the watch over its machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True)
 class LogLines:
-    """The next piece of an attempt's log. Pieces joined are the log; most end with a line."""
+    """The next piece of an attempt's log. The concatenated pieces are the log; most end at a line break."""
 
     attempt: int
     text: str
@@ -51,7 +51,7 @@ class RoundDone:
 class AttemptEnded:
     attempt: int
     exit: ExitRecord | None
-    """None: it vanished, and the next attempt began."""
+    """None: it stopped reporting, and the next attempt started."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Lost:
-    """Nobody works on the run, and it is not over."""
+    """No attempt is running, and the run is not over."""
 
     attempt: int
     message: str
@@ -69,7 +69,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class MachineNews:
-    """What happened to the run's machine, as its backend or its boot tells it; the supervisor is not there yet."""
+    """An event of the run's machine before the supervisor runs, reported by the backend or by the boot script."""
 
     at: str
     """ISO 8601 in UTC."""
@@ -82,11 +82,11 @@ RunEvent: TypeAlias = AttemptStarted | LogLines | Progress | RoundDone | Attempt
 
 
 class MachineWatch(Protocol):
-    """Looks after the machine of one run, at a backend that brings machines by itself."""
+    """Watches the machine of one run, at a backend that starts machines itself."""
 
     def look(self) -> list[MachineNews]:
-        """What is new since the last look, oldest first. May be called as often as one likes.
+        """News since the last call, oldest first. The backend is queried at a limited rate.
 
-        Raises ``LaunchError`` when no machine will come any more, and the run is not over.
+        Raises ``LaunchError`` when no machine will come any more although the run is not over.
         """
         ...

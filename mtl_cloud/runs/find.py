@@ -1,4 +1,4 @@
-"""The runs that one knows: their ids, where they live, how to name one briefly, and how it stands."""
+"""Find runs: new ids, abbreviations, lists, and the storages that this user has submitted to."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def new_run_id(name: str, *, random_bytes: Callable[[int], bytes] = secrets.toke
 
 
 def find_run(storages: Iterable[Storage], abbreviation: str) -> RunRecord:
-    """The run that ``abbreviation`` means: ``latest``, an id, its start, or the start of its last part.
+    """The run that ``abbreviation`` names: ``latest``, an id, the start of an id, or the start of its last part.
 
-    An earlier form of these wins over a later one. Storages are looked at in turn, and a whole id ends the search.
+    The forms are tried in this order. Storages are searched in turn; a full id ends the search.
 
-    Raises ``UsageError`` when no run fits, or several do, which are then listed.
+    Raises ``UsageError`` when no run matches, or several do; it then lists them.
     """
     if abbreviation == "latest":
         return _latest(storages)
@@ -84,7 +84,7 @@ def _only(found: list[RunRecord], abbreviation: str, known: list[RunRecord]) -> 
 
 
 def list_runs(storage: Storage) -> list[RunRecord]:
-    """The runs of a storage, the newest first. One whose plan cannot be read is left out, with a warning."""
+    """The runs of a storage, newest first. A run whose plan cannot be read is skipped with a warning."""
     return [run for run, _ in sorted(_plans(storage), key=_created, reverse=True)]
 
 
@@ -98,7 +98,7 @@ def _plans(storage: Storage) -> list[tuple[RunRecord, PlanRecord]]:
 def _plan(run: RunRecord) -> PlanRecord | None:
     try:
         return run.plan()
-    except NotFoundError:  # being made, or its making was interrupted: it does not exist
+    except NotFoundError:  # the run is being created, or its creation was interrupted: it does not exist
         return None
     except RecordError as error:
         log.warning("%s", error)
@@ -113,10 +113,10 @@ def _created(found: tuple[RunRecord, PlanRecord]) -> tuple[datetime, str]:
 
 
 def known_storages(environ: Mapping[str, str] = os.environ) -> Iterator[Storage]:
-    """The storages that this user has submitted to, the last one first, each opened when its turn comes.
+    """The storages that this user has submitted to, most recent first, each opened on demand.
 
-    ``MTL_CLOUD_STORAGE`` stands for all of them. A remembered one that does not answer (no network, no credentials, an
-    extra that is not installed) is passed over with a warning: it must not hide the runs of the others.
+    ``MTL_CLOUD_STORAGE`` replaces them all. A remembered storage that cannot be opened (no network, no credentials, a
+    missing extra) is skipped with a warning, so that it does not hide the runs of the others.
     """
     if environ.get(STORAGE_VARIABLE):
         yield open_storage(environ[STORAGE_VARIABLE])
@@ -126,19 +126,19 @@ def known_storages(environ: Mapping[str, str] = os.environ) -> Iterator[Storage]
             storage = open_storage(url)
             storage.children(RUNS)
         except (MissingExtraError, StorageError) as error:
-            log.warning("runs in %s are left out: %s", url, error)
+            log.warning("skipping runs in %s: %s", url, error)
         else:
             yield storage
 
 
 def remember_storage(url: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Note a storage's URL, so that its runs are found from any folder. Where that fails, it is only warned of."""
+    """Remember a storage's URL, so that its runs are found from any folder. A failure is only logged."""
     path = _memory(environ)
     urls = [known for known in _remembered(environ) if known != url] + [url]
     try:
         FolderStorage(path.parent).write(path.name, "".join(f"{line}\n" for line in urls).encode())
     except StorageError as error:
-        log.warning("the storage %s is not remembered: %s", url, error)
+        log.warning("cannot remember the storage %s: %s", url, error)
 
 
 def _remembered(environ: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Following a run: its record, read again and again, as a stream of events.
+"""Follow a run: poll its record and yield events.
 
-It works the same for every backend and from any machine, while the run lasts and long after it.
+It works the same for every backend and from any machine, during the run and after it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LONGEST_PAUSE_S = 5.0
 
 @dataclass(frozen=True)
 class Cursor:
-    """How much of a run is known already: rounds and log segments (of that attempt) up to these numbers."""
+    """The position of a reader in a run: rounds, and log segments of ``attempt``, up to these numbers are known."""
 
     attempt: int = 1
     log_segment: int = 0
@@ -55,16 +55,16 @@ def follow(
     lost_after_s: float = LOST_AFTER_S,
     machine: MachineWatch | None = None,
 ) -> Iterator[RunEvent]:
-    """Every event of a run, each once, those of one attempt in their order.
+    """Yield every event of a run once; events of one attempt are in order.
 
-    1. An attempt's log pieces come between its ``AttemptStarted`` and ``AttemptEnded``, and all of them do.
-    2. Ends with ``Finished`` after everything else, or with ``Lost`` when the newest attempt has given no sign of
-       life, or ended without a successor, for ``lost_after_s`` (``math.inf``: never, for a backend that itself
-       brings the next attempt). A run that no attempt has begun is waited for.
-    3. Sleeps between looks: half a second while something happens, up to five while nothing does.
+    1. An attempt's log pieces come between its ``AttemptStarted`` and ``AttemptEnded``, complete.
+    2. The last event is ``Finished``, or ``Lost`` when the newest attempt has stopped reporting, or ended without a
+       successor, for ``lost_after_s`` (``math.inf``: never, for a backend that starts the next attempt itself). A run
+       without any attempt is waited for.
+    3. Polls every half second while events arrive, and at longer intervals, up to five seconds, while none do.
     4. Raises ``StorageError`` when the storage has failed for two minutes.
-    5. With ``machine``, the watch of a backend that brings machines by itself, its news come between the others. Such
-       a run is never ``Lost``: the watch's ``LaunchError`` is raised when no machine will come any more.
+    5. With ``machine``, the watch of a backend that starts machines itself, its news are yielded too. Such a run is
+       never ``Lost``: the watch raises ``LaunchError`` when no machine will come any more.
     """
     storage = PatientStorage(run.storage, patience_s=_PATIENCE_S, clock=clock)
     follower = _Follower(RunRecord(storage, run.run_id), clock, after, lost_after_s if machine is None else math.inf)
@@ -98,21 +98,21 @@ class _Seen:
 
 
 class _Follower:
-    """What was seen of the run."""
+    """The state of following one run."""
 
     def __init__(self, run: RunRecord, clock: Clock, after: Cursor, lost_after_s: float) -> None:
         self._run = run
         self._clock = clock
         self._lost_after_s = lost_after_s
         self._round = after.round
-        self._life = _Seen(after.attempt, after.log_segment)
+        self._attempt = _Seen(after.attempt, after.log_segment)
         self._sign_at = clock.monotonic()
 
     def look(self) -> Iterator[RunEvent]:
-        """What is new. What tells of an end is read before what must come ahead of it."""
+        """Yield new events. Records that end something are read before the records that must precede them."""
         result = self._run.result()
         attempts = self._run.attempts()
-        for attempt in attempts[self._life.number - 1 :]:
+        for attempt in attempts[self._attempt.number - 1 :]:
             yield from self._look_at(attempt)
         for record in self._run.rounds(after=self._round):
             self._round = record.round
@@ -120,56 +120,57 @@ class _Follower:
         if result is not None:
             yield Finished(result)
         elif attempts:
-            yield from self._look_for_life(attempts[-1])
+            yield from self._look_for_silence(attempts[-1])
 
     def _look_at(self, attempt: AttemptRecord) -> Iterator[RunEvent]:
-        if attempt.number > self._life.number:
+        if attempt.number > self._attempt.number:
             yield from self._leave()
-            self._life = _Seen(attempt.number)
-        life = self._life
-        if not life.started:
-            life.started = self._note_sign()
+            self._attempt = _Seen(attempt.number)
+        seen = self._attempt
+        if not seen.started:
+            seen.started = self._note_sign()
             yield AttemptStarted(attempt)
-        end = self._run.exit(life.number)
-        yield from self._look_at_log(life)
-        yield from self._look_at_heart(life)
-        if end is not None and not life.ended:
-            life.ended = self._note_sign()
-            yield AttemptEnded(life.number, end)
+        end = self._run.exit(seen.number)
+        yield from self._look_at_log(seen)
+        yield from self._look_at_heartbeat(seen)
+        if end is not None and not seen.ended:
+            seen.ended = self._note_sign()
+            yield AttemptEnded(seen.number, end)
 
     def _leave(self) -> Iterator[RunEvent]:
-        """A later attempt is there: the present one has ended, with or without a word."""
-        if self._life.started and not self._life.ended:
-            yield AttemptEnded(self._life.number, None)
+        """A later attempt exists, so the current one has ended, with or without an exit record."""
+        if self._attempt.started and not self._attempt.ended:
+            yield AttemptEnded(self._attempt.number, None)
 
-    def _look_at_log(self, life: _Seen) -> Iterator[RunEvent]:
-        for segment in self._run.log_segments(life.number, after=life.log_segment):
-            data = self._run.log_segment(life.number, segment)
-            life.log_segment = segment
-            yield LogLines(life.number, life.decoder.decode(data))
+    def _look_at_log(self, seen: _Seen) -> Iterator[RunEvent]:
+        for segment in self._run.log_segments(seen.number, after=seen.log_segment):
+            data = self._run.log_segment(seen.number, segment)
+            seen.log_segment = segment
+            yield LogLines(seen.number, seen.decoder.decode(data))
 
-    def _look_at_heart(self, life: _Seen) -> Iterator[RunEvent]:
-        beat = self._run.heartbeat(life.number)
-        if beat is not None and beat.at != life.beat_at:
-            life.beat_at = beat.at
+    def _look_at_heartbeat(self, seen: _Seen) -> Iterator[RunEvent]:
+        beat = self._run.heartbeat(seen.number)
+        if beat is not None and beat.at != seen.beat_at:
+            seen.beat_at = beat.at
             self._note_sign()
-            yield Progress(life.number, beat)
+            yield Progress(seen.number, beat)
 
-    def _look_for_life(self, newest: AttemptRecord) -> Iterator[RunEvent]:
+    def _look_for_silence(self, newest: AttemptRecord) -> Iterator[RunEvent]:
         by_clock_s = age_s(self._sign(newest), self._clock.now()) - CLOCK_SKEW_S  # before any silence was watched
         quiet_s = max(self._clock.monotonic() - self._sign_at, by_clock_s)
         if quiet_s <= self._lost_after_s:
             return
-        if self._life.ended:
-            yield Lost(newest.number, f"attempt {newest.number} ended, the run did not, and no other attempt goes on")
+        if self._attempt.ended:
+            message = f"attempt {newest.number} ended, but the run is not over and has no other attempt"
+            yield Lost(newest.number, message)
         else:
             yield Lost(
                 newest.number,
-                f"attempt {newest.number} on {newest.host} has given no sign of life since {self._sign(newest)}",
+                f"attempt {newest.number} on {newest.host} has sent no heartbeat since {self._sign(newest)}",
             )
 
     def _sign(self, attempt: AttemptRecord) -> str:
-        return self._life.beat_at or attempt.started_at
+        return self._attempt.beat_at or attempt.started_at
 
     def _note_sign(self) -> bool:
         self._sign_at = self._clock.monotonic()

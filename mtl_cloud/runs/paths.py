@@ -1,4 +1,4 @@
-"""The one map of a run's keys below ``<storage>/``. Nothing else builds such a key."""
+"""The keys of a run's record below ``<storage>/``. Nothing else builds such a key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunPaths:
 
     @property
     def spec_json(self) -> str:
-        """The resolved job, every default filled in."""
+        """The resolved job with all defaults."""
         return f"{self.root}/spec.json"
 
     @property
@@ -37,11 +37,11 @@ class RunPaths:
         return f"{self.root}/plan.json"
 
     def moved_spec_json(self, move: int) -> str:
-        """The resolved job as it is since a move to another backend."""
+        """The resolved job from a move to another backend on."""
         return f"{self.root}/moves/{move:04d}/spec.json"
 
     def moved_plan(self, move: int) -> str:
-        """Written last: without it the move has not happened."""
+        """Written last: it commits the move."""
         return f"{self.root}/moves/{move:04d}/plan.json"
 
     @property
@@ -61,7 +61,7 @@ class RunPaths:
         return f"{self.attempts}{number:04d}.json"
 
     def start(self, attempt: int) -> str:
-        """Which checkpoint the attempt went on from."""
+        """The checkpoint that the attempt resumed from."""
         return f"{self.attempts}{attempt:04d}/start.json"
 
     def heartbeat(self, attempt: int) -> str:
@@ -78,7 +78,7 @@ class RunPaths:
         return f"{self.log(attempt)}{number:06d}.txt"
 
     def number_of(self, key: str) -> int | None:
-        """The number of a log segment or round, of which there may be more than the padding has digits for."""
+        """The number of a log segment or round; it may have more digits than the padding."""
         match = _NUMBERED.fullmatch(key.rpartition("/")[2])
         return int(match[1]) if match else None
 
@@ -87,11 +87,11 @@ class RunPaths:
         return f"{self.root}/boots/"
 
     def boot(self, instance: str) -> str:
-        """What a rented machine says of itself before there is a supervisor; its own script writes it."""
+        """The boot record of a rented machine, written by its boot script before the supervisor runs."""
         return f"{self.boots}{instance}.json"
 
     def boot_log(self, instance: str) -> str:
-        """The script's output, only where it failed."""
+        """The boot script's output, written only on failure."""
         return f"{self.boots}{instance}.log"
 
     @property
@@ -114,17 +114,17 @@ class RunPaths:
         return f"{self.checkpoints}{step:010d}-{attempt:04d}/"
 
     def manifest(self, step: int, attempt: int) -> str:
-        """Written last: without it the checkpoint does not exist."""
+        """Written last: it commits the checkpoint."""
         return f"{self.checkpoint(step, attempt)}manifest.json"
 
     def checkpoint_of(self, key: str) -> tuple[int, int] | None:
-        """Step and attempt of the checkpoint that ``key`` belongs to; None for another key."""
+        """Step and attempt of the checkpoint that ``key`` belongs to; None for other keys."""
         match = _CHECKPOINT.fullmatch(key.removeprefix(self.checkpoints).partition("/")[0])
         return (int(match[1]), int(match[2])) if match else None
 
     @property
     def backend(self) -> str:
-        """Prefix of what a backend insists on writing by itself. Nobody reads it."""
+        """Prefix for files that a backend insists on writing. Nothing reads them."""
         return f"{self.root}/backend/"
 
     def events(self, attempt: int) -> str:

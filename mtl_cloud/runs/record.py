@@ -1,10 +1,10 @@
 """The run record of one run: the only reader and writer of ``<storage>/runs/<run-id>/``.
 
-The two halves of the program, orchestrator and container, meet here and nowhere else. Only the standard library is
-used, because process 1 of the container does too.
+Orchestrator and container communicate through this record alone. The module uses only the standard library, because
+process 1 of the container imports it.
 
-**Fence.** An attempt owns the run while its number is the highest. Rounds, checkpoints and the result are written by
-the owner only, and each of them once; an attempt that was replaced gets ``RunTakenOverError``.
+**Fence.** An attempt owns the run while its number is the highest. Rounds, checkpoints and the result are written once,
+by the owner only; an attempt that was replaced gets ``RunTakenOverError``.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class CheckpointId(NamedTuple):
 class RunRecord:
     """One run's record in a storage.
 
-    Every method raises ``StorageError`` when the storage fails, and ``RecordError`` when a file is not what it should
-    be. Readers of what is written once and early (``plan``, ``spec_*``, ``manifest``, ``log_segment``) raise
-    ``NotFoundError`` when it is absent; readers of what may not be there yet return None.
+    Every method raises ``StorageError`` when the storage fails, and ``RecordError`` when a file is malformed. Readers
+    of files that exist from the start (``plan``, ``spec_*``, ``manifest``, ``log_segment``) raise ``NotFoundError``
+    when the file is absent; readers of files that may not exist yet return None.
     """
 
     def __init__(self, storage: Storage, run_id: str) -> None:
@@ -63,9 +63,9 @@ class RunRecord:
     # --- the run ---
 
     def create(self, plan: PlanRecord, *, spec_yaml: bytes, spec_json: bytes) -> None:
-        """Make the run exist: ``plan.json`` comes last, and once.
+        """Create the run. ``plan.json`` is written last and create-only: with it the run exists.
 
-        Raises ``AlreadyExistsError`` when the run exists, or another one is being made under its id.
+        Raises ``AlreadyExistsError`` when the run exists, or another one is being created under its id.
         """
         self._create(self.paths.spec_yaml, spec_yaml)
         self._create(self.paths.spec_json, spec_json)
@@ -75,14 +75,14 @@ class RunRecord:
         return self._exists(self.paths.plan)
 
     def plan(self) -> PlanRecord:
-        """The one that holds now: of the newest move, or the first."""
+        """The current plan: that of the newest move, or the first."""
         move = self.moves()
         return self._read(PlanRecord, self.paths.moved_plan(move) if move else self.paths.plan)
 
     def move(self, plan: PlanRecord, *, spec_json: bytes) -> None:
-        """Let the run go on under another plan, for the same training elsewhere; ``plan.json`` comes last, and once.
+        """Continue the run under another plan, for the same training elsewhere. The plan is written last, create-only.
 
-        Raises ``AlreadyExistsError`` when somebody else moves it at the same time.
+        Raises ``AlreadyExistsError`` when another process moves the run at the same time.
         """
         move = self.moves() + 1
         self._create(self.paths.moved_spec_json(move), spec_json)
@@ -97,7 +97,7 @@ class RunRecord:
         return self.storage.read(self.paths.spec_yaml)
 
     def spec_json(self) -> bytes:
-        """The resolved job, every default filled in, as it is since the newest move."""
+        """The resolved job with all defaults, as of the newest move."""
         move = self.moves()
         return self.storage.read(self.paths.moved_spec_json(move) if move else self.paths.spec_json)
 
@@ -106,14 +106,14 @@ class RunRecord:
         return self.storage.read(self.paths.spec_json)
 
     def request_cancel(self, record: CancelRecord) -> None:
-        """Wish that the run stops. The first wish stands; a repeated one changes nothing."""
+        """Ask for the run to stop. The first request is kept; repeating it changes nothing."""
         self._create_unless_present(self.paths.cancel, record.encode())
 
     def cancel_request(self) -> CancelRecord | None:
         return self._find(CancelRecord, self.paths.cancel)
 
     def write_result(self, record: ResultRecord, *, attempt: int) -> None:
-        """End the run for good, as its owner. Raises ``AlreadyExistsError`` when it has ended otherwise."""
+        """End the run for good, as its owner. Raises ``AlreadyExistsError`` when it has a different result already."""
         self.require_owner(attempt)
         self._create(self.paths.result, record.encode())
 
@@ -134,7 +134,7 @@ class RunRecord:
         create(self.paths.attempt(record.number), record.encode())
 
     def attempts(self) -> list[AttemptRecord]:
-        """All claims, the first one first."""
+        """All claims, oldest first."""
         return [self._read(AttemptRecord, self.paths.attempt(number)) for number in range(1, (self.owner() or 0) + 1)]
 
     def owner(self) -> int | None:
@@ -150,11 +150,11 @@ class RunRecord:
             raise RunTakenOverError(
                 f"{self.run_id}: attempt {attempt} was replaced by attempt {later.number}, "
                 f"which started at {later.started_at} on {later.host}",
-                hint="this process must stop; the run goes on there",
+                hint="this process must stop; the run continues there",
             )
 
     def write_start(self, attempt: int, record: StartRecord) -> StartRecord:
-        """State what the attempt goes on from. The first statement stands, and is returned."""
+        """Record the checkpoint that the attempt resumes from. The first record is kept, and returned."""
         self._create_unless_present(self.paths.start(attempt), record.encode())
         return self._read(StartRecord, self.paths.start(attempt))
 
@@ -168,14 +168,14 @@ class RunRecord:
         return self._find(Heartbeat, self.paths.heartbeat(attempt))
 
     def write_exit(self, attempt: int, record: ExitRecord) -> None:
-        """Say how the attempt ended, once. Raises ``AlreadyExistsError`` when that is said otherwise."""
+        """Record once how the attempt ended. Raises ``AlreadyExistsError`` when a different record exists."""
         self._create(self.paths.exit(attempt), record.encode())
 
     def exit(self, attempt: int) -> ExitRecord | None:
         return self._find(ExitRecord, self.paths.exit(attempt))
 
     def boots(self) -> list[BootRecord]:
-        """What rented machines said of themselves, the first one first; none where no machine is rented."""
+        """The boot records of rented machines, oldest first; empty where no machine is rented."""
         keys = [entry.key for entry in self.storage.list(self.paths.boots) if entry.key.endswith(".json")]
         return sorted((self._read(BootRecord, key) for key in keys), key=lambda boot: boot.started_at)
 
@@ -199,11 +199,11 @@ class RunRecord:
     # --- rounds ---
 
     def write_round(self, record: RoundRecord) -> bool:
-        """Commit a round's metrics as the owner; False when the round is there already, which then stays as it is.
+        """Commit a round's metrics as the owner. Returns False, and changes nothing, when the round exists already.
 
         A round may be trained twice when its record was written but the checkpoint after it was not: the second time
-        gives the same metrics, and other seconds. Write a round before the checkpoint that is past it: then no
-        checkpoint can be gone on from whose rounds are missing.
+        gives the same metrics and other seconds. Write a round before any checkpoint past it, so that no run resumes
+        from a checkpoint whose rounds are missing.
         """
         self.require_owner(record.attempt)
         return self._create_unless_present(self.paths.round(record.round), record.encode())
@@ -214,7 +214,7 @@ class RunRecord:
         return [self._read(RoundRecord, self.paths.round(number)) for number in numbers]
 
     def write_samples(self, record: RoundSamples, *, attempt: int) -> bool:
-        """Commit a round's samples as the owner; False when they are there already, which then stay as they are."""
+        """Commit a round's samples as the owner. Returns False, and changes nothing, when they exist already."""
         self.require_owner(attempt)
         return self._create_unless_present(self.paths.samples(record.round), record.encode())
 
@@ -224,21 +224,21 @@ class RunRecord:
     # --- checkpoints ---
 
     def commit_checkpoint(self, manifest: CheckpointManifest) -> None:
-        """Make a checkpoint exist, as the owner. All its parts must be there."""
+        """Commit a checkpoint, as the owner. All its parts must have been written."""
         self.require_owner(manifest.attempt)
         self._create(self.paths.manifest(manifest.step, manifest.attempt), manifest.encode())
 
     def checkpoints(self) -> list[CheckpointId]:
-        """The committed checkpoints, by step and then by attempt, ascending. Their parts may be damaged."""
+        """The committed checkpoints, sorted by step, then by attempt. Their parts may be damaged."""
         keys = {entry.key for entry in self.storage.list(self.paths.checkpoints)}
         return [found for found in self._checkpoint_ids(keys) if self.paths.manifest(*found) in keys]
 
     def started_checkpoints(self) -> list[CheckpointId]:
-        """The committed checkpoints, and those that are being written or were never finished."""
+        """All checkpoints: committed, being written, or never finished."""
         return self._checkpoint_ids(self.storage.children(self.paths.checkpoints))
 
     def manifest(self, checkpoint: CheckpointId) -> CheckpointManifest:
-        """Raises ``RecordError`` also when its own checksum does not match, or it is another checkpoint's."""
+        """The manifest. Raises ``RecordError`` also when its checksum or its checkpoint does not match."""
         key = self.paths.manifest(*checkpoint)
         manifest = self._read(CheckpointManifest, key)
         if not manifest.is_intact or (manifest.step, manifest.attempt) != checkpoint:
@@ -252,10 +252,10 @@ class RunRecord:
             self.storage.delete(entry.key)
 
     def sweep(self, before: datetime) -> int:
-        """Remove what unfinished writes to this run, begun before then, have left in the storage; says how many."""
+        """Remove the remains of uploads to this run that began before ``before``. Returns their number."""
         return self.storage.sweep(f"{self.paths.root}/", before)
 
-    # --- how ---
+    # --- helpers ---
 
     def _read(self, kind: type[R], key: str) -> R:
         return kind.decode(self.storage.read(key), source=f"{self.storage.url}/{key}")
@@ -281,7 +281,7 @@ class RunRecord:
         return True
 
     def _create(self, key: str, data: bytes) -> None:
-        """Create-only; an object of the same bytes is taken as our own, created before a reply was lost."""
+        """Create-only write. An existing object with the same bytes counts as our own, whose reply was lost."""
         try:
             self.storage.create(key, data)
         except AlreadyExistsError:

@@ -1,12 +1,12 @@
-"""What supervisor and trainer say to each other: environment, exit codes and four small files.
+"""The interface between supervisor and trainer: environment, exit codes and four small files.
 
-The files lie in the attempt's *scratch*, a local folder that both can write. Each is one JSON object, put in place by
-an atomic rename, so a reader sees the old one, the new one or none:
+The files are in the attempt's *scratch folder*, which both can write. Each is one JSON object, put in place by an
+atomic rename, so a reader sees the old file, the new one, or none:
 
-``progress.json``   trainer → supervisor: its newest word, copied into the heartbeat; its age tells a hang
-``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; looked at before each step
-``save.json``       supervisor → trainer: save now, and go on; taken away by the trainer that does
-``failure.json``    trainer → supervisor: why it is about to exit (torchrun hides exit codes)
+``progress.json``   trainer → supervisor: the newest progress, copied into the heartbeat; its age reveals a hang
+``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; checked before each step
+``save.json``       supervisor → trainer: save now and continue; the trainer removes the file
+``failure.json``    trainer → supervisor: the reason of an exit to come (torchrun hides exit codes)
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ ENV_RUN_ID = "MTL_CLOUD_RUN_ID"
 ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
 ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
 ENV_HANG_S = "MTL_CLOUD_HANG_S"
-"""Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
+"""Seconds without progress after which each trainer process writes its stack traces and is killed."""
 ENV_INPUTS = "MTL_CLOUD_INPUTS"
-"""JSON object: a URL that the job names -> the path under which this machine has it. Absent: nothing was brought."""
+"""JSON object that maps URLs of the job to local paths. Absent: nothing was downloaded ahead."""
 
 EXIT_DONE = 0
 """All rounds are done and committed."""
 EXIT_STOPPED = 75
-"""Stopped as asked, and a checkpoint is committed (``EX_TEMPFAIL`` of sysexits.h: try again)."""
+"""Stopped on request, with a checkpoint committed (``EX_TEMPFAIL`` of sysexits.h: try again)."""
 
 
 class StopReason(StrEnum):
@@ -61,12 +61,12 @@ class StopReason(StrEnum):
     SPOT = "spot"
     MAINTENANCE = "maintenance"
     HANG = "hang"
-    """Nothing to ask for any more: the trainer is killed."""
+    """The trainer does not react any more, so it is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A failure that the trainer understands. Only a ``machine`` failure is worth another attempt."""
+    """A failure that the trainer explains. Only a ``machine`` failure is worth another attempt."""
 
     exit_code: int
     message: str
@@ -76,30 +76,30 @@ class Failure:
 
 @dataclass(frozen=True)
 class Scratch:
-    """The folder of one attempt, seen from both sides."""
+    """The scratch folder of one attempt, for supervisor and trainer."""
 
     folder: Path
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """The trainer's way in. Raises ``KeyError`` outside of a supervisor."""
+        """The folder that the supervisor passed on. Raises ``KeyError`` without a supervisor."""
         return cls(Path(environ[ENV_SCRATCH]))
 
     def write_progress(self, phase: str, **progress: Json) -> None:
-        """Say how far the trainer is; cheap enough for once a second, too dear for every step."""
+        """Report the trainer's progress: cheap enough once a second, too expensive at every step."""
         _write(self.folder / "progress.json", {"phase": phase, **progress})
 
     def progress(self) -> dict[str, Json]:
-        """The trainer's newest word, with its ``phase``; empty before the first."""
+        """The trainer's newest progress with its ``phase``; empty before the first."""
         return _read(self.folder / "progress.json")
 
     def give_sign_of_life(self) -> None:
-        """Make the newest word new again, where there is no other."""
+        """Mark the trainer as alive without new progress."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / "progress.json")
 
     def sign_of_life(self) -> int:
-        """A number that changes with every sign of life; 0 before the first."""
+        """A number that changes with every report of progress; 0 before the first."""
         try:
             return (self.folder / "progress.json").stat().st_mtime_ns
         except FileNotFoundError:
@@ -109,16 +109,16 @@ class Scratch:
         _write(self.folder / "stop.json", {"reason": reason.value})
 
     def stop_reason(self) -> StopReason | None:
-        """Why to stop, or None. One ``stat`` while there is nothing to read."""
+        """The reason to stop, or None. Costs one failed ``open`` while there is none."""
         document = _read(self.folder / "stop.json")
         return StopReason(str(document["reason"])) if document else None
 
     def request_save(self) -> None:
-        """Wish for a save ahead of its time: the machine may not last."""
+        """Request a checkpoint ahead of schedule, since the machine may be interrupted."""
         _write(self.folder / "save.json", {})
 
     def take_save_request(self) -> bool:
-        """Is there such a wish? It counts once. One ``unlink`` while there is none."""
+        """Whether a checkpoint was requested. A request is returned once; without one this costs one ``unlink``."""
         try:
             (self.folder / "save.json").unlink()
         except FileNotFoundError:
@@ -148,7 +148,7 @@ def _write(path: Path, document: Mapping[str, Json]) -> None:
 
 
 def _read(path: Path) -> dict[str, Json]:
-    """The object in the file; empty when there is none, or when its writer broke the contract."""
+    """The object in the file; empty when there is no file, or it is not a JSON object."""
     try:
         document = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The supervisor's settings: intervals and limits, all of them also flags of ``python -m mtl_cloud.supervise``."""
+"""Options of the supervisor: intervals and limits, each also a flag of ``python -m mtl_cloud.supervise``."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def _seconds(default: float, meaning: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorOptions:
-    """How often and how long, in seconds. The defaults suit a run of hours on S3."""
+    """Intervals and limits in seconds. The defaults suit runs of hours with S3 storage."""
 
-    grace_s: float = _seconds(120.0, "time that a trainer asked to stop has to save, before it is killed")
-    kill_after_s: float = _seconds(5.0, "last part of the grace, begun with a SIGTERM")
-    tick_s: float = _seconds(0.2, "how often watchers are asked")
-    poll_s: float = _seconds(5.0, "how often the record is asked for a cancel and for a newer attempt")
-    first_s: float = _seconds(0.5, "interval of heartbeat and log segments at an attempt's start")
-    last_s: float = _seconds(10.0, "the interval that it grows to, by a twentieth of the attempt's age")
-    hang_s: float = _seconds(1800.0, "silence of the trainer after which it writes its stack traces and is killed")
-    patience_s: float = _seconds(120.0, "how long a request that the storage fails is made again")
+    grace_s: float = _seconds(120.0, "time for a trainer to save after a stop request, before it is killed")
+    kill_after_s: float = _seconds(5.0, "last part of the grace period, which starts with SIGTERM")
+    tick_s: float = _seconds(0.2, "interval at which stop conditions are polled")
+    poll_s: float = _seconds(5.0, "interval at which the record is checked for a cancel request and a newer attempt")
+    first_s: float = _seconds(0.5, "interval of heartbeats and log segments at the start of an attempt")
+    last_s: float = _seconds(10.0, "longest such interval; it grows with a twentieth of the attempt's age")
+    hang_s: float = _seconds(1800.0, "time without progress until the trainer dumps its stack traces and is killed")
+    patience_s: float = _seconds(120.0, "how long failed storage requests are retried")
 
     def pace(self, age_s: float) -> float:
-        """Interval of heartbeat and log at an attempt's age: sub-second at first, cheap for a long run."""
+        """Interval of heartbeats and log segments at an attempt's age: short at first, cheap for a long run."""
         return min(self.last_s, max(self.first_s, age_s / 20))
 
     @classmethod
@@ -42,6 +42,6 @@ class SupervisorOptions:
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
     def to_flags(self) -> list[str]:
-        """The flags that differ from the defaults; ``from_flags`` reads them back."""
+        """The flags for options that differ from their defaults; ``from_flags`` reads them back."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return [part for name, value in changed.items() for part in (f"--{name.replace('_', '-')}", str(value))]

@@ -1,4 +1,5 @@
 """The supervisor: process 1 of the container, and the detached process of a local run.
 
-It uses the standard library and the storage layer only. ``contract`` is what it and the trainer say to each other.
+It uses the standard library, the storage layer and the run record only. It talks to the trainer through
+``runs.scratch``.
 """

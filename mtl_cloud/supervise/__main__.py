@@ -1,7 +1,7 @@
 """``python -m mtl_cloud.supervise``: process 1 of the container, or the detached process of a local run.
 
-Exit codes: 0 the run is done; 7 it is over, and not done; 75 it is not over, and goes on with another attempt (this
-machine goes, or another attempt owns the run); 73 another process has this attempt; otherwise those of ``errors``.
+Exit codes: 0, the run is done; 7, it ended otherwise; 75, another attempt will continue it (this machine is leaving, or
+another attempt owns the run); 73, another process has claimed this attempt; otherwise those of ``errors``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import open_storage
 from mtl_cloud.storage.retrying import PatientStorage
-from mtl_cloud.supervise.context import Surroundings
-from mtl_cloud.supervise.failure_policy import Verdict
+from mtl_cloud.supervise.context import SupervisorContext
+from mtl_cloud.supervise.failure_policy import Decision
 from mtl_cloud.supervise.init import become_init
 from mtl_cloud.supervise.nodes import ALONE
 from mtl_cloud.supervise.preemption import InstanceMetadata
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
 from mtl_cloud.supervise.stop_conditions import SignalWatcher
 from mtl_cloud.supervise.supervisor import supervise
-from mtl_cloud.supervise.worker_node import accompany
+from mtl_cloud.supervise.worker_node import serve_leader
 from mtl_cloud.user_dirs import default_scratch
 
 EXIT_TAKEN = 73
 """Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
-EXIT_GOES_ON = 75
+EXIT_CONTINUES = 75
 """The run is not over (``EX_TEMPFAIL``)."""
 
 
@@ -44,19 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     container = SageMakerContainer(args.sagemaker) if args.sagemaker else None
     try:
         with SignalWatcher() as signals:
-            verdict = _supervise(args, signals, container)
+            decision = _supervise(args, signals, container)
     except AlreadyExistsError as error:
         return _leave(error.with_hint, EXIT_TAKEN, container)
     except MtlCloudError as error:
         return _leave(error.with_hint, error.exit_code, container)
-    return _report(verdict, container)
+    return _report(decision, container)
 
 
-def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerContainer | None) -> Verdict:
+def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerContainer | None) -> Decision:
     settings = SupervisorOptions.from_flags(args)
     storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
     run = RunRecord(storage, args.run_id)
-    around = Surroundings(
+    context = SupervisorContext(
         scratch=args.scratch or default_scratch(args.run_id, os.environ),
         environ=container.environ(os.environ) if container else os.environ,
         watchers=[signals],
@@ -65,7 +65,7 @@ def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerCont
         echo=args.echo,
         settings=settings,
     )
-    return supervise(run, args.attempt, around) if around.nodes.leads else accompany(run, around)
+    return supervise(run, args.attempt, context) if context.nodes.leads else serve_leader(run, context)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,9 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(verdict: Verdict, container: SageMakerContainer | None) -> int:
-    goes_on = EXIT_GOES_ON if verdict.action == "leave" else RunFailedError.exit_code
-    return _leave(f"{verdict.outcome}: {verdict.message}", 0 if verdict.outcome == Outcome.DONE else goes_on, container)
+def _report(decision: Decision, container: SageMakerContainer | None) -> int:
+    otherwise = EXIT_CONTINUES if decision.action == "leave" else RunFailedError.exit_code
+    return _leave(
+        f"{decision.outcome}: {decision.message}", 0 if decision.outcome == Outcome.DONE else otherwise, container
+    )
 
 
 def _leave(message: str, exit_code: int, container: SageMakerContainer | None) -> int:

@@ -1,4 +1,4 @@
-"""One life of a run: the trainer runs while its log is shipped, its heart beats and the reasons to stop are watched."""
+"""One attempt: runs the trainer, ships its log, sends heartbeats and polls stop conditions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mtl_cloud.runs.scratch import (
     Scratch,
     StopReason,
 )
-from mtl_cloud.supervise.context import Surroundings
-from mtl_cloud.supervise.failure_policy import Ending, classify
-from mtl_cloud.supervise.graceful_stop import attend, first_stop
+from mtl_cloud.supervise.context import SupervisorContext
+from mtl_cloud.supervise.failure_policy import AttemptEnd, classify
+from mtl_cloud.supervise.graceful_stop import first_stop, supervise_process
 from mtl_cloud.supervise.health import BEAT
 from mtl_cloud.supervise.host_metrics import host_readings
 from mtl_cloud.supervise.log import LogShipper, append_line
@@ -38,8 +38,8 @@ from mtl_cloud.supervise.stop_conditions import (
     CancelWatcher,
     DeadlineWatcher,
     HangWatcher,
-    Inquirer,
     OwnerWatcher,
+    PolledWatcher,
     Stop,
     Watcher,
 )
@@ -51,40 +51,40 @@ __all__ = ["Attempt"]
 _TAIL_LINES = 200
 _SWEEP_EVERY_S = 3600.0
 _UNFINISHED_S = 3600.0
-"""No write of whoever still lives takes so long."""
+"""Older unfinished uploads belong to no running process."""
 
 
 class _Report(Protocol):
-    """Tells somebody what is new."""
+    """Reports what is new since its last call."""
 
     def __call__(self, *, last: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A claimed attempt. Its folder below the scratch holds its log and its wire to the trainer."""
+    """A claimed attempt. Its subfolder of the scratch folder holds its log and the files shared with the trainer."""
 
     run: RunRecord
     plan: PlanRecord
     number: int
-    around: Surroundings
+    context: SupervisorContext
     secrets: Secrets = NO_SECRETS
-    """What ``live`` has read by the plan's references."""
+    """The secrets that ``run_to_end`` has read."""
 
     @property
     def scratch(self) -> Scratch:
-        return Scratch(self.around.scratch / f"{self.number:04d}")
+        return Scratch(self.context.scratch / f"{self.number:04d}")
 
     @property
     def log(self) -> Path:
         return self.scratch.folder / "log.txt"
 
-    def live(self) -> Ending:
-        """From the trainer's start to its end. Then the whole log and the last progress are in the record."""
+    def run_to_end(self) -> AttemptEnd:
+        """Run the trainer to its end. Afterwards the whole log and the last progress are in the run record."""
         self._make_folder()
-        return replace(self, secrets=self._read_secrets())._live()  # noqa: SLF001  # the same attempt
+        return replace(self, secrets=self._read_secrets())._run()  # noqa: SLF001  # the same attempt
 
-    def _live(self) -> Ending:
+    def _run(self) -> AttemptEnd:
         cancel, owner = CancelWatcher(self.run), OwnerWatcher(self.run, self.number)
         cancel.look()
         with self._reporting():
@@ -96,18 +96,18 @@ class Attempt:
         return ending
 
     def say(self, text: str) -> None:
-        """Add a line of the supervisor's own to the log."""
-        with contextlib.suppress(OSError):  # a full disk: the record says the same
+        """Append a line of the supervisor to the log."""
+        with contextlib.suppress(OSError):  # a full disk; the run record has the same message
             append_line(self.log, f"mtl-cloud: {text}")
 
     def _make_folder(self) -> None:
-        # The claim is ours alone: whatever lies here is of a deleted run of the same id.
+        # This process alone holds the claim, so an existing folder belongs to a deleted run of the same id.
         shutil.rmtree(self.scratch.folder, ignore_errors=True)
         self.scratch.folder.mkdir(parents=True)
         self.log.touch()
 
     def _read_secrets(self) -> Secrets:
-        """Where that fails, it is left as the trainer's failure, and the trainer is not started."""
+        """On failure, store it as the trainer's failure; the trainer is then not started."""
         try:
             return read_secrets(self.plan.secrets)
         except (LaunchError, MissingExtraError) as error:
@@ -116,43 +116,43 @@ class Attempt:
 
     # --- the trainer ---
 
-    def _run_trainer(self, inquirers: Sequence[Inquirer]) -> tuple[int | None, Stop | None]:
-        """Exit code (None: it was not started), and what the trainer was asked to stop for."""
-        watchers = [*self.around.watchers, *self._limits(), *inquirers]
-        if self.around.nodes.leads:  # the others' trainers have nobody to tell of their progress
-            watchers.append(HangWatcher(self.scratch, self.around.settings.hang_s, self.around.clock))
+    def _run_trainer(self, inquirers: Sequence[PolledWatcher]) -> tuple[int | None, Stop | None]:
+        """The exit code (None: not started), and the reason if the trainer was asked to stop."""
+        watchers = [*self.context.watchers, *self._limits(), *inquirers]
+        if self.context.nodes.leads:  # trainers on worker nodes report no progress
+            watchers.append(HangWatcher(self.scratch, self.context.settings.hang_s, self.context.clock))
         stop = first_stop(watchers)
         if stop is not None or self.scratch.failure() is not None:
             return None, stop
-        command = trainer_command(self.plan, sys.executable, nodes=self.around.nodes, attempt=self.number)
+        command = trainer_command(self.plan, sys.executable, nodes=self.context.nodes, attempt=self.number)
         self.say(f"attempt {self.number} starts {shlex.join(command)}")
         with contextlib.ExitStack() as stack:
             for inquirer in inquirers:
                 stack.enter_context(self._repeat(type(inquirer).__name__, inquirer.look, self._every_poll))
-            if self.around.nodes.leads:
+            if self.context.nodes.leads:
                 stack.enter_context(self._repeat("sweep", self._sweep, lambda _age_s: _SWEEP_EVERY_S))
             trainer = stack.enter_context(TrainerProcess(command, self._trainer_environ(), self.log))
-            return attend(trainer, watchers, self.scratch, self.around.settings)
+            return supervise_process(trainer, watchers, self.scratch, self.context.settings)
 
     def _sweep(self) -> None:
-        removed = self.run.sweep(self.around.clock.now() - timedelta(seconds=_UNFINISHED_S))
+        removed = self.run.sweep(self.context.clock.now() - timedelta(seconds=_UNFINISHED_S))
         if removed:
-            self.say(f"what {removed} unfinished writes had left in the storage was removed")
+            self.say(f"removed the remains of {removed} unfinished uploads from the storage")
 
-    def _notices(self) -> Iterator[Inquirer]:
-        if self.around.metadata is not None:
-            yield Ec2Watcher(self.around.metadata, self.around.clock, save_early=self._save_early)
+    def _notices(self) -> Iterator[PolledWatcher]:
+        if self.context.metadata is not None:
+            yield Ec2Watcher(self.context.metadata, self.context.clock, save_early=self._save_early)
 
     def _save_early(self, because: str) -> None:
-        self.say(f"{because}: the trainer is asked to save, and goes on")
+        self.say(f"{because}: asking the trainer for a checkpoint")
         self.scratch.request_save()
 
     def _limits(self) -> Iterator[Watcher]:
-        """The run's deadline and budget, less what earlier attempts have used."""
-        plan, clock = self.plan, self.around.clock
+        """The deadline and the budget of the run, less what it has used so far."""
+        plan, clock = self.plan, self.context.clock
         bill = bill_of(self.run, now=clock.now())
         if plan.deadline_s is not None:
-            message = f"the run's {plan.deadline_s / 3600:g} hours are over"
+            message = f"the run's {plan.deadline_s / 3600:g} hours are used up"
             yield DeadlineWatcher(StopReason.DEADLINE, plan.deadline_s - bill.seconds, message, clock)
         if plan.budget_usd is not None and plan.usd_per_hour:
             message = f"the budget of ${plan.budget_usd:.2f} is used up"
@@ -161,10 +161,10 @@ class Attempt:
 
     def _trainer_environ(self) -> dict[str, str]:
         return {
-            # torch's CPU threads spin while they wait for each other. On cores that others use too, spinning for ever
-            # makes a step many times slower, and not spinning at all halves the speed of idle ones.
+            # torch's CPU threads spin while they wait for each other. On shared cores, spinning without limit makes a
+            # step many times slower; not spinning at all halves the speed on idle cores.
             "GOMP_SPINCOUNT": "10000",
-            **self.around.environ,
+            **self.context.environ,
             "PYTHONUNBUFFERED": "1",  # the log is live
             **self.plan.env,
             **self.secrets.values,
@@ -172,43 +172,43 @@ class Attempt:
             ENV_RUN_ID: self.run.run_id,
             ENV_ATTEMPT: str(self.number),
             ENV_SCRATCH: str(self.scratch.folder),
-            ENV_HANG_S: str(self.around.settings.hang_s),
+            ENV_HANG_S: str(self.context.settings.hang_s),
         }
 
-    # --- what others see of it ---
+    # --- log and heartbeats ---
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Ship the log and beat the heart; at the end, wait for the storage to take the last of both."""
+        """Ship the log and send heartbeats; at the end, wait until the storage has the last of both."""
         reports = dict(self._reports())
         with contextlib.ExitStack() as stack:
             for what, report in reports.items():
-                stack.enter_context(self._repeat(what, report, self.around.settings.pace))
+                stack.enter_context(self._repeat(what, report, self.context.settings.pace))
             yield
         for report in reports.values():
             report(last=True)
 
     def _reports(self) -> Iterator[tuple[str, _Report]]:
-        if self.around.nodes.leads:
+        if self.context.nodes.leads:
             yield "log", LogShipper(self.log, self._send, self.secrets).ship
             yield "heartbeat", self._beat
-        if self.around.echo:
+        if self.context.echo:
             yield "echo", LogShipper(self.log, _print, self.secrets).ship
 
     def _repeat(self, what: str, action: Callable[[], None], interval_s: Callable[[float], float]) -> Periodic:
-        return Periodic(what, action, interval_s=interval_s, report=self.say, clock=self.around.clock)
+        return Periodic(what, action, interval_s=interval_s, report=self.say, clock=self.context.clock)
 
     def _every_poll(self, _age_s: float) -> float:
-        return self.around.settings.poll_s
+        return self.context.settings.poll_s
 
     def _send(self, number: int, data: bytes) -> None:
         self.run.append_log(self.number, number, data)
 
-    def _beat(self, *, last: bool = False) -> None:  # noqa: ARG002  # a heart's last beat is as any other
+    def _beat(self, *, last: bool = False) -> None:  # noqa: ARG002  # the last heartbeat is like any other
         progress = self.scratch.progress()
         phase = str(progress.pop("phase", "starting"))
         record = Heartbeat(
-            at=self.around.now(),
+            at=self.context.now(),
             phase="stopping" if self.scratch.stop_reason() else phase,
             progress=progress,
             host=host_readings(self.scratch.folder),
@@ -219,15 +219,15 @@ class Attempt:
 
 
 def _print(_number: int, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more: the record has it all
+    with contextlib.suppress(OSError):  # standard output was closed; the run record has the whole log
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
 
 
 def _true_stop(stop: Stop | None, cancel: CancelWatcher, owner: OwnerWatcher) -> Stop | None:
-    """What stopped the trainer, where something else says more than what was seen first.
+    """The real reason for a stop, where a second source is more precise than the first.
 
-    A backend's own way to cancel is a SIGTERM; and a trainer may find itself replaced before its supervisor does.
+    Backends cancel by SIGTERM, and a trainer may notice that it was replaced before its supervisor does.
     """
     if stop is None:
         owner.look()

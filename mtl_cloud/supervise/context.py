@@ -1,4 +1,4 @@
-"""What a supervisor is given: time, intervals, a folder, an environment, reasons to stop."""
+"""The inputs of a supervisor: clock, intervals, scratch folder, environment and stop conditions."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from mtl_cloud.supervise.nodes import ALONE, Nodes
 from mtl_cloud.supervise.preemption import InstanceMetadata
 from mtl_cloud.supervise.stop_conditions import Watcher
 
-__all__ = ["Surroundings"]
+__all__ = ["SupervisorContext"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """The machine and the moment, as seen by a supervisor."""
+class SupervisorContext:
+    """Everything that a supervisor needs from its machine."""
 
     scratch: Path
-    """A local folder for this run; each attempt gets a subfolder, where its log stays."""
+    """Local folder of the run. Each attempt has a subfolder, which keeps its log."""
     environ: Mapping[str, str]
-    """What the trainer inherits; the plan's ``env`` goes above it."""
+    """Environment that the trainer inherits; the plan's ``env`` overrides it."""
     watchers: Sequence[Watcher] = ()
-    """Reasons to stop beside cancel, deadline, budget and a newer owner: signals."""
+    """Further stop conditions, such as signals. Cancel, deadline, budget and ownership are always watched."""
     metadata: InstanceMetadata | None = None
-    """Where EC2 gives notice of what it does to this machine; None elsewhere."""
+    """The EC2 metadata service, which announces interruptions; None outside EC2."""
     nodes: Nodes = ALONE
-    """The machines that train together, and which of them this is."""
+    """The machines that train together, and the rank of this one."""
     echo: bool = False
-    """Copy the trainer's log to standard output too, for a backend that keeps what its containers print."""
+    """Also copy the trainer's log to standard output, for backends that store container output."""
     settings: SupervisorOptions = field(default_factory=SupervisorOptions)
     clock: Clock = field(default_factory=Clock)
 
     def now(self) -> str:
-        """The time as records hold it."""
+        """The current time in ISO 8601, as records store it."""
         return self.clock.now().isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Attending a trainer: wait for its end, and when a watcher says so, ask it to save and stop, then make it."""
+"""Wait for the trainer; when a stop condition holds, ask it to save and stop, then escalate to SIGTERM and SIGKILL."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mtl_cloud.runs.scratch import Scratch, StopReason
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.supervise.stop_conditions import Stop, Watcher
 
-__all__ = ["Process", "attend", "first_stop"]
+__all__ = ["Process", "first_stop", "supervise_process"]
 
 
 class Process(Protocol):
-    """What is attended: ``TrainerProcess``, or a test's puppet."""
+    """The process under supervision."""
 
     def wait(self, timeout_s: float | None) -> int | None:
-        """Exit code, or None when the timeout came first. None waits for ever."""
+        """The exit code, or None after ``timeout_s`` seconds. A timeout of None waits without limit."""
         ...
 
     def terminate(self) -> None: ...
@@ -24,10 +24,10 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-def attend(
+def supervise_process(
     process: Process, watchers: Iterable[Watcher], scratch: Scratch, settings: SupervisorOptions
 ) -> tuple[int, Stop | None]:
-    """Exit code, and what the process was asked to stop for, if it was."""
+    """Wait for the end of ``process``. Returns its exit code, and the reason if it was asked to stop."""
     while (exit_code := process.wait(settings.tick_s)) is None:
         stop = first_stop(watchers)
         if stop is not None:
@@ -40,16 +40,16 @@ def first_stop(watchers: Iterable[Watcher]) -> Stop | None:
 
 
 def _end(process: Process, stop: Stop, scratch: Scratch, settings: SupervisorOptions) -> int:
-    """Ask, SIGTERM, SIGKILL: each when the one before it has had its time, all within the grace."""
-    for act, timeout_s in _ladder(process, stop, scratch, settings):
+    """Ask, then SIGTERM, then SIGKILL, each after the previous one had its share of the grace period."""
+    for act, timeout_s in _escalation(process, stop, scratch, settings):
         act()
         exit_code = process.wait(timeout_s)
         if exit_code is not None:
             return exit_code
-    raise AssertionError("a process outlived its SIGKILL")  # the last step waits for ever
+    raise AssertionError("a process outlived its SIGKILL")  # the last step waits without limit
 
 
-def _ladder(
+def _escalation(
     process: Process, stop: Stop, scratch: Scratch, settings: SupervisorOptions
 ) -> list[tuple[Callable[[], None], float | None]]:
     reason = stop.reason
@@ -66,5 +66,5 @@ def _ladder(
 def _ask(process: Process, reason: StopReason, scratch: Scratch) -> None:
     try:
         scratch.request_stop(reason)
-    except OSError:  # a full disk: to the trainer, SIGTERM means the same
+    except OSError:  # a full disk; SIGTERM asks the trainer for the same
         process.terminate()

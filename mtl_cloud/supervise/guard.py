@@ -1,14 +1,14 @@
-"""Runs the trainer, and never lets any process of it outlive the supervisor.
+"""Run the trainer, and kill its whole process tree when the supervisor is gone.
 
-``python guard.py COMMAND…``, with a pipe from the supervisor as standard input: the *lifeline*. When it closes, because
-the supervisor let go of it or died in any way, the whole tree of processes below is killed. Otherwise the guard dies as
-its child died: with the same exit code, or by the same signal.
+``python guard.py COMMAND…`` has a pipe from the supervisor as standard input: the *lifeline*. When the pipe closes,
+because the supervisor closed it or died in any way, the guard kills every process below it. Otherwise the guard ends as
+its child ended: with the same exit code, or by the same signal.
 
-A process group is not enough: torchrun starts each worker in a session of its own, and its workers are orphans when it
-is killed. On Linux the guard is therefore the *subreaper* of the tree: orphans become its children, so that walking
-down from it finds all of them. Elsewhere the child's group must do.
+A process group is not enough: torchrun starts each worker in a session of its own, and its workers become orphans when
+torchrun is killed. On Linux the guard is therefore the *subreaper* of the tree: orphans become its children, so that
+walking down from the guard finds all of them. On other systems it kills the child's process group.
 
-This file is run by its path in an isolated interpreter: it imports nothing but the standard library.
+This file is run by its path in an isolated interpreter: it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LIFELINE = 0
 _REAP_S = 0.02  # a process needs a moment to die
 _HELPERS_S = 1.0
-_NOT_FOUND = 127  # as a shell says it
+_NOT_FOUND = 127  # as shells report it
 
 
 def main(command: list[str]) -> int:
-    """Exit code of the command; does not return when a signal ended it."""
+    """Returns the exit code of the command; does not return when a signal ended the command."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    bell = _bell()
+    wakeup = _wakeup_pipe()
     try:
         child = subprocess.Popen(
             command,
@@ -47,9 +47,9 @@ def main(command: list[str]) -> int:
         sys.stderr.write(f"mtl-cloud: cannot start {command[0]!r}: {error.strerror}\n")
         return _NOT_FOUND
     signal.signal(signal.SIGTERM, lambda number, _: _signal_group(child.pid, number))
-    status = _wait(child.pid, bell)
+    status = _wait(child.pid, wakeup)
     if status is not None:
-        _let_helpers_end()
+        _wait_for_helpers()
     _kill_tree(child.pid)
     child.returncode = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
     return child.returncode if child.returncode >= 0 else _die_by(-child.returncode)
@@ -64,7 +64,7 @@ def _die_with_the_guard() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _bell() -> int:
+def _wakeup_pipe() -> int:
     """A descriptor that becomes readable when a signal arrives, so that one ``select`` waits for everything."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -74,20 +74,20 @@ def _bell() -> int:
     return read_end
 
 
-def _wait(child: int, bell: int) -> int | None:
+def _wait(child: int, wakeup: int) -> int | None:
     """Wait status of the child, or None when the lifeline closed first."""
     while True:
         status = reap(child)
         if status is not None:
             return status
-        ready, _, _ = select.select([_LIFELINE, bell], [], [])
+        ready, _, _ = select.select([_LIFELINE, wakeup], [], [])
         if _LIFELINE in ready:
             return None
-        os.read(bell, 4096)
+        os.read(wakeup, 4096)
 
 
 def reap(child: int | None = None) -> int | None:
-    """Collect whoever has died, adopted orphans too. Wait status of ``child`` if it is among them."""
+    """Reap all ended children, adopted orphans included. Returns the wait status of ``child`` if it is among them."""
     found = None
     while True:
         try:
@@ -99,8 +99,8 @@ def reap(child: int | None = None) -> int | None:
         found = status if pid == child else found
 
 
-def _let_helpers_end() -> None:
-    """multiprocessing's resource tracker, say, frees shared memory once it sees that the trainer is gone."""
+def _wait_for_helpers() -> None:
+    """Give helper processes time to end: multiprocessing's resource tracker, for one, then frees shared memory."""
     end = time.monotonic() + _HELPERS_S
     while _descendants(os.getpid()) and time.monotonic() < end:
         select.select([], [], [], _REAP_S)
@@ -117,14 +117,14 @@ def _kill_tree(child: int) -> None:
 
 
 def _descendants(root: int) -> list[int]:
-    """Every living process below ``root``; a zombie that is not ours to reap does not count."""
+    """All running processes below ``root``. Zombies that only their own parent can reap do not count."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The command's name, in parentheses, may hold anything: fields are counted from the last ")".
             state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
-            continue  # it ended while we looked
+            continue  # it ended meanwhile
         if state != "Z":
             parents[int(path.parent.name)] = int(parent)
     return [pid for pid in parents if _is_below(pid, root, parents)]

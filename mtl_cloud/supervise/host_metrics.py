@@ -16,7 +16,7 @@ _SMI_TIMEOUT_S = 10
 
 
 def host_readings(folder: Path) -> dict[str, Json]:
-    """What the machine's state is now: memory, the disk that ``folder`` lies on, load, GPUs (none: an empty list)."""
+    """Current memory, disk (the one that holds ``folder``), load and GPUs (an empty list without any)."""
     disk = shutil.disk_usage(folder)
     return {
         **_memory(),
@@ -35,19 +35,19 @@ def device_name() -> str:
 
 
 def gpu_count() -> int:
-    """GPUs that the driver's own tool lists."""
+    """The number of GPUs that ``nvidia-smi`` lists."""
     return len(_nvidia_smi("name"))
 
 
 def _memory() -> dict[str, Json]:
-    """The container's limit and use where there is one (cgroup v2), the machine's otherwise; empty off Linux."""
+    """Memory use and limit of the container (cgroup v2) or else of the machine; empty on other systems than Linux."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":
             return _memory_gib(int(used), int(limit))
     except OSError:
-        pass  # the root group of a machine has no such files
+        pass  # the root cgroup has no such files
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -72,7 +72,7 @@ def _gpus() -> list[Json]:
 
 
 def _number(text: str, divisor: float = 1) -> float | None:
-    """None for the tool's ``[N/A]``, e.g. the utilisation of a GPU in partitions."""
+    """None for ``[N/A]``, which nvidia-smi prints for the utilisation of a partitioned GPU, for example."""
     try:
         return round(float(text) / divisor, 2)
     except ValueError:
@@ -80,7 +80,7 @@ def _number(text: str, divisor: float = 1) -> float | None:
 
 
 def _nvidia_smi(fields: str) -> list[list[str]]:
-    """One row a GPU; none without the tool, or while the driver does not answer."""
+    """One row for each GPU; none without nvidia-smi, or while the driver does not answer."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return []

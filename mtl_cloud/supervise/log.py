@@ -15,9 +15,9 @@ SEGMENT_BYTES = 1 << 20
 class LogShipper:
     """Ships a growing file as numbered segments, each byte once and in order.
 
-    The file is the buffer: a storage that is away for an hour costs neither memory nor a line. What was offered once
-    is offered again byte by byte the same, for the storage may have kept it though it did not say so. Secrets are
-    hidden in what is sent; the file keeps them.
+    The file is the buffer: a storage outage of an hour costs neither memory nor a line. A segment is always retried
+    with the same bytes, since the storage may have stored it although the request failed. Secrets are redacted in what
+    is sent; the file keeps them.
     """
 
     def __init__(self, path: Path, send: Callable[[int, bytes], None], secrets: Secrets = NO_SECRETS) -> None:
@@ -29,7 +29,7 @@ class LogShipper:
         self._offered = b""
 
     def ship(self, *, last: bool = False) -> None:
-        """Send the new whole lines; the ``last`` call sends an unfinished line too. Raises what ``send`` raises."""
+        """Send all new complete lines; the ``last`` call also sends an incomplete one. Raises what ``send`` raises."""
         while data := self._offered or self._unsent(last=last):
             self._offered = data
             self._send(self._number, self._secrets.hide(data))
@@ -48,7 +48,7 @@ class LogShipper:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line of its own, even where the file ends in the middle of one."""
+    """Append a line, after a line break where the file ends in an incomplete line."""
     with path.open("ab+") as file:
         file.seek(max(0, path.stat().st_size - 1))
         unfinished = file.read() not in {b"", b"\n"}

@@ -1,4 +1,4 @@
-"""Several machines that train as one: who leads, and where the others meet it."""
+"""The machines (nodes) that train one run together: their ranks, and the address of the leader."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ _PORTS = 10_000
 
 @dataclass(frozen=True)
 class Nodes:
-    """This machine among those that train one run together. Machine 0 leads: it alone claims and writes."""
+    """This machine's rank among those that train one run. Rank 0 leads: only it claims attempts and writes records."""
 
     rank: int = 0
     count: int = 1
     leader: str = "localhost"
-    """Name or address under which the others reach machine 0."""
+    """Host name or address at which the others reach rank 0."""
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
     def torchrun_flags(self, run_id: str, attempt: int, processes: int) -> list[str]:
-        """For ``processes`` over all machines. Each attempt has a port of its own: no leftover of the one before can
-        join it, and no machine has to tell another."""
+        """torchrun's flags for ``processes`` on all machines together.
+
+        The port follows from the attempt: no process left over from an earlier attempt can join, and no machine has to
+        tell another the port.
+        """
         if self.count == 1:
             return ["--standalone", f"--nproc-per-node={processes}"]
         port = _FIRST_PORT + zlib.crc32(f"{run_id}/{attempt}".encode()) % _PORTS

@@ -1,4 +1,4 @@
-"""An action repeated in a thread of its own."""
+"""A periodic action in a background thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Periodic"]
 
 
 class Periodic:
-    """A context in which an action is repeated in a thread of its own, so that a storage that hangs delays no stop.
+    """A context manager that repeats an action in a background thread, so that a hanging storage delays no stop.
 
-    A ``StorageError`` or ``OSError`` (a full disk, an absent service) is reported, once while it lasts, and the next
-    turn tries again.
+    A ``StorageError`` or ``OSError`` (a full disk, an unreachable service) is reported once while it lasts, and the
+    action is retried at the next interval.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Periodic:
             self._action()
         except (StorageError, OSError) as error:
             if not failing:
-                self._report(f"{self._what}: fails, and is tried again: {error}")
+                self._report(f"{self._what}: failed, retrying: {error}")
             return True
         if failing:
-            self._report(f"{self._what}: works again")
+            self._report(f"{self._what}: recovered")
         return False
 
     def __enter__(self) -> Self:

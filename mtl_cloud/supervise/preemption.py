@@ -1,8 +1,8 @@
-"""What EC2 tells an instance of its future, read from the instance metadata service (IMDSv2).
+"""EC2's interruption notices, read from the instance metadata service (IMDSv2).
 
-*Spot notice*: EC2 takes the instance back in two minutes. *Scheduled maintenance*: a reboot, stop or retirement at a
-time that is known for days. *Rebalance recommendation*: the spot instance runs an elevated risk; it may come long
-before a notice, or together with one, or never lead to one.
+*Spot notice*: EC2 reclaims the instance in two minutes. *Scheduled maintenance*: a reboot, stop or retirement at a time
+that is announced days ahead. *Rebalance recommendation*: the spot instance is at elevated risk of interruption; it may
+arrive long before a notice, together with one, or without one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SPOT = "spot/instance-action"
 _REBALANCE = "events/recommendations/rebalance"
 _MAINTENANCE = "events/maintenance/scheduled"
 _MARGIN_S = 10.0
-"""Kept back from a notice for the last log lines and the exit record."""
+"""Reserved at the end of the notice for the last log lines and the exit record."""
 _LEAD_S = 300.0
-"""So long before a maintenance the run leaves the machine: work goes on until then."""
+"""The run leaves the machine this many seconds before maintenance begins, and trains until then."""
 
 
 class InstanceMetadata:
-    """The service, at ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` where that is set."""
+    """A client of the metadata service; ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` overrides its address."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._endpoint = (environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _ENDPOINT).rstrip("/")
@@ -50,7 +50,7 @@ class InstanceMetadata:
                 return None
             raise
         except ValueError as error:
-            raise OSError(f"{self._endpoint}: {path} is no JSON: {error}") from error
+            raise OSError(f"{self._endpoint}: {path} is not JSON: {error}") from error
 
     def _get(self, path: str) -> str:
         try:
@@ -63,14 +63,14 @@ class InstanceMetadata:
         return self._ask("GET", f"/latest/meta-data/{path}", {"X-aws-ec2-metadata-token": self._token})
 
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
-        request = Request(self._endpoint + path, method=method, headers=headers)  # noqa: S310  # http is all it speaks
+        request = Request(self._endpoint + path, method=method, headers=headers)  # noqa: S310  # the service speaks http only
         with urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # the same
             text: str = answer.read().decode()
             return text
 
 
 class Ec2Watcher:
-    """A spot notice and a maintenance that is near stop the run; a rebalance recommendation only has it saved, once."""
+    """Stops the run at a spot notice or near maintenance; a rebalance recommendation only requests a checkpoint."""
 
     def __init__(self, metadata: InstanceMetadata, clock: Clock, *, save_early: Callable[[str], None]) -> None:
         self._metadata = metadata

@@ -1,8 +1,8 @@
-"""Secrets of the trainer's environment: read where it runs, when an attempt starts, and hidden in all that is shipped.
+"""Secrets of the trainer's environment: read on its machine when an attempt starts, and redacted in all logs.
 
 A reference is ``{"ssm": name, "region": …}`` (SSM Parameter Store) or ``{"secretsmanager": name, "key": …,
-"region": …}`` (Secrets Manager; ``key`` picks a field of a secret that is a JSON object). boto3 is only needed where
-there are any.
+"region": …}`` (Secrets Manager; ``key`` picks a field of a secret that is a JSON object). boto3 is needed only for jobs
+with secrets.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["NO_SECRETS", "Secrets", "read_secrets", "why_unreadable"]
 
 _SHORTEST = 4
-"""Texts that are shorter stand in every log by chance: they are not hidden."""
+"""Shorter values are not redacted: they occur in logs by chance."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """Values by the names of their variables. Not to be printed: ``repr`` shows the names."""
+    """Secret values by variable name. ``repr`` shows the names only."""
 
     values: Mapping[str, str]
 
@@ -41,25 +41,25 @@ class Secrets:
         return self._pattern.sub(lambda match: self._forms[match[0]], data) if self._forms else data
 
     def sendable(self, data: bytes) -> int:
-        """How many of the first bytes no value reaches beyond, be it one that may go on behind ``data``."""
+        """How many leading bytes can be sent without cutting a secret, even one that continues after ``data``."""
         end = len(data) - self._begun(data)
         cut = (match.span() for match in self._pattern.finditer(data)) if self._forms else ()
         return next((first or behind for first, behind in cut if first < end < behind), end)
 
     def _begun(self, data: bytes) -> int:
-        """How many of the last bytes may be the beginning of a value."""
+        """How many of the last bytes may be the start of a secret."""
         longest = max(map(len, self._forms), default=0)
         tails = (data[-size:] for size in range(min(longest - 1, len(data)), 0, -1))
         return next((len(tail) for tail in tails if any(form.startswith(tail) for form in self._forms)), 0)
 
     @cached_property
     def _pattern(self) -> re.Pattern[bytes]:
-        # The longest first: a value may begin as another one does.
+        # The longest first: one value may be a prefix of another.
         return re.compile(b"|".join(re.escape(form) for form in sorted(self._forms, key=len, reverse=True)))
 
     @cached_property
     def _forms(self) -> Mapping[bytes, bytes]:
-        """Each text to hide, and what stands in for it."""
+        """Each form of a secret, and its replacement."""
         return {
             form.encode(): f"***{name}***".encode()
             for name, value in self.values.items()
@@ -78,14 +78,14 @@ NO_SECRETS = Secrets({})
 
 
 def read_secrets(references: Mapping[str, Any], clients: Callable[[str | None], ClientMaker] | None = None) -> Secrets:
-    """The values of a plan's ``secrets``, each asked for once. ``clients`` makes a region's maker of clients.
+    """Read the values of a plan's ``secrets``. ``clients`` maps a region to its maker of clients.
 
     Raises
     ------
     CloudError
-        AWS refuses: no permission, no such parameter or secret, or no answer.
+        AWS refused: no permission, no such parameter or secret, or no answer.
     LaunchError
-        The secret holds no text, or no JSON object with that key. The message never quotes it.
+        The secret is not text, or not a JSON object with that key. The message never quotes it.
     MissingExtraError
         boto3 is not installed.
     """
@@ -116,18 +116,18 @@ def _read(where: str, reference: Mapping[str, Any], maker: ClientMaker) -> str:
 
 def _picked(where: str, text: str | None, key: str | None) -> str:
     if text is None:
-        raise LaunchError(f"{where}: the secret holds bytes, and an environment holds text")
+        raise LaunchError(f"{where}: the secret is binary, but environment variables hold text")
     if key is None:
         return text
     try:
         return str(json.loads(text)[key])
     except (ValueError, TypeError, KeyError):
         # Not chained: the cause would quote the secret.
-        raise LaunchError(f"{where}: the secret is no JSON object with the key {key!r}") from None
+        raise LaunchError(f"{where}: the secret is not a JSON object with the key {key!r}") from None
 
 
 def why_unreadable(error: LaunchError | MissingExtraError) -> Failure:
-    """The end of an attempt whose secrets cannot be read: the user's fault, unless AWS may answer otherwise soon."""
+    """The failure of an attempt whose secrets cannot be read: the user's, unless AWS's error is transient."""
     from mtl_cloud.aws import ErrorClass
     from mtl_cloud.runs.scratch import Failure
 

@@ -1,4 +1,4 @@
-"""Watchers: each knows one reason to stop a run. The supervisor asks all of them several times a second."""
+"""Watchers, one for each stop condition. The supervisor polls all of them several times a second."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = [
     "CancelWatcher",
     "DeadlineWatcher",
     "HangWatcher",
-    "Inquirer",
     "OwnerWatcher",
+    "PolledWatcher",
     "SignalWatcher",
     "Stop",
     "Watcher",
@@ -27,33 +27,33 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Stop:
-    """A watcher's verdict."""
+    """A stop condition that holds."""
 
     reason: StopReason | None
-    """None: another attempt owns the run. The trainer is then killed at once, for it may commit nothing more."""
+    """None: another attempt owns the run. The trainer is then killed at once, since it may not commit anything more."""
     message: str
     grace_s: float | None = None
-    """Seconds left to save, where the reason itself sets a limit."""
+    """Seconds left to save, where the condition itself sets a limit."""
 
 
 class Watcher(Protocol):
-    """One reason to stop."""
+    """Watches one stop condition."""
 
     def poll(self) -> Stop | None:
-        """The verdict, or None while there is no reason to stop. Never blocks."""
+        """The stop, or None while the condition does not hold. Never blocks."""
         ...
 
 
-class Inquirer(Watcher, Protocol):
-    """A watcher whose source is far away: a thread asks it, ``poll`` says what came of it."""
+class PolledWatcher(Watcher, Protocol):
+    """A watcher of a remote source: a background thread calls ``look``, and ``poll`` returns what it found."""
 
     def look(self) -> None:
-        """Ask the source. May block, and raise ``StorageError`` or ``OSError``: then it is asked again."""
+        """Query the source. May block, and may raise ``StorageError`` or ``OSError``: the caller then retries."""
         ...
 
 
 class SignalWatcher:
-    """SIGTERM (docker stop, SageMaker's stop, a shutdown) and SIGINT. A context of the main thread."""
+    """SIGTERM (docker stop, SageMaker's stop, a shutdown) and SIGINT. A context manager for the main thread."""
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
@@ -78,7 +78,7 @@ class SignalWatcher:
 
 
 class DeadlineWatcher:
-    """The seconds and the dollars that a run may use, over all its attempts."""
+    """A limit on the seconds or dollars of a run, over all its attempts."""
 
     def __init__(self, reason: StopReason, left_s: float, message: str, clock: Clock) -> None:
         self._stop = Stop(reason, message)
@@ -90,10 +90,10 @@ class DeadlineWatcher:
 
 
 class HangWatcher:
-    """A trainer that gives no sign of life: no step, no batch of validation, nothing loaded or saved."""
+    """A trainer that makes no progress: no step, no validation batch, nothing loaded or saved."""
 
     _TRACES_S = 5.0
-    """For the trainer's own watch, which began a little later, to write its stack traces first."""
+    """Lets the trainer's own watchdog, which started a little later, write its stack traces first."""
 
     def __init__(self, scratch: Scratch, hang_s: float, clock: Clock) -> None:
         self._scratch = scratch
@@ -109,27 +109,27 @@ class HangWatcher:
         if self._clock.monotonic() - self._since < self._hang_s + self._TRACES_S:
             return None
         minutes = f"{self._hang_s / 60:.3g} minutes"
-        return Stop(StopReason.HANG, f"the trainer gave no sign of life for {minutes} (stack traces are in its log)")
+        return Stop(StopReason.HANG, f"the trainer made no progress for {minutes} (stack traces are in its log)")
 
 
 class CancelWatcher:
-    """``cancel.json``. ``look`` asks the storage; ``poll`` says what it saw."""
+    """Watches ``cancel.json`` in the storage."""
 
     def __init__(self, run: RunRecord) -> None:
         self._run = run
         self._stop: Stop | None = None
 
     def look(self) -> None:
-        wish = self._run.cancel_request()
-        if wish is not None:
-            self._stop = Stop(StopReason.CANCEL, cancel_message(wish))
+        request = self._run.cancel_request()
+        if request is not None:
+            self._stop = Stop(StopReason.CANCEL, cancel_message(request))
 
     def poll(self) -> Stop | None:
         return self._stop
 
 
 class OwnerWatcher:
-    """A newer attempt owns the run: this one is a leftover. ``look`` asks the storage."""
+    """Watches whether a newer attempt owns the run."""
 
     def __init__(self, run: RunRecord, attempt: int) -> None:
         self._run = run

@@ -1,4 +1,4 @@
-"""The trainer's process tree, started behind its guard."""
+"""The trainer's process tree, started under the guard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TrainerProcess", "trainer_command"]
 
 
 def trainer_command(plan: PlanRecord, python: str, *, nodes: Nodes = ALONE, attempt: int = 1) -> list[str]:
-    """The plan's command as it is run here: ``python`` is this interpreter, several processes go through torchrun."""
+    """The plan's command on this machine: ``python`` is this interpreter, and torchrun starts several processes."""
     program, *arguments = plan.command
     is_python = program == "python"
     if plan.processes == 1:
@@ -28,10 +28,10 @@ def trainer_command(plan: PlanRecord, python: str, *, nodes: Nodes = ALONE, atte
 
 
 class TrainerProcess:
-    """A context in which the trainer runs. Leaving it, in any way, leaves no process of the trainer's tree.
+    """A context manager that runs the trainer. After it, no process of the trainer's tree is left.
 
-    Standard output and error go to the end of the file ``log``: a file never blocks the trainer while the storage
-    stalls, and what the trainer wrote survives whoever dies.
+    Standard output and error are appended to the file ``log``: a file never blocks the trainer while the storage
+    stalls, and it survives the death of trainer and supervisor.
     """
 
     def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
@@ -46,18 +46,18 @@ class TrainerProcess:
             )
 
     def wait(self, timeout_s: float | None) -> int | None:
-        """Exit code (negative: the signal that ended it), or None when the timeout came first. None waits for ever."""
+        """The exit code (negative: the signal that ended it), or None after ``timeout_s``. None waits without limit."""
         try:
             return self._guard.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def terminate(self) -> None:
-        """SIGTERM to the trainer's process group, and through torchrun to every worker."""
+        """Send SIGTERM to the trainer's process group; torchrun forwards it to every worker."""
         self._guard.terminate()
 
     def kill(self) -> None:
-        """SIGKILL to every process of the tree, by letting go of the guard's lifeline."""
+        """Send SIGKILL to every process of the tree, by closing the guard's lifeline."""
         if self._guard.stdin is not None:
             self._guard.stdin.close()
 

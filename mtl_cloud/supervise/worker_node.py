@@ -1,7 +1,7 @@
-"""The supervisor of a machine that does not lead: it runs its share of each attempt that the leader claims.
+"""The supervisor of a worker node: it runs its share of each attempt that the leader claims.
 
-It writes nothing to the run record and decides nothing: what the leader claims, it serves; when the run is over, or
-this machine must go, it lets go. A wish to stop that reaches any of the machines stops the trainers of all.
+It writes nothing to the run record and makes no decisions. It serves each attempt that the leader claims, until the run
+is over or this machine must stop. A stop request at any machine stops the trainers on all of them.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.supervise.attempt import Attempt
-from mtl_cloud.supervise.context import Surroundings
-from mtl_cloud.supervise.failure_policy import Verdict
+from mtl_cloud.supervise.context import SupervisorContext
+from mtl_cloud.supervise.failure_policy import Decision
 from mtl_cloud.supervise.graceful_stop import first_stop
 
-__all__ = ["accompany"]
+__all__ = ["serve_leader"]
 
 
-def accompany(run: RunRecord, around: Surroundings) -> Verdict:
-    """Serve the leader's attempts until the run is over, or this machine is told to go."""
+def serve_leader(run: RunRecord, context: SupervisorContext) -> Decision:
+    """Serve the leader's attempts until the run is over or a stop condition of this machine holds."""
     plan, served = run.plan(), 0
     while (result := run.result()) is None:
-        stop = first_stop(around.watchers)
+        stop = first_stop(context.watchers)
         if stop is not None:
-            return Verdict("leave", Outcome.INTERRUPTED, stop.message)
+            return Decision("leave", Outcome.INTERRUPTED, stop.message)
         attempt = _open_attempt(run)
         if attempt > served:
-            Attempt(run, plan, attempt, around).live()
+            Attempt(run, plan, attempt, context).run_to_end()
             served = attempt
         else:
-            around.clock.sleep(around.settings.poll_s)
-    return Verdict("finish", Outcome(result.outcome), result.message)
+            context.clock.sleep(context.settings.poll_s)
+    return Decision("finish", Outcome(result.outcome), result.message)
 
 
 def _open_attempt(run: RunRecord) -> int:

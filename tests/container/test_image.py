@@ -118,7 +118,7 @@ def test_an_engine_that_fails_is_an_image_error_of_the_image(tmp_path: Path, whe
 
 
 def test_no_engine_is_an_error_that_says_what_was_looked_for() -> None:
-    with pytest.raises(EngineError, match="docker and podman cannot be found"):
+    with pytest.raises(EngineError, match=r"on the PATH \(tried docker, podman\)"):
         Engine.find({"PATH": "/nowhere"})
-    with pytest.raises(EngineError, match="nerdctl cannot be found"):
+    with pytest.raises(EngineError, match=r"on the PATH \(tried nerdctl\)"):
         Engine.find({"PATH": "/nowhere", "MTL_CLOUD_ENGINE": "nerdctl"})

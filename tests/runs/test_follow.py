@@ -143,7 +143,7 @@ def test_a_silent_attempt_is_lost(clock: FakeClock, writer: Writer) -> None:
     writer.claim(1)
     beat = writer.beat(1)
     *_, last = follow(writer.run, clock=clock, lost_after_s=60)
-    assert last == Lost(1, f"attempt 1 on here has given no sign of life since {beat.at}")
+    assert last == Lost(1, f"attempt 1 on here has sent no heartbeat since {beat.at}")
     assert 60 < clock.seconds < 70
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_run_without_a_successor_is_lost_unless_the_backend_bring
     writer.claim(1)
     writer.exit(1, Outcome.INTERRUPTED)
     *_, last = follow(writer.run, clock=clock)
-    assert last == Lost(1, "attempt 1 ended, the run did not, and no other attempt goes on")
+    assert last == Lost(1, "attempt 1 ended, but the run is not over and has no other attempt")
     clock.at(clock.seconds + 3600, lambda: (writer.claim(2), writer.result(2)))
     *_, last = follow(writer.run, clock=clock, lost_after_s=math.inf)
     assert isinstance(last, Finished)

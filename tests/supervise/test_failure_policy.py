@@ -13,7 +13,7 @@ from waiting import PATIENCE_S
 from mtl_cloud.runs.attempts import AttemptOutcome
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.runs.scratch import Failure, StopReason
-from mtl_cloud.supervise.failure_policy import Ending, Verdict, classify, judge
+from mtl_cloud.supervise.failure_policy import AttemptEnd, Decision, classify, decide
 from mtl_cloud.supervise.stop_conditions import Stop
 from mtl_cloud.user_dirs import tail
 
@@ -38,47 +38,54 @@ def _torchrun(code: int) -> list[str]:
 @pytest.mark.parametrize(
     ("exit_code", "failure", "log", "expected"),
     [
-        (0, None, [], Ending(Outcome.DONE, 0, "all rounds are done")),
-        (1, USER, TRACEBACK, Ending(Outcome.USER_ERROR, 9, "no images in /data; mount it")),
-        (1, MACHINE, [], Ending(Outcome.MACHINE_ERROR, 10, "NCCL timed out")),
+        (0, None, [], AttemptEnd(Outcome.DONE, 0, "all rounds are done")),
+        (1, USER, TRACEBACK, AttemptEnd(Outcome.USER_ERROR, 9, "no images in /data; mount it")),
+        (1, MACHINE, [], AttemptEnd(Outcome.MACHINE_ERROR, 10, "NCCL timed out")),
         (
             1,
             None,
             TRACEBACK,
-            Ending(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
+            AttemptEnd(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
         ),
         (
             1,
             None,
             [*TRACEBACK, "bye"],
-            Ending(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
+            AttemptEnd(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
         ),
-        (3, None, ["bad flag"], Ending(Outcome.USER_ERROR, 3, "the trainer ended with code 3: bad flag")),
-        (3, None, [], Ending(Outcome.USER_ERROR, 3, "the trainer ended with code 3: it wrote no log")),
-        (-9, None, TRACEBACK, Ending(Outcome.MACHINE_ERROR, -9, "the trainer was ended by SIGKILL (out of memory?)")),
-        (-7, None, [], Ending(Outcome.MACHINE_ERROR, -7, "the trainer was ended by SIGBUS")),
+        (3, None, ["bad flag"], AttemptEnd(Outcome.USER_ERROR, 3, "the trainer ended with code 3: bad flag")),
+        (3, None, [], AttemptEnd(Outcome.USER_ERROR, 3, "the trainer ended with code 3: it wrote no log")),
+        (
+            -9,
+            None,
+            TRACEBACK,
+            AttemptEnd(Outcome.MACHINE_ERROR, -9, "the trainer was ended by SIGKILL (out of memory?)"),
+        ),
+        (-7, None, [], AttemptEnd(Outcome.MACHINE_ERROR, -7, "the trainer was ended by SIGBUS")),
         (
             75,
             None,
             [],
-            Ending(Outcome.MACHINE_ERROR, 75, "the trainer saved and stopped, though its supervisor did not ask it to"),
+            AttemptEnd(
+                Outcome.MACHINE_ERROR, 75, "the trainer saved and stopped, though its supervisor did not ask it to"
+            ),
         ),
         (
             1,
             None,
             _torchrun(-9),
-            Ending(Outcome.MACHINE_ERROR, -9, "the trainer was ended by SIGKILL (out of memory?)"),
+            AttemptEnd(Outcome.MACHINE_ERROR, -9, "the trainer was ended by SIGKILL (out of memory?)"),
         ),
         (
             1,
             None,
             _torchrun(1),
-            Ending(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
+            AttemptEnd(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes"),
         ),
     ],
 )
 def test_an_end_that_nobody_asked_for(
-    exit_code: int, failure: Failure | None, log: list[str], expected: Ending
+    exit_code: int, failure: Failure | None, log: list[str], expected: AttemptEnd
 ) -> None:
     assert classify(exit_code, None, failure, log) == expected
 
@@ -116,7 +123,7 @@ def test_other_errors_of_nccl_are_no_lost_peer(words: str) -> None:
 def test_an_error_that_took_its_peers_along_is_the_cause() -> None:
     """Whoever ended first, and in whatever order they wrote."""
     lost = "[rank1]: RuntimeError: " + GLOO.format(561, "Connection closed by peer", "")
-    expected = Ending(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes")
+    expected = AttemptEnd(Outcome.USER_ERROR, 1, "the trainer ended with code 1: ValueError: too few classes")
     user = [f"[rank0]: {line}" for line in TRACEBACK]
     assert classify(1, None, None, [*user, lost, *_torchrun(1)[3:]]) == expected
     assert classify(1, None, None, [lost, *user, *_torchrun(1)[3:]]) == expected
@@ -188,11 +195,11 @@ def _fault(attempt: int, reached: int = 0, committed: int = 0) -> AttemptOutcome
 
 @pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.USER_ERROR, Outcome.CANCELLED, Outcome.OUT_OF_TIME])
 def test_an_end_for_good_finishes_the_run(outcome: Outcome) -> None:
-    assert judge([_fault(1), AttemptOutcome(2, outcome, "so")], 3) == Verdict("finish", outcome, "so")
+    assert decide([_fault(1), AttemptOutcome(2, outcome, "so")], 3) == Decision("finish", outcome, "so")
 
 
 def test_an_interruption_leaves_the_run_to_the_next_machine() -> None:
-    assert judge([AttemptOutcome(1, Outcome.INTERRUPTED, "spot")], 0).action == "leave"
+    assert decide([AttemptOutcome(1, Outcome.INTERRUPTED, "spot")], 0).action == "leave"
 
 
 @pytest.mark.parametrize(
@@ -219,10 +226,10 @@ def test_an_interruption_leaves_the_run_to_the_next_machine() -> None:
 def test_a_machines_fault_restarts_while_the_run_comes_further(
     lives: list[AttemptOutcome], max_restarts: int, action: str
 ) -> None:
-    assert judge(lives, max_restarts).action == action
+    assert decide(lives, max_restarts).action == action
 
 
 def test_the_end_of_a_crash_loop_names_its_attempts() -> None:
-    assert judge([_fault(1), _fault(3)], 5).message == (
-        "SIGKILL; crash loop: attempts 1 and 3 failed, and between them the run came no further"
+    assert decide([_fault(1), _fault(3)], 5).message == (
+        "SIGKILL; crash loop: attempts 1 and 3 failed without progress between them"
     )

@@ -10,7 +10,7 @@ from run_harness import FakeClock
 
 from mtl_cloud.runs.scratch import Scratch, StopReason
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
-from mtl_cloud.supervise.graceful_stop import attend
+from mtl_cloud.supervise.graceful_stop import supervise_process
 from mtl_cloud.supervise.stop_conditions import DeadlineWatcher, HangWatcher, Stop
 
 SETTINGS = SupervisorOptions(grace_s=60, kill_after_s=5, tick_s=1)
@@ -65,7 +65,7 @@ def scratch(tmp_path: Path) -> Scratch:
 
 def test_a_process_that_ends_by_itself_is_not_disturbed(clock: FakeClock, scratch: Scratch) -> None:
     puppet = Puppet(clock, scratch, "itself", 3, after_s=50)
-    assert attend(puppet, [], scratch, SETTINGS) == (3, None)
+    assert supervise_process(puppet, [], scratch, SETTINGS) == (3, None)
     assert (puppet.heard, clock.seconds) == ([], 50)
 
 
@@ -89,19 +89,19 @@ def test_a_wish_becomes_a_signal_and_a_kill_within_the_grace(
 ) -> None:
     clock, scratch = FakeClock(), Scratch(tmp_path)
     puppet = Puppet(clock, scratch, moved_by, 75, after_s=3)
-    assert attend(puppet, [At100(clock, stop)], scratch, SETTINGS) == (code, stop)
+    assert supervise_process(puppet, [At100(clock, stop)], scratch, SETTINGS) == (code, stop)
     assert puppet.heard == heard
 
 
 def test_the_deadline_is_what_earlier_attempts_left_of_it(clock: FakeClock, scratch: Scratch) -> None:
     watcher = DeadlineWatcher(StopReason.DEADLINE, 3600 - 3000, "an hour is over", clock)
     puppet = Puppet(clock, scratch, "wish", 75)
-    assert attend(puppet, [watcher], scratch, SETTINGS) == (75, Stop(StopReason.DEADLINE, "an hour is over"))
+    assert supervise_process(puppet, [watcher], scratch, SETTINGS) == (75, Stop(StopReason.DEADLINE, "an hour is over"))
     assert clock.seconds == 600
 
 
 def test_the_trainer_is_told_why(clock: FakeClock, scratch: Scratch) -> None:
-    attend(Puppet(clock, scratch, "wish", 75), [At100(clock, SPOT)], scratch, SETTINGS)
+    supervise_process(Puppet(clock, scratch, "wish", 75), [At100(clock, SPOT)], scratch, SETTINGS)
     assert scratch.stop_reason() is StopReason.SPOT
 
 
@@ -121,5 +121,5 @@ def test_only_a_trainer_without_a_sign_of_life_is_taken_to_hang(clock: FakeClock
 def test_a_trainer_that_hangs_is_killed_at_once(clock: FakeClock, scratch: Scratch) -> None:
     puppet = Puppet(clock, scratch, "kill", -9)
     hang = Stop(StopReason.HANG, "no sign of life")
-    assert attend(puppet, [At100(clock, hang)], scratch, SETTINGS) == (-9, hang)
+    assert supervise_process(puppet, [At100(clock, hang)], scratch, SETTINGS) == (-9, hang)
     assert puppet.heard == [(clock.seconds, "kill")]

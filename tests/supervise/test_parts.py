@@ -108,8 +108,8 @@ def test_a_periodic_action_survives_failures_and_reports_each_spell_once() -> No
     assert (
         reports
         == [
-            "log: fails, and is tried again: 503",
-            "log: works again",
+            "log: failed, retrying: 503",
+            "log: recovered",
         ]
         * 2
     )

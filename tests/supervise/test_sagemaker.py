@@ -74,7 +74,7 @@ def test_a_channel_is_found_where_sagemaker_puts_it_a_single_object_as_a_file(tm
 
 
 def test_a_folder_that_sagemaker_did_not_fill_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"resourceconfig\.json: is not there"):
+    with pytest.raises(LaunchError, match=r"resourceconfig\.json: does not exist"):
         SageMakerContainer(tmp_path).nodes()
     (write_opt_ml(tmp_path) / "input/config/resourceconfig.json").write_text("{")
     with pytest.raises(LaunchError, match="not JSON"):

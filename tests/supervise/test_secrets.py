@@ -121,7 +121,7 @@ def test_a_parameter_that_is_not_there_ends_the_run_before_its_trainer_starts(en
 
 
 @pytest.mark.parametrize(
-    ("secret", "key", "words"), [("no json", "k", "no JSON object with the key 'k'"), ('{"a": 1}', "k", "key 'k'")]
+    ("secret", "key", "words"), [("no json", "k", "not a JSON object with the key 'k'"), ('{"a": 1}', "k", "key 'k'")]
 )
 def test_a_secret_without_the_key_is_told_without_quoting_it(
     environ: None, cloud: str, secret: str, key: str, words: str

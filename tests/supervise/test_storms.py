@@ -17,7 +17,7 @@ from mtl_cloud.errors import StorageError
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.storage import FolderStorage, MemoryStorage
 from mtl_cloud.storage.retrying import PatientStorage
-from mtl_cloud.supervise.context import Surroundings
+from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.supervisor import supervise
 
 T = TypeVar("T")
@@ -65,7 +65,10 @@ def test_a_storage_that_fails_all_the_time_loses_neither_a_line_nor_the_end(seed
     code = "for i in range(50): print(i, flush=True); time.sleep(0.01)"
     run = make_run(PatientStorage(storm, patience_s=60, clock=Hasty()), code)
     storm.rages = True
-    assert supervise(run, 1, Surroundings(scratch=tmp_path, environ=os.environ, settings=FAST)).outcome == Outcome.DONE
+    assert (
+        supervise(run, 1, SupervisorContext(scratch=tmp_path, environ=os.environ, settings=FAST)).outcome
+        == Outcome.DONE
+    )
     storm.rages = False
     lines = run.read_log(1).decode().splitlines()
     assert [line for line in lines if line.isdigit()] == [str(i) for i in range(50)]

@@ -99,7 +99,7 @@ def test_a_trainer_that_hangs_leaves_its_stack_traces_and_is_killed_as_the_machi
     assert "in wait_for_a_packet_that_never_comes" in log
     assert result is not None
     assert result.outcome == Outcome.MACHINE_ERROR
-    assert result.message.startswith("the trainer gave no sign of life for 0.0333 minutes")
+    assert result.message.startswith("the trainer made no progress for 0.0333 minutes")
 
 
 def test_a_failure_that_the_trainer_explains_is_passed_on(storage: FolderStorage, start: Start) -> None:
@@ -148,7 +148,7 @@ def test_restarts_are_counted(storage: FolderStorage, start: Start) -> None:
     result = run.result()
     assert _outcomes(run) == ["machine_error"] * 3
     assert result is not None
-    assert result.message.endswith("ended after 2 restarts")
+    assert result.message.endswith("no restarts left (max_restarts: 2)")
 
 
 def test_a_cancelled_trainer_saves_and_the_run_is_over(storage: FolderStorage, start: Start) -> None:
@@ -334,4 +334,4 @@ def test_what_dead_processes_left_unfinished_is_swept(storage: FolderStorage, st
     os.utime(left, (0, 0))
     assert start(run).wait(PATIENCE_S) == 0
     assert not left.exists()
-    assert b"what 1 unfinished writes had left in the storage was removed" in run.read_log(1)
+    assert b"removed the remains of 1 unfinished uploads from the storage" in run.read_log(1)

@@ -24,13 +24,13 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome, PlanRecord, RoundRecord
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.supervise import supervisor
-from mtl_cloud.supervise.context import Surroundings
-from mtl_cloud.supervise.failure_policy import Ending, Verdict
+from mtl_cloud.supervise.context import SupervisorContext
+from mtl_cloud.supervise.failure_policy import AttemptEnd, Decision
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 
 ROUNDS = 3
-End = Verdict | MtlCloudError
-AROUND = Surroundings(scratch=Path("unused"), environ={}, clock=FakeClock())
+End = Decision | MtlCloudError
+AROUND = SupervisorContext(scratch=Path("unused"), environ={}, clock=FakeClock())
 
 
 class Chronicle(MemoryStorage):
@@ -48,15 +48,15 @@ class Chronicle(MemoryStorage):
 class Trained:
     """In the place of an attempt with its processes: a trainer's requests. Each step is a round, saved and told of."""
 
-    def __init__(self, run: RunRecord, plan: PlanRecord, number: int, around: Surroundings) -> None:
+    def __init__(self, run: RunRecord, plan: PlanRecord, number: int, context: SupervisorContext) -> None:
         self._run, self._number = run, number
 
-    def live(self) -> Ending:
+    def run_to_end(self) -> AttemptEnd:
         try:
             self._train()
         except RunTakenOverError as error:
-            return Ending(Outcome.INTERRUPTED, None, str(error))
-        return Ending(Outcome.DONE, 0, "all rounds are done")
+            return AttemptEnd(Outcome.INTERRUPTED, None, str(error))
+        return AttemptEnd(Outcome.DONE, 0, "all rounds are done")
 
     def _train(self) -> None:
         checkpointer = Checkpointer(self._run, self._number, keep=1)
@@ -88,7 +88,7 @@ def says_why(end: End) -> bool:
     """The loser knows who has the run."""
     if isinstance(end, AlreadyExistsError):
         return "was claimed by process" in str(end) or "has ended the run" in str(end)
-    message = end.message if isinstance(end, Verdict) else str(end)
+    message = end.message if isinstance(end, Decision) else str(end)
     return "was replaced by attempt" in message
 
 
@@ -113,7 +113,7 @@ def test_one_of_two_supervisors_ends_the_run_and_the_other_says_who_has_it(order
     spec = {"name": PLAN.name, "compute": {"backend": "local", "max_restarts": 3}}
     run.create(replace(PLAN, storage=storage.url), spec_yaml=b"", spec_json=json.dumps(spec).encode())
     ends = act_in_turns(storage, order, [supervised, supervised])
-    done = [end for end in ends if isinstance(end, Verdict) and end.outcome == Outcome.DONE]
+    done = [end for end in ends if isinstance(end, Decision) and end.outcome == Outcome.DONE]
     assert done
     assert all(says_why(end) for end in ends if end not in done), ends
     result, owner = run.result(), run.owner()

@@ -1,4 +1,4 @@
-"""A container engine and images for tests, made where they are absent. What was made is undone, but for the base.
+"""A container engine and images for tests, started and built on demand. All but the base image is removed afterwards.
 
 The small image is built by the product's own recipe from fewer requirements: everything but torch, in seconds.
 """
@@ -38,7 +38,7 @@ _BUNDLES = (os.environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt"
 
 @contextmanager
 def lent_engine() -> Iterator[Engine]:
-    """The engine of this machine, started if none answers, and then stopped by the last test process that uses it.
+    """The engine of this machine. If none answers, it is started, and the last test process that uses it stops it.
 
     Skips the test, with the reason, where none can be had.
     """
@@ -55,7 +55,7 @@ def lent_engine() -> Iterator[Engine]:
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Test processes of one machine take turns."""
+    """A lock between the test processes of one machine."""
     with (_STATE / what).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -93,7 +93,7 @@ def _started_engine() -> Engine:
 
 
 def _tidy_if_unused(engine: Engine, users: int) -> None:
-    """The last test process removes the images that tests built, and stops the engine if it was started for them."""
+    """In the last test process: remove the images that tests built, and stop the engine if tests started it."""
     made, pid = _STATE / "built", _STATE / "dockerd.pid"
     with _alone("start"):
         try:
@@ -110,14 +110,14 @@ def _tidy_if_unused(engine: Engine, users: int) -> None:
 
 
 def _stop(daemon: int) -> None:
-    """Until it has ended: it answers for some seconds more, and who starts next would take it for one that stays."""
+    """Wait until the engine has ended: it still answers for some seconds, which would mislead the next user."""
     with suppress(ProcessLookupError):
         os.kill(daemon, signal.SIGTERM)
     wait_for(lambda: not is_running(daemon), every_s=0.1)
 
 
 def base_image(engine: Engine) -> str:
-    """A Debian with Python, made from its packages where it is absent: no registry is asked. It stays."""
+    """A Debian image with Python, built from Debian packages if absent, without an image registry. It is kept."""
     with _alone("base"):
         if engine.inspect("image", BASE) is None:
             _bootstrap(engine)
@@ -133,7 +133,7 @@ def _bootstrap(engine: Engine) -> None:
 
 
 def build_options() -> BuildOptions:
-    """What a build needs on this network."""
+    """Build options for this machine's network."""
     bundles = [Path(path) for path in _BUNDLES if path and Path(path).is_file()]
     return BuildOptions(ca_bundle=bundles[0] if bundles else None, network="host")
 
@@ -145,7 +145,7 @@ def small_content(base: str) -> ImageContent:
 
 
 def built(content: ImageContent, engine: Engine) -> str:
-    """The image's reference, once the engine holds it."""
+    """Build the image if absent. Returns its reference."""
     with _alone("build"):
         if engine.inspect("image", content.reference) is None:
             build_image(content, engine, build_options())
@@ -156,7 +156,7 @@ def built(content: ImageContent, engine: Engine) -> str:
 
 @contextmanager
 def container_run(storage: Storage, engine: Engine, image: str, code: str, **plan: Any) -> Iterator[RunRecord]:
-    """A run under an id of its own, whose trainer is the code (see ``make_run``); its container goes with it."""
+    """A run with a unique id, whose trainer is ``code`` (see ``make_run``). Its container is removed afterwards."""
     run_id = f"digits-{secrets.token_hex(4)}"
     try:
         yield make_run(storage, code, run_id=run_id, backend="docker", image=image, **plan)

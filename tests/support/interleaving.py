@@ -1,4 +1,4 @@
-"""Two or more actors on one storage, whose requests take turns as a test says."""
+"""Two or more actors on one storage, whose requests interleave in a given order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Lets one request through at a time: of the actor that ``order`` names next, or, after its end, of any.
+    """Admits one request at a time: of the actor that ``order`` names next, or of any once ``order`` is used up.
 
     An actor that is not waiting for its turn is waited for, so that an order has one outcome.
     """
@@ -53,7 +53,7 @@ class Turns:
 
 
 class _InTurns:
-    """One actor's way to the storage."""
+    """One actor's access to the storage."""
 
     def __init__(self, storage: Storage, turns: Turns, actor: int) -> None:
         self._storage, self._turns, self._actor = storage, turns, actor
@@ -84,7 +84,7 @@ class _InTurns:
 def act_in_turns(
     storage: MemoryStorage, order: Iterable[int], actors: builtins.list[Callable[[Storage], T]]
 ) -> builtins.list[T]:
-    """What each actor returns. Each lives in a thread of its own, and may make one request at a time."""
+    """Run each actor in a thread, one request at a time. Returns their results."""
     turns, results = Turns(len(actors), order), {}
 
     def live(number: int) -> None:

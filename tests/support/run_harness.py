@@ -1,4 +1,4 @@
-"""Stand-in trainers that keep the supervisor's contract, and real supervisors over them."""
+"""Fake trainers that implement the supervisor's interface, and real supervisors that run them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stay_until(path):
 
 
 def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan: Any) -> RunRecord:
-    """A run whose trainer is the code, after ``PRELUDE``, which offers ``scratch``, ``work()`` and more."""
+    """A run whose trainer is ``code``, after ``PRELUDE``, which defines ``scratch``, ``work()`` and more."""
     command = {"command": ["python", "-c", PRELUDE + code]} if code else {}
     made = replace(PLAN, **{"storage": storage.url, **command, **plan})
     run = RunRecord(storage, made.run_id)
@@ -79,7 +79,7 @@ def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 
 
 
 def is_running(pid: int) -> bool:
-    """A process of that id lives, and is no zombie."""
+    """Whether a process of that id is running and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -110,14 +110,14 @@ def no_cloud_environ() -> dict[str, str]:
 
 
 class FakeClock(Clock):
-    """A clock that only sleeping moves. Actions planned with ``at`` happen while somebody sleeps over their time."""
+    """A clock that advances only by ``sleep``. Actions scheduled with ``at`` run when a sleep passes their time."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
         self._planned: list[tuple[float, Callable[[], object]]] = []
         self.seconds = 0.0
         self.pauses: list[float] = []
-        """How long every sleep was."""
+        """The duration of each sleep."""
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         self._planned.append((seconds, action))

@@ -36,7 +36,7 @@ _ours: set[int] = set()
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """Empty at first, and one at a time: all of moto's servers and mocks in a process are one account."""
+    """Starts empty, and one at a time: all of moto's servers and mocks in a process share one account."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -55,7 +55,7 @@ def moto() -> Iterator[str]:
 
 @contextmanager
 def seaweedfs(folder: Path, *, volume_mib: int = 64, nice: int = 0) -> Iterator[str]:
-    """A hundred volumes, each a file that only grows: what is deleted leaves its room in it.
+    """A hundred volumes, each a file that only grows: deleting does not free space.
     ``nice`` is how much of the processor it leaves to others (19: all that they want).
 
     Skips the test where the wheel that brings the server is not installed.
@@ -82,7 +82,7 @@ def seaweedfs(folder: Path, *, volume_mib: int = 64, nice: int = 0) -> Iterator[
 
 
 def client(url: str) -> Any:
-    """A boto3 client without retries: the tests' independent view of a server."""
+    """A boto3 client without retries, for an independent view of a server."""
     import boto3
     from botocore.config import Config
 
@@ -104,7 +104,7 @@ def _identities(folder: Path) -> Path:
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """The first bucket can be made some seconds before the first object can be put."""
+    """A bucket can be created some seconds before the server accepts objects."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     s3, deadline = client(url), time.monotonic() + PATIENCE_S
