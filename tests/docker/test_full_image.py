@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from container_engine import base_image, build_options, built
-from run_harness import wait_for
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine

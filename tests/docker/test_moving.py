@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from container_engine import base_image, built
-from run_harness import wait_for
 from shell_harness import Shell, account, push_image, shell
+from waiting import wait_for
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.container.engine import Engine
