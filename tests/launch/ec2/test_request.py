@@ -23,8 +23,6 @@ from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, expires_at, requests
 from mtl_cloud.launch.tags import KEY_TAG
-from mtl_cloud.runs.dataclass_json import to_json
-from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
