@@ -15,6 +15,7 @@ from typing import cast
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
+from mtl_cloud.names import SUPERVISOR_MODULE, SupervisorFlag
 from mtl_cloud.runs.attempts import read_attempt
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, PlanRecord
@@ -46,9 +47,12 @@ class LocalLauncher:
         self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        argv = [self._python, "-m", "mtl_cloud.supervise", "--storage", plan.storage, "--run-id", plan.run_id]
+        argv = [self._python, "-m", SUPERVISOR_MODULE]
+        argv += [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
         scratch = self._folder(plan.run_id)
-        return Submission(RunHandle.of(plan), {"argv": [*argv, "--scratch", str(scratch), *self._settings.to_flags()]})
+        return Submission(
+            RunHandle.of(plan), {"argv": [*argv, SupervisorFlag.SCRATCH, str(scratch), *self._settings.to_flags()]}
+        )
 
     def submit(self, submission: Submission) -> RunHandle:
         run = record_of(submission.handle)
@@ -94,7 +98,7 @@ class LocalLauncher:
         log = self._folder(run.run_id) / "supervisor.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         argv = cast("list[str]", submission.request["argv"])
-        pid = self._spawn([*argv, "--attempt", str(attempt)], log)
+        pid = self._spawn([*argv, SupervisorFlag.ATTEMPT, str(attempt)], log)
         end = self._clock.monotonic() + _START_S
         while True:
             may_claim = _has_not_ended(pid) and self._clock.monotonic() < end

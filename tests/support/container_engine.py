@@ -25,7 +25,7 @@ from run_harness import is_running, make_run, wait_for
 from mtl_cloud.container.engine import ENGINE_VARIABLE, Engine
 from mtl_cloud.container.image import BuildOptions, ImageContent, build_image, image_content
 from mtl_cloud.errors import EngineError
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import Storage
 
