@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.names import SUPERVISOR_MODULE, SupervisorFlag
 from mtl_cloud.runs.attempts import read_attempt
+from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
@@ -26,6 +27,14 @@ __all__ = ["LocalLauncher"]
 
 _START_S = 60.0
 _LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class ProcessRequest:
+    """The request of a submission to this machine."""
+
+    argv: tuple[str, ...]
+    """Command line of the supervisor, less the attempt's number."""
 
 
 class LocalLauncher:
@@ -49,10 +58,8 @@ class LocalLauncher:
     def prepare(self, plan: PlanRecord) -> Submission:
         argv = [self._python, "-m", SUPERVISOR_MODULE]
         argv += [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
-        scratch = self._folder(plan.run_id)
-        return Submission(
-            RunHandle.of(plan), {"argv": [*argv, SupervisorFlag.SCRATCH, str(scratch), *self._settings.to_flags()]}
-        )
+        argv += [SupervisorFlag.SCRATCH, str(self._folder(plan.run_id)), *self._settings.to_flags()]
+        return Submission(RunHandle.of(plan), to_json(ProcessRequest(tuple(argv))))
 
     def submit(self, submission: Submission) -> RunHandle:
         run = record_of(submission.handle)
@@ -97,8 +104,8 @@ class LocalLauncher:
         """Start a supervisor, and wait until it, or one that started at the same time, has claimed the attempt."""
         log = self._folder(run.run_id) / "supervisor.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        argv = cast("list[str]", submission.request["argv"])
-        pid = self._spawn([*argv, SupervisorFlag.ATTEMPT, str(attempt)], log)
+        request = from_json(ProcessRequest, submission.request, FieldPath(run.run_id, "submission"))
+        pid = self._spawn([*request.argv, SupervisorFlag.ATTEMPT, str(attempt)], log)
         end = self._clock.monotonic() + _START_S
         while True:
             may_claim = _has_not_ended(pid) and self._clock.monotonic() < end

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.names import (
     EXPIRES_TAG,
     KEY_TAG,
@@ -15,6 +16,7 @@ from mtl_cloud.names import (
     SPOT_THEN_ON_DEMAND,
     STORAGE_TAG,
 )
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["read_tags", "run_tags"]
@@ -22,7 +24,8 @@ __all__ = ["read_tags", "run_tags"]
 
 def run_tags(plan: PlanRecord, *, owner: str, expires_at: datetime) -> dict[str, str]:
     """The job's own tags, and ours, which they never hide."""
-    changes = plan.compute.get("purchase") == SPOT_THEN_ON_DEMAND
+    compute = compute_of(plan)
+    changes = isinstance(compute, Ec2Compute) and compute.purchase == SPOT_THEN_ON_DEMAND
     own = {name: value for name, value in plan.tags.items() if name.lower() != KEY_TAG}  # to IAM both are the same
     return {
         **own,

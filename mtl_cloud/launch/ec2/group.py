@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, Self, TypeAlias
 
 from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
@@ -24,6 +24,9 @@ from mtl_cloud.launch.tags import read_tags
 from mtl_cloud.names import KEY_TAG, RUN_TAG, aws_name
 
 __all__ = ["ALIVE", "Group", "GroupState"]
+
+Requests: TypeAlias = Mapping[str, Mapping[str, Json]]
+"""Operation -> its parameters."""
 
 _TAKEN = {"AlreadyExists", "AlreadyExistsFault", "InvalidLaunchTemplateName.AlreadyExistsException"}
 _ABSENT = {"InvalidLaunchTemplateName.NotFoundException", "InvalidLaunchTemplateId.NotFound"}
@@ -76,31 +79,33 @@ class Group:
         """AWS's description: at most one group, which may be in deletion."""
         with translated("autoscaling", where=self._run_id):
             answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
-        return cast("list[dict[str, Any]]", answer["AutoScalingGroups"])
+        groups: list[dict[str, Any]] = answer["AutoScalingGroups"]
+        return groups
 
     def activities(self) -> list[dict[str, Any]]:
         """The newest hundred launches and terminations, failed ones included, oldest first; empty without a group."""
         with translated("autoscaling", where=self._run_id), _ignoring(absent=True):
             answer = self._clients("autoscaling").describe_scaling_activities(AutoScalingGroupName=self.name)
-            return cast("list[dict[str, Any]]", answer["Activities"][::-1])
+            activities: list[dict[str, Any]] = answer["Activities"][::-1]
+            return activities
         return []
 
-    def make(self, requests: Callable[[Template], Mapping[str, Json]], *, key: str) -> None:
-        """Create template and group, with capacity 0. ``key`` is used if the template is new.
+    def make(self, requests: Callable[[Template], Requests], *, key: str) -> None:
+        """Template and group, the group at size zero. ``key`` is that of a template that is made now.
 
         The group refers by id to the template whose key it has: if that template is removed meanwhile, AWS refuses the
         group, even if another template has the same name by then.
         """
         request = requests(self._template(requests, key))["create_auto_scaling_group"]
         with translated("autoscaling", where=self._run_id), _ignoring(taken=True):
-            self._clients("autoscaling").create_auto_scaling_group(**cast("dict[str, Any]", request))
+            self._clients("autoscaling").create_auto_scaling_group(**request)
 
-    def _template(self, requests: Callable[[Template], Mapping[str, Json]], key: str) -> Template:
+    def _template(self, requests: Callable[[Template], Requests], key: str) -> Template:
         """Create the template with ``key``, or wait for AWS to show the one that an earlier submit created."""
         request = requests(replace(PLANNED, key=key))["create_launch_template"]
         for _ in range(_LOOKS):
             with translated("ec2", where=self._run_id), _ignoring(taken=True):
-                made = self._clients("ec2").create_launch_template(**cast("dict[str, Any]", request))
+                made = self._clients("ec2").create_launch_template(**request)
                 return Template(id=made["LaunchTemplate"]["LaunchTemplateId"], key=key)
             if found := self._found_template():
                 return found
@@ -119,11 +124,11 @@ class Group:
             return Template(id=found["LaunchTemplateId"], key=key) if key else None
         return None
 
-    def open(self, requests: Mapping[str, Json]) -> None:
+    def open(self, requests: Requests) -> None:
         """Schedule scale-to-zero, then set capacity to 1. AWS refuses a schedule in the past."""
         for operation in ("put_scheduled_update_group_action", "update_auto_scaling_group"):
             with translated("autoscaling", where=self._run_id):
-                getattr(self._clients("autoscaling"), operation)(**cast("dict[str, Any]", requests[operation]))
+                getattr(self._clients("autoscaling"), operation)(**requests[operation])
 
     def remove(self) -> None:
         """``delete``, then ``finish``."""

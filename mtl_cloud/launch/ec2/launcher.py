@@ -6,15 +6,16 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import cast
 
 from mtl_cloud.aws import AwsClients, ClientMaker
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.ec2.group import Group, GroupState
 from mtl_cloud.launch.ec2.request import expires_at, requests
 from mtl_cloud.launch.ec2.watch import Ec2Watch
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import Storage, open_storage
@@ -49,7 +50,7 @@ class Ec2Launcher:
 
     def prepare(self, plan: PlanRecord) -> Submission:
         """The requests without template id and group key, which ``submit`` makes and which are not stored."""
-        return Submission(RunHandle.of(plan), requests(plan))
+        return Submission(RunHandle.of(plan), {**requests(plan)})
 
     def submit(self, submission: Submission) -> RunHandle:
         """Send five requests for a new run, and one for a run whose group exists.
@@ -67,7 +68,7 @@ class Ec2Launcher:
             group.make(partial(requests, plan), key=self._random_bytes(_KEY_BYTES).hex())
         if found is None or not found.wanted:
             self._opened[run.run_id] = self._clock.now()
-            group.open(submission.request)
+            group.open(requests(plan))
         return submission.handle
 
     def describe(self, handle: RunHandle) -> BackendState:
@@ -83,7 +84,7 @@ class Ec2Launcher:
         return Ec2Watch(run, self._group(run.plan()), self._clock, since=self._opened.get(run.run_id))
 
     def _group(self, plan: PlanRecord) -> Group:
-        return Group(plan.run_id, self._clients(cast("str", plan.compute["region"])), self._clock)
+        return Group(plan.run_id, self._clients(compute_of(plan, Ec2Compute).region), self._clock)
 
     def _record(self, handle: RunHandle) -> RunRecord:
         return record_of(handle, self._storages)

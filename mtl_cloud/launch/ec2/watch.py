@@ -16,10 +16,12 @@ from typing import Any, Self
 from mtl_cloud.aws import Diagnosis, ErrorClass, read_reason
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CapacityError, CloudError, LaunchError
+from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.launch.base import MachineNews
 from mtl_cloud.launch.ec2.group import Group
 from mtl_cloud.launch.ec2.request import capacity_timeout
 from mtl_cloud.names import BootPhase
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import BootRecord, PlanRecord
 
@@ -158,10 +160,9 @@ class Ec2Watch:
 
 
 def _announced(plan: PlanRecord) -> MachineNews:
-    named = plan.compute["instance_type"]
-    types = named if isinstance(named, str) else " or ".join(map(str, named if isinstance(named, list) else []))
-    purchase = str(plan.compute["purchase"]).replace("_", " ")
-    return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {plan.compute['region']}")
+    compute = compute_of(plan, Ec2Compute)
+    types, purchase = " or ".join(compute.instance_types), compute.purchase.replace("_", " ")
+    return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {compute.region}")
 
 
 def _keyed(every: Iterator[MachineNews]) -> Iterator[tuple[tuple[str, str, str], MachineNews]]:

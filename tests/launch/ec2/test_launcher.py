@@ -111,7 +111,7 @@ def test_stopping_waits_until_aws_confirms_even_where_looks_are_old_and_refused(
     world.cloud.refuse_next("DescribeInstances", "RequestLimitExceeded")
     world.launcher().stop(HANDLE)
     assert world.cloud.what_is_left() == []
-    assert world.clock.seconds >= 60  # the time that the double's machines take to go
+    assert world.fake_clock.seconds >= 60  # the time that the double's machines take to go
 
 
 def test_a_run_that_is_over_is_left_alone(world: World, run: RunRecord) -> None:
