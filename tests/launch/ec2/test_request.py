@@ -22,7 +22,7 @@ from mtl_cloud.errors import LaunchError
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, expires_at, requests
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.names import KEY_TAG
 from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
