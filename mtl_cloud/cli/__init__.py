@@ -1,7 +1,7 @@
-"""The command line. A command is a module of this package, imported when it is called and not before.
+"""The command line. Each command is a module of ``cli.commands``, imported only when it is called.
 
-What ``--help`` shows stands in one table here, so that it costs the interpreter and click, and nothing else. Commands
-return their exit code (None is 0) and raise ``MtlCloudError``; ``main`` is the one place that turns errors into words.
+The table below holds the text of ``--help``, so that ``--help`` imports only click. Commands return their exit code
+(None is 0) and raise ``MtlCloudError``; ``main`` alone turns errors into messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mtl_cloud.errors import MtlCloudError
 __all__ = ["COMMANDS", "INTERRUPTED", "app", "main"]
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C (128 + SIGINT), so that ``a && b`` in a shell goes no further."""
+"""Exit code after Ctrl-C (128 + SIGINT), so that a shell does not run ``b`` of ``a && b``."""
 _BROKEN_PIPE = 141
 
 COMMANDS = {
@@ -27,37 +27,37 @@ COMMANDS = {
         "init": "Write a commented job file to start from.",
         "validate": "Check job files; name every mistake at its line.",
         "schema": "Print the JSON schema of job files, for editors.",
-        "plan": "Show what a job would do and cost; start nothing.",
+        "plan": "Show what a job would do and cost; starts nothing.",
         "anchors": "Cluster a job's boxes into YOLOv3's nine anchors.",
     },
     "Prepare data": {
         "data": "Prepare datasets as shards; inspect and verify them.",
     },
     "Look at the cloud": {
-        "bootstrap": "Make what AWS needs: network, bucket, roles.",
+        "bootstrap": "Set up AWS: network, bucket, registry, roles.",
         "iam": "Print the policies, with each statement's reason.",
         "instances": "List instance types, with GPUs and prices.",
         "explain": "Explain an error code of AWS.",
     },
     "Run it": {
-        "image": "Build, push and look at the container image.",
-        "dry-run": "Prove a job on this machine before it costs.",
+        "image": "Build, push and inspect the container image.",
+        "dry-run": "Rehearse a job on this machine, at no cost.",
         "submit": "Start a run and follow it; Ctrl-C detaches.",
         "exec": "Run a command in the container of a run on EC2.",
         "ssh": "Open a shell on the machine of a run on EC2.",
         "pull": "Copy files from the machine of a run on EC2.",
-        "cancel": "Ask a run to save and stop.",
-        "gc": "Remove what runs have left at AWS.",
+        "cancel": "Save and stop a run.",
+        "gc": "Remove AWS resources that runs left behind.",
     },
     "Look at runs": {
         "runs": "List runs, newest first.",
-        "status": "Show how a run stands.",
+        "status": "Show the state of a run.",
         "logs": "Print a run's log.",
         "metrics": "Print the metrics of each round.",
-        "cost": "Show what each attempt of a run has cost.",
+        "cost": "Show the cost of a run, attempt by attempt.",
         "report": "Write a run's report as one HTML file.",
         "compare": "Compare runs: metrics, delta_m, speed, cost.",
-        "export": "Write a run's weights for other programs.",
+        "export": "Export a run's weights for other programs.",
     },
 }
 """Section -> command -> its line of help. The module of a command is ``mtl_cloud.cli.commands.<command>``."""
@@ -91,14 +91,14 @@ class LazyGroup(click.Group):
 def app() -> None:
     """Train multi-task vision networks: one YAML file, on this machine or in the cloud.
 
-    Every command knows --help, --json (one JSON document on standard output) and --debug.
+    Every command has --help, --json (one JSON document on standard output) and --debug.
     """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (see ``mtl_cloud.errors``; 130 after Ctrl-C).
 
-    Errors go to standard error: as words, or with ``--json`` as one object
+    Errors go to standard error: as text, or with ``--json`` as one object
     ``{"error": {"type", "message", "hint", "exit_code"}}``.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -145,6 +145,6 @@ def _print_error_object(error: MtlCloudError | click.ClickException, message: st
 
 
 def _reader_gone() -> int:
-    """The reader of our output went away (``| head``): end quietly, and let the interpreter's last flush go nowhere."""
+    """Standard output was closed (``| head``): exit quietly, with the interpreter's last flush to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _BROKEN_PIPE

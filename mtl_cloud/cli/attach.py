@@ -1,4 +1,4 @@
-"""Staying with a run until it is over, or until Ctrl-C, which leaves the run alone."""
+"""Follow a run until it is over, or until Ctrl-C, which does not stop the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["attach", "renting_launcher", "require_done", "watch"]
 
 
 def renting_launcher(run: RunRecord) -> Watchable | None:
-    """The launcher of a run that is not over, where its backend brings the machine, and has to take it away."""
+    """The launcher of a run that is not over, if its backend rents the machine and must release it."""
     from mtl_cloud.launch import LAUNCHERS, Watchable, get_launcher
 
     backend = run.plan().backend
@@ -30,14 +30,14 @@ def renting_launcher(run: RunRecord) -> Watchable | None:
 
 
 def watch(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = None) -> ResultRecord:
-    """Show every event until the run is over, and then have the rented machine's remains removed.
+    """Show every event until the run is over, then remove what its rented machine left.
 
-    ``launcher`` is the one that has just submitted it, if one has.
+    ``launcher`` is the one that has just submitted the run, if any.
 
     Raises
     ------
     RunFailedError
-        Nobody works on the run any more, and it is not over.
+        No attempt is running any more, and the run is not over.
     LaunchError
         No machine will come any more.
     """
@@ -60,17 +60,19 @@ def watch(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = 
 
 
 def attach(run: RunRecord, view: View, clock: Clock, launcher: Launcher | None = None) -> ResultRecord:
-    """``watch``, but Ctrl-C ends with the way back printed: the run goes on, and so does ``KeyboardInterrupt``."""
+    """``watch``; on Ctrl-C, print how to follow the run again, and raise ``KeyboardInterrupt``. The run continues."""
     try:
         return watch(run, view, clock, launcher)
     except KeyboardInterrupt:
-        click.echo(f"\ndetached; the run goes on. Come back with: mtl-cloud status --follow {run.run_id}", err=True)
+        click.echo(
+            f"\ndetached; the run continues. Follow it again with: mtl-cloud status --follow {run.run_id}", err=True
+        )
         click.echo(f"Stop it with: mtl-cloud cancel {run.run_id}", err=True)
         raise
 
 
 def require_done(run_id: str, result: ResultRecord) -> None:
-    """Raise ``RunFailedError`` unless all rounds were done."""
+    """Raise ``RunFailedError`` unless the run is done."""
     if result.outcome != Outcome.DONE:
         outcome = state_words(result.outcome)
         reason = f": {result.message}" if result.message else ""

@@ -1,4 +1,4 @@
-"""What commands share: options, examples in the help, and the two ways of printing."""
+"""Options and help examples that commands share."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def examples(*lines: str) -> str:
-    """An epilog of commands to try, kept as they are written."""
+    """A help epilog with example commands, one a line."""
     title = "Example" if len(lines) == 1 else "Examples"
     return "\n".join(["\b", f"{title}:", *(f"  mtl-cloud {line}" for line in lines)])
 
 
 def run_examples(*lines: str) -> str:
-    """``examples`` of a command with ``run_options``, and what its RUN may be."""
-    return f"{examples(*lines)}\n\nRUN is a run's id, its start, the start of its last part, or latest (the default)."
+    """``examples`` for a command with ``run_options``, with an explanation of RUN."""
+    return f"{examples(*lines)}\n\nRUN is a run's id, the start of an id or of its last part, or latest (the default)."
 
 
 def output_options(command: F) -> F:
@@ -45,7 +45,7 @@ def output_options(command: F) -> F:
 
 
 def region_option(text: str) -> Callable[[F], F]:
-    """``--region`` with ``text`` as its help; AWS_REGION or AWS_DEFAULT_REGION stand for it where they are set."""
+    """``--region`` with ``text`` as its help; AWS_REGION or AWS_DEFAULT_REGION override its default."""
     variables = ["AWS_REGION", "AWS_DEFAULT_REGION"]
     return click.option("--region", envvar=variables, default="us-east-1", show_default=True, help=text)
 
@@ -60,7 +60,7 @@ def storage_option(command: F) -> F:
     return click.option(
         "--storage",
         metavar="URL",
-        help="Where to look for runs (folder or s3://…); default MTL_CLOUD_STORAGE, or all that were used from here.",
+        help="Where to look for runs (folder or s3://…). Default: MTL_CLOUD_STORAGE, or all used on this computer.",
     )(command)
 
 
@@ -76,7 +76,7 @@ def overrides_option(command: F) -> F:
 
 
 def storages_of(url: str | None) -> Iterable[Storage]:
-    """The one of ``--storage``, or all that this computer has used."""
+    """The storage of ``--storage``, or all that this computer has used."""
     from mtl_cloud.runs.find import known_storages
     from mtl_cloud.storage import open_storage
 
@@ -84,7 +84,7 @@ def storages_of(url: str | None) -> Iterable[Storage]:
 
 
 def open_run(name: str, storage: str | None) -> RunRecord:
-    """The run that RUN means; ``storage`` narrows the search. Raises ``UsageError`` unless there is exactly one."""
+    """The run that RUN names; ``storage`` narrows the search. Raises ``UsageError`` unless exactly one matches."""
     from mtl_cloud.runs.find import find_run
 
     return find_run(storages_of(storage), name)

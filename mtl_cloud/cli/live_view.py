@@ -1,4 +1,4 @@
-"""What an attached command shows while a run goes on: a live region on a terminal, plain lines elsewhere."""
+"""The view of a run in progress: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["LineView", "LiveView", "SilentView", "View", "open_view"]
 
 
 class View(Protocol):
-    """Something that a run's events are shown to, one after another, inside of ``with``."""
+    """A context manager that shows a run's events."""
 
     def __enter__(self) -> object: ...
 
@@ -42,12 +42,12 @@ class View(Protocol):
 
 
 def open_view(plan: PlanRecord) -> View:
-    """The view that fits standard output."""
+    """The live view if standard output is a terminal, else the line view."""
     return LiveView(plan) if sys.stdout.isatty() else LineView(plan)
 
 
 def milestone_words(event: RunEvent, rounds: int) -> str:
-    """A line that is worth keeping; empty for what passes (progress, log, an attempt that ended well)."""
+    """The line for a milestone; empty for other events (progress, log, an attempt that ended well)."""
     match event:
         case AttemptStarted(attempt):
             words = f"attempt {attempt.number} on {attempt.host}" + (f" ({attempt.device})" if attempt.device else "")
@@ -56,7 +56,7 @@ def milestone_words(event: RunEvent, rounds: int) -> str:
         case RoundDone(record):
             words = round_words(record, rounds)
         case AttemptEnded(number, None):
-            words = f"attempt {number} vanished"
+            words = f"attempt {number} stopped reporting"
         case AttemptEnded(number, ending) if ending is not None and ending.outcome != Outcome.DONE:
             words = f"attempt {number} ended: {state_words(ending.outcome)}, {ending.message}"
         case Finished(result):
@@ -69,7 +69,7 @@ def milestone_words(event: RunEvent, rounds: int) -> str:
 
 
 class SilentView:
-    """Shows nothing: for scripts, which read the result."""
+    """Shows nothing, for scripts that read only the result."""
 
     def __enter__(self) -> None:
         pass
@@ -82,7 +82,7 @@ class SilentView:
 
 
 class LineView(SilentView):
-    """One line for each milestone, and one for each epoch: a log that a machine or a person reads later."""
+    """Prints one line for each milestone and each epoch."""
 
     def __init__(self, plan: PlanRecord, write: Callable[[str], None] = click.echo) -> None:
         self._plan = plan
@@ -105,7 +105,7 @@ class LineView(SilentView):
 
 
 class LiveView:
-    """Milestones scroll by; below them the progress bar, losses and speed are drawn over at each heartbeat."""
+    """Prints milestones above a progress bar with losses and speed, which is redrawn at each heartbeat."""
 
     def __init__(self, plan: PlanRecord) -> None:
         from rich.live import Live

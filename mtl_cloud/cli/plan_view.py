@@ -1,4 +1,4 @@
-"""How a plan looks on a terminal: the sum of it, then machines, time and money, quotas, checks."""
+"""Print a plan: its summary, then machines, time and cost, quotas and checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLOURS = {"ok": "green", "failed": "red", "unknown": "yellow"}
 
 
 def print_plan(plan: PlanRecord) -> None:
-    """All of it; warnings go to standard error."""
+    """Print the whole plan; warnings go to standard error."""
     facts = plan.parsed_facts
     print_pairs(_summary(plan, facts))
     if facts.candidates:
@@ -38,7 +38,7 @@ def print_plan(plan: PlanRecord) -> None:
 def _summary(plan: PlanRecord, facts: PlanFacts) -> list[tuple[str, str]]:
     most, resume = worst_case_usd(plan), facts.resume
     looked_up = f"looked up {instant(facts.looked_up_at)} as {facts.identity}" if facts.looked_up_at else ""
-    tables = f"the shipped tables of {facts.collected}; nobody was asked" if facts.collected else ""
+    tables = f"price tables of {facts.collected} (offline; AWS not queried)" if facts.collected else ""
     return [
         ("job", plan.name),
         ("backend", plan.backend),
@@ -58,9 +58,9 @@ def _summary(plan: PlanRecord, facts: PlanFacts) -> list[tuple[str, str]]:
 def _print_machines(facts: PlanFacts, gpu_count: int) -> None:
     """``gpu_count`` of each machine's GPUs are used."""
     machines = {candidate.machine.name: candidate.machine for candidate in facts.candidates}
-    _title("machines, in the order in which they are wanted")
+    _title("machines, in order of preference")
     print_table(
-        ("machine", "zone", "market", "now", "at most", "score", "of", ""),
+        ("machine", "zone", "market", "now", "at most", "score", "price date", ""),
         [
             (
                 offer.machine,
@@ -95,7 +95,7 @@ def print_estimates(estimates: Sequence[Estimate]) -> None:
         click.echo(f"{known.machine}: {', '.join(_money(known))}")
         click.echo(click.style(f"  {_basis(known)}", dim=True))
     if not estimates:
-        click.echo("how long it takes is not known: no table has the speed of these machines")
+        click.echo("duration unknown: no table has the speed of these machines")
 
 
 def _money(known: Estimate) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _money(known: Estimate) -> Iterator[str]:
     for market, (least, most) in known.usd.items():
         name = market.replace("_", " ")
         if most is None:
-            yield f"{name} at an unknown price"
+            yield f"{name} price unknown"
         elif least is None:
             yield f"{name} at most {dollars(most)}"
         else:
@@ -114,9 +114,9 @@ def _basis(known: Estimate) -> str:
     rate = _span(*(f"{images:.0f}" for images in known.images_per_s))
     limits = {
         "gpu": f"assumed speeds of {known.date}",
-        "loader": "held up by the loader workers' decoding",
+        "loader": "limited by JPEG decoding in the loader workers",
         "steps": "steps too small to fill the GPU",
-        "measured": "as the run has shown",
+        "measured": "measured by the run",
     }
     work = f"{known.images:,} images of {known.gflop_per_image:.0f} GFLOP at {rate}/s ({limits[known.limit]})"
     download = duration(3600 * known.download_hours)

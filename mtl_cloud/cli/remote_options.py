@@ -1,4 +1,4 @@
-"""What ``exec``, ``ssh`` and ``pull`` share: from RUN to a session on its instance."""
+"""Options of ``exec``, ``ssh`` and ``pull``, and the session that they open on a run's instance."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def reach_options(command: F) -> F:
 
 
 def host_option(command: F) -> F:
-    return click.option("--host", is_flag=True, help="On the machine itself, not in the run's container.")(command)
+    return click.option("--host", is_flag=True, help="Run on the machine itself, not in the run's container.")(command)
 
 
 def session_of(name: str, storage: str | None, user: str) -> tuple[str, Session]:
-    """The run's id, and the way to its instance. Raises ``UsageError`` for a run that is not on EC2."""
+    """The run's id, and a session on its instance. Raises ``UsageError`` for a run that is not on EC2."""
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.errors import UsageError
     from mtl_cloud.jobspec.job import Ec2Compute
@@ -41,7 +41,7 @@ def session_of(name: str, storage: str | None, user: str) -> tuple[str, Session]
     run = open_run(name, storage)
     plan = run.plan()
     if plan.backend != "ec2":
-        raise UsageError(f"{run.run_id}: runs on {plan.backend!r}, and only instances of EC2 are reached this way")
+        raise UsageError(f"{run.run_id}: runs on {plan.backend!r}; this command reaches EC2 instances only")
     require_tools()
     clients = AwsClients(compute_of(plan, Ec2Compute).region)
     instance = find_instance(run.run_id, clients)

@@ -1,4 +1,4 @@
-"""How far a run is, in one line: of a heartbeat, of a round, of a result."""
+"""One-line descriptions of a heartbeat, a round and a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def state_words(state: str) -> str:
 
 
 def position_words(progress: Mapping[str, Json]) -> str:
-    """``round 2/5 · epoch 31/100 · step 411/685``; what the trainer has not said is left out."""
+    """``round 2/5 · epoch 31/100 · step 411/685``; values that are not reported are left out."""
     pairs = (("round", "rounds"), ("epoch", "epochs"), ("step", "steps"))
     parts = [f"{one} {_of(progress[one], progress.get(all_))}" for one, all_ in pairs if progress.get(one) is not None]
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""The container engine: docker's or podman's command line, behind the one door through which it is called."""
+"""The container engine: a wrapper around the command line of docker or podman."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _ABSENT = re.compile(r"no such (image|container)|(image|container) not known", r
 
 
 class Engine:
-    """One engine's command line. Every method raises ``EngineError`` with the engine's own last words."""
+    """One engine's command line. Every method raises ``EngineError`` with the engine's last message."""
 
     def __init__(self, program: str, environ: Mapping[str, str]) -> None:
         self.program = program
-        # docker 20.10 and older build with BuildKit only when told to; later ones, and podman, take no notice.
+        # docker 20.10 and older need this to build with BuildKit; later versions and podman ignore it.
         self._environ = {**environ, "DOCKER_BUILDKIT": "1"}
 
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Engine:
-        """The program of ``MTL_CLOUD_ENGINE``, or docker, or podman, whichever is on the PATH first in this order."""
+        """The program of ``MTL_CLOUD_ENGINE``, or else docker or podman, whichever is found first in this order."""
         wished = environ.get(ENGINE_VARIABLE)
         names = (wished,) if wished else _PROGRAMS
         found = [path for name in names if (path := shutil.which(name, path=environ.get("PATH")))]
         if not found:
             raise EngineError(
-                f"there is no container engine: {' and '.join(names)} cannot be found",
+                f"no container engine found on the PATH (tried {', '.join(names)})",
                 hint=f"install docker or podman, or name the program in {ENGINE_VARIABLE}",
             )
         return cls(found[0], environ)
 
     def ask(self, *arguments: str, given: str | None = None, timeout_s: float | None = _QUERY_TIMEOUT_S) -> str:
-        """What a command prints; ``given`` is its standard input, so that a secret stands in no list of processes."""
+        """The output of a command. ``given`` is its standard input, so that secrets do not appear in process lists."""
         done = self._run(
             arguments, input=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout_s
         )
@@ -54,14 +54,14 @@ class Engine:
         return output.strip()
 
     def run_to_end(self, *arguments: str, given: bytes) -> subprocess.CompletedProcess[str]:
-        """A container from its start to its end, whatever its exit code; ``given`` is its standard input."""
+        """Run a container to its end, whatever its exit code; ``given`` is its standard input."""
         done = self._run(("run", *arguments), input=given.decode(), capture_output=True, text=True)
         if done.returncode == _NOT_RUN:
             raise self._refusal(("run",), done.stderr.strip())
         return done
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
-        """What the engine says of its ``image`` or ``container`` of that name; None when it has none."""
+        """The engine's description of the ``image`` or ``container`` with that name; None if it does not exist."""
         try:
             found: list[dict[str, Any]] = json.loads(self.ask(kind, "inspect", name))
         except EngineError as error:
@@ -71,7 +71,7 @@ class Engine:
         return found[0]
 
     def last_words(self, container: str) -> str:
-        """The last line that a container wrote, on either stream; empty when it wrote none."""
+        """The last line of a container's output, on either stream; empty if there is none."""
         done = self._run(
             ("logs", "--tail", "1", container), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -79,7 +79,7 @@ class Engine:
         return output.strip()
 
     def show(self, *arguments: str) -> None:
-        """Run a command that takes its time: its progress goes to standard error, which is the user's."""
+        """Run a long command; its progress goes to the user's standard error."""
         done = self._run(arguments, stdout=sys.stderr)
         if done.returncode:
             raise self._refusal(arguments, f"it ended with code {done.returncode}; its messages are above")
@@ -96,5 +96,5 @@ class Engine:
         unreachable = "cannot connect to the docker daemon" in words.lower()
         return EngineError(
             f"{self.program} {arguments[0]}: {words}",
-            hint=f"start the engine, and see that `{self.program} info` answers" if unreachable else None,
+            hint=f"start the engine, and check that `{self.program} info` answers" if unreachable else None,
         )

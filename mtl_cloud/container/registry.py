@@ -1,4 +1,4 @@
-"""Pushing the image: to the ECR repository of an account, or to any registry that the engine is logged in to."""
+"""Push the image to the ECR repository of an account, or to any registry that the engine is logged in to."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["Pushed", "push_image", "push_to_ecr"]
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where an image is now."""
+    """A pushed image."""
 
     reference: str
     was_there: bool
-    """It had been pushed before: a tag is of one content, so there was nothing to do."""
+    """Whether it was in the registry before. A tag has one content, so nothing was pushed then."""
 
 
 def push_to_ecr(content: ImageContent, engine: Engine, clients: ClientMaker) -> Pushed:
-    """Push to the repository ``mtl-cloud`` of the clients' account and region, unless it is there.
+    """Push to the repository ``mtl-cloud`` of the clients' account and region, unless the image exists there.
 
     Raises
     ------
     ImageError
-        There is no such repository, the image has not been built, or the push fails.
+        The repository does not exist, the image is not built, or the push fails.
     CloudError
-        AWS refuses.
+        AWS refused a request.
     """
     repository = _repository(clients)
     reference = f"{repository}:{content.tag}"
@@ -44,7 +44,7 @@ def push_to_ecr(content: ImageContent, engine: Engine, clients: ClientMaker) -> 
 
 
 def push_image(content: ImageContent, engine: Engine, repository: str) -> Pushed:
-    """Push to ``host/name``, with the engine's progress on standard error. Layers that are there are not sent again."""
+    """Push to ``host/name``, with the engine's progress on standard error. Existing layers are not sent again."""
     _require_built(content, engine)
     reference = f"{repository}:{content.tag}"
     try:
@@ -90,7 +90,7 @@ def _require_built(content: ImageContent, engine: Engine) -> None:
 
 @contextmanager
 def _login(engine: Engine, clients: ClientMaker, registry: str) -> Iterator[None]:
-    """Let the engine in with a token of ECR, for as long as the push lasts: none stays in its configuration."""
+    """Log the engine in to ECR during the push; no token stays in its configuration."""
     with translated("ecr"):
         answer = clients("ecr").get_authorization_token()
     user, _, password = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode().partition(":")

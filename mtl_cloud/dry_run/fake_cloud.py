@@ -1,4 +1,4 @@
-"""What stands in for the cloud around a rehearsal: EC2's metadata service, SageMaker's ``/opt/ml``, an S3 server."""
+"""Fakes of the cloud for a rehearsal: EC2's metadata service, SageMaker's ``/opt/ml``, an S3 server."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _CREDENTIALS = {
 
 @dataclass(frozen=True)
 class StandIn:
-    """How a container is told of it."""
+    """The options with which a container uses the fake."""
 
     options: tuple[str, ...] = ()
-    """Of the engine's ``run``."""
+    """Options of the engine's ``run``."""
     flags: tuple[str, ...] = ()
-    """Of the supervisor, as the backend's own launcher gives them."""
+    """Flags of the supervisor, as the backend's launcher passes them."""
     notice: SpotNotice | None = None
-    """None where the interruption is a SIGTERM."""
+    """None: the interruption is a SIGTERM."""
 
 
 @contextmanager
 def stand_in(backend: str) -> Iterator[StandIn]:
-    """For a job of ``backend``."""
+    """The fake for a job of ``backend``."""
     if backend == "ec2":
         notice = SpotNotice()
         with metadata_service(notice) as url:
@@ -54,7 +54,7 @@ def stand_in(backend: str) -> Iterator[StandIn]:
 
 
 def _write_opt_ml(root: Path) -> None:
-    """One host, as SageMaker tells it."""
+    """Write SageMaker's configuration for one host."""
     root.chmod(0o755)
     config = root / "input" / "config"
     config.mkdir(parents=True)
@@ -64,7 +64,7 @@ def _write_opt_ml(root: Path) -> None:
 
 @contextmanager
 def local_s3() -> Iterator[str]:
-    """The URL of a storage in moto's S3 server on loopback; meanwhile this process's environment leads there.
+    """The URL of a storage in moto's S3 server on loopback; this process's environment points to that server.
 
     Raises ``MissingExtraError`` without moto.
     """
@@ -88,7 +88,7 @@ def local_s3() -> Iterator[str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Credentials, profile and endpoints of AWS are those of ``variables``, and no others."""
+    """Replace all AWS variables of the environment by ``variables``."""
     before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for name in before:
         del os.environ[name]

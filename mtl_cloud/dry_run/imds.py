@@ -1,4 +1,4 @@
-"""An instance metadata service on loopback that takes the spot instance back when told to."""
+"""An instance metadata service on loopback that issues a spot notice on demand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["SpotNotice", "metadata_service"]
 
 _TOKEN = "dry-run"  # noqa: S105  # of a service that keeps no secret
 _WARNING = timedelta(minutes=2)
-"""As long before the end as EC2 gives the notice."""
+"""EC2 issues the notice this long before the interruption."""
 
 
 class SpotNotice:
-    """Whether the notice is given, and when the instance goes."""
+    """Whether the notice is issued, and the time of the interruption."""
 
     def __init__(self) -> None:
         self.action: dict[str, str] | None = None
@@ -32,7 +32,7 @@ class SpotNotice:
 
 @contextmanager
 def metadata_service(notice: SpotNotice) -> Iterator[str]:
-    """The URL of a service that speaks as much of IMDSv2 as the supervisor asks for."""
+    """The URL of a service that implements the part of IMDSv2 that the supervisor uses."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -53,7 +53,7 @@ def metadata_service(notice: SpotNotice) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # the base class's names
-            """Nobody reads it."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

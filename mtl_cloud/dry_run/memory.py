@@ -1,4 +1,4 @@
-"""Will the whole job fit the memory of the GPU that it names? From bytes that the probe has counted."""
+"""Estimate whether the whole job fits the memory of its GPU, from bytes that the probe counted."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _CONTEXT_GIB = 1.5
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Of one GPU, at the job's batch and image size. Rough, and said to be."""
+    """Estimated memory of one GPU, at the job's batch and image size."""
 
     memory_gib: float
     gpu_memory_gib: float | None
-    """What the GPU has; None for a job that names no GPU machine."""
+    """Memory of the GPU; None for a job without a GPU machine."""
 
 
 def memory_need(job: JobSpec, facts: Facts, probe: dict[str, Json]) -> MemoryNeed:
-    """Of ``job`` on its first candidate machine. ``probe`` is what ``mtl_cloud.train.probe`` printed for it."""
+    """The need of ``job`` on its first candidate machine. ``probe`` is the output of ``mtl_cloud.train.probe``."""
     machine = facts.candidates[0].machine if facts.candidates else None
     counted = {name: float(value) for name, value in probe.items() if isinstance(value, int | float)}
     return MemoryNeed(_gib(job, counted), machine.gpu_memory_gib if machine and machine.gpu else None)

@@ -1,4 +1,4 @@
-"""Living the small job: started, killed, started again, given notice, started again; and once straight through."""
+"""Run the small job with a kill and an interruption, and once undisturbed."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _UNLIMITED = {"max_train_samples": None, "max_val_samples": None}
 
 @dataclass
 class Evidence:
-    """What a rehearsal left behind. None, and empty: it did not come so far."""
+    """The results of a rehearsal. None and empty values: that stage was not reached."""
 
     request: RequestCheck | None = None
-    """Of the whole job's own launcher."""
+    """The check of the whole job's request."""
     image: str | None = None
-    """The image, once it was found."""
+    """The image, if it was found."""
     probe: dict[str, Json] | None = None
     probe_error: tuple[int, str] | None = None
-    """Exit code (``mtl_cloud.errors``) and words of a probe that failed."""
+    """Exit code (``mtl_cloud.errors``) and message of a failed probe."""
     start_error: str | None = None
-    """Why the run could not be made or started."""
+    """The reason if the run could not be created or started."""
     run: RunRecord | None = None
     twin: RunRecord | None = None
-    """The same job, straight through."""
+    """The same job, undisturbed."""
     stop_s: float | None = None
-    """From the notice to the container's end."""
+    """Seconds from the notice to the end of the container."""
     out_of_memory: bool = False
     containers: list[str] = field(default_factory=list)
 
@@ -64,11 +64,11 @@ class Rehearsal:
     say: Callable[[str], None]
     clock: Clock = field(default_factory=Clock)
 
-    def live(self) -> Evidence:
-        """Live it, whatever it finds. Raises for errors of the engine itself. Containers are removed."""
+    def run(self) -> Evidence:
+        """Run all stages, even after a failed check. Raises the engine's own errors only. Removes its containers."""
         evidence = Evidence(request=check_request(self.whole, now=self.clock.now()))
         try:
-            self._live(evidence)
+            self._run_all(evidence)
         except EngineError:
             raise
         except (LaunchError, StorageError) as error:
@@ -77,7 +77,7 @@ class Rehearsal:
             self._remove(evidence.containers)
         return evidence
 
-    def _live(self, evidence: Evidence) -> None:
+    def _run_all(self, evidence: Evidence) -> None:
         image = self.plan.image
         if image is None or self.engine.inspect("image", image) is None:
             return
@@ -94,13 +94,13 @@ class Rehearsal:
         self._start(self.plan, evidence, "third attempt, to the end")
         self._wait(evidence.run, lambda: False)
         twin = replace(self.plan, run_id=f"{self.plan.run_id}-twin")
-        evidence.twin = self._start(twin, evidence, "the same, straight through")
+        evidence.twin = self._start(twin, evidence, "the same, undisturbed")
         self._wait(evidence.twin, lambda: False)
 
     def _probe(self, image: str, evidence: Evidence) -> None:
         absent = [place for place in self.plan.inputs if Path(place).is_absolute() and not Path(place).exists()]
         if absent:
-            evidence.probe_error = DatasetError.exit_code, f"{absent[0]}: is not there"
+            evidence.probe_error = DatasetError.exit_code, f"{absent[0]}: does not exist"
             return
         name = container_name(f"{self.plan.run_id}-probe")
         evidence.containers.append(name)
@@ -109,12 +109,12 @@ class Rehearsal:
         command = ["--entrypoint", "python", image, "-m", "mtl_cloud.train.probe"]
         done = self.engine.run_to_end(*options, *command, given=job_to_json(self._probed()))
         if done.returncode:
-            evidence.probe_error = done.returncode, (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            evidence.probe_error = done.returncode, (done.stderr.strip().splitlines() or ["no output"])[-1]
         else:
             evidence.probe = json.loads(done.stdout.splitlines()[-1])
 
     def _probed(self) -> JobSpec:
-        """The whole job, on the data that is here."""
+        """The whole job, on the local data."""
         asked = {(one.name, one.uri): one for one in self.whole.datasets}
         datasets = tuple(
             asked.get((one.name, one.uri)) or one.model_copy(update=_UNLIMITED) for one in self.job.datasets
@@ -129,7 +129,7 @@ class Rehearsal:
         return RunRecord(storage, plan.run_id)
 
     def _kill_after_a_round(self, run: RunRecord, evidence: Evidence) -> bool:
-        """Kill the container without a word once a round is committed. False: the run ended before."""
+        """Kill the container without notice once a round is committed. False: the run ended before."""
         name = container_name(run.run_id)
         if not self._wait(run, lambda: bool(run.rounds()) and bool(run.checkpoints())):
             found = self.engine.inspect("container", name)
@@ -139,7 +139,7 @@ class Rehearsal:
         return True
 
     def _interrupt(self, run: RunRecord, evidence: Evidence) -> None:
-        """Give notice once the newest attempt is past its start, and take the time until its container has ended."""
+        """Issue the notice once the newest attempt is training; measure the time until its container ends."""
         number = run.owner() or 1
         if not self._wait(run, lambda: (beat := run.heartbeat(number)) is not None and beat.phase != "starting"):
             return
@@ -154,7 +154,7 @@ class Rehearsal:
             self.notice.withdraw()
 
     def _wait(self, run: RunRecord, condition: Callable[[], bool]) -> bool:
-        """Wait for the condition. False when the container ended, or half an hour went by, before it held."""
+        """Wait for the condition. False if the container ended, or half an hour passed, before it held."""
         handle, end = RunHandle.of(run.plan()), self.clock.monotonic() + _LONGEST_S
         while not condition():
             if self.launcher.describe(handle) is BackendState.ENDED or self.clock.monotonic() > end:

@@ -1,6 +1,6 @@
-"""The request that the job's own launcher would send, held against AWS's own model of its API. Nothing is sent.
+"""Validate the request of the job's launcher against AWS's model of the API. Nothing is sent.
 
-What only a look at the account tells stands in, as ids of the form that AWS gives them.
+Ids that only the account knows are replaced by placeholders of the same form.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mtl_cloud.runs.plan_facts import Ec2Account, MachineImage, Reservation, Sag
 __all__ = ["RequestCheck", "check_request"]
 
 _SERVICES: Final = {"create_launch_template": "ec2", "create_training_job": "sagemaker"}
-"""Operation -> its service, in boto3's names; the others are Auto Scaling's."""
+"""Operation -> service, in boto3's names; all others belong to Auto Scaling."""
 
 
 @dataclass(frozen=True)
 class RequestCheck:
     fits: bool | None
-    """None: it cannot be said here."""
+    """None: not checked."""
     words: str
 
 
 def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
-    """Would AWS's own client take what the job's launcher makes of it?"""
+    """Whether botocore accepts the requests that the job's launcher makes."""
     if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
         return RequestCheck(None, "no machine is rented")
     try:
@@ -43,7 +43,7 @@ def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
         return RequestCheck(False, str(error))
     except MissingExtraError as error:
         return RequestCheck(None, str(error))
-    return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API takes {', '.join(requests)}")
+    return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API accepts {', '.join(requests)}")
 
 
 def _with_account(facts: Facts, compute: Ec2Compute | SageMakerCompute) -> Facts:

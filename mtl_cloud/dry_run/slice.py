@@ -10,14 +10,14 @@ STEPS = 4
 _ROUNDS = 2
 _CPU_BATCH = 4
 _CPU_SIDE = 96
-"""Without a GPU a step at full size takes minutes; what it needs of memory is counted instead."""
+"""Without a GPU, a step at full size takes minutes, so its memory is computed instead of measured."""
 _VALIDATED = 16
 
 
 def slice_job(job: JobSpec, *, image: str | None, storage: str, gpus: int = 0, data: str | None = None) -> JobSpec:
     """``job`` as a container on this machine with ``gpus`` GPUs. Pure.
 
-    ``data`` stands in for the job's data: ``embedded``, or the folder of a copy of its one dataset.
+    ``data`` replaces the job's data: ``embedded``, or the folder with a copy of its only dataset.
     """
     training = _training(job.training, gpus)
     compute = DockerCompute(backend="docker", gpu_count=gpus, image=image, max_restarts=0)

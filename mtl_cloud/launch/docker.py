@@ -151,7 +151,7 @@ class DockerLauncher:
             attempt = run.attempts()[-1]
             raise LaunchError(
                 f"{run.run_id}: runs on {attempt.host}, and this is {self._hostname}",
-                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+                hint=f"mtl-cloud cancel {run.run_id} stops it through the run record",
             )
 
     def _lives(self, run: RunRecord) -> bool:

@@ -1,4 +1,4 @@
-"""The local backend: a supervisor on this machine, detached from the terminal that started it."""
+"""The local backend: a supervisor on this machine, detached from its terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProcessRequest:
 
 
 class LocalLauncher:
-    """Runs are processes of this user. The claim of an attempt is the mutex: whoever loses it leaves at once."""
+    """Runs are processes of this user. The claim of an attempt is the mutex: a supervisor without the claim exits."""
 
     backend = "local"
 
@@ -51,7 +51,7 @@ class LocalLauncher:
     ) -> None:
         self._environ = environ
         self._python = python
-        self._settings = settings or SupervisorOptions(last_s=2.0)  # a folder takes a heartbeat for nothing
+        self._settings = settings or SupervisorOptions(last_s=2.0)  # heartbeats to a folder are cheap
         self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
@@ -79,19 +79,19 @@ class LocalLauncher:
         if attempt.host != socket.gethostname():
             raise LaunchError(
                 f"{run.run_id}: runs on {attempt.host}, and this is {socket.gethostname()}",
-                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+                hint=f"mtl-cloud cancel {run.run_id} stops it through the run record",
             )
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
             os.kill(attempt.pid, signal.SIGTERM)
 
-    # --- who lives ---
+    # --- liveness ---
 
     def _living(self, run: RunRecord) -> AttemptRecord | None:
         attempts = run.attempts()
         return attempts[-1] if attempts and self._is_alive(run, attempts[-1]) else None
 
     def _is_alive(self, run: RunRecord, attempt: AttemptRecord) -> bool:
-        """On this machine the process says it; of another machine, in a shared storage, the heartbeat."""
+        """On this machine, check the process; on another machine with the same storage, the heartbeat."""
         if attempt.host == socket.gethostname():
             return _is_supervisor(attempt.pid, run.run_id)
         return read_attempt(run, attempt).is_alive(self._clock.now())
@@ -99,7 +99,7 @@ class LocalLauncher:
     # --- starting ---
 
     def _start(self, run: RunRecord, submission: Submission, attempt: int) -> None:
-        """Start a supervisor, and wait until it, or one that was started at the same time, has claimed the attempt."""
+        """Start a supervisor, and wait until it, or one that started at the same time, has claimed the attempt."""
         log = self._folder(run.run_id) / "supervisor.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = from_json(ProcessRequest, submission.request, FieldPath(run.run_id, "submission"))
@@ -115,9 +115,9 @@ class LocalLauncher:
             self._clock.sleep(_LOOK_S)
 
     def _spawn(self, argv: list[str], log: Path) -> int:
-        """A process in a session of its own: the terminal's end is not its end.
+        """Start a process in a new session, so that it survives the terminal.
 
-        Not a ``Popen``: that would insist on being waited for.
+        ``posix_spawn`` instead of ``Popen``, which expects to be waited for.
         """
         return os.posix_spawn(
             argv[0],
@@ -136,7 +136,7 @@ class LocalLauncher:
 
 
 def _has_not_ended(child: int) -> bool:
-    """A child of ours lives; one that has ended is collected. False for another process."""
+    """Whether ``child`` is a running child of this process; an ended child is reaped."""
     try:
         return os.waitpid(child, os.WNOHANG) == (0, 0)
     except ChildProcessError:
@@ -144,8 +144,8 @@ def _has_not_ended(child: int) -> bool:
 
 
 def _is_supervisor(pid: int, run_id: str) -> bool:
-    """The process lives and works on this run: a number alone may belong to another process by now."""
-    _has_not_ended(pid)  # else a zombie would stay for as long as this process
+    """Whether the process is running and works on this run: its pid may have been reused."""
+    _has_not_ended(pid)  # reap it, or it stays a zombie while this process runs
     try:
         return run_id in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:

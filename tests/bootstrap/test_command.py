@@ -33,7 +33,7 @@ def test_yes_makes_what_was_shown_and_prints_where_things_are(
     assert "storage    storage" in told.out
     assert "  Bucket: create complete" in told.err
     assert cli.main(["bootstrap"]) == 0  # nothing to say yes to
-    assert "us-east-1: everything is there" in capsys.readouterr().out
+    assert "us-east-1: up to date" in capsys.readouterr().out
 
 
 def test_json_without_yes_only_shows(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_no_makes_nothing(
 ) -> None:
     monkeypatch.setattr("click.confirm", lambda _: False)
     assert cli.main(["bootstrap"]) == 0
-    assert "nothing was made" in capsys.readouterr().out
+    assert "nothing was changed" in capsys.readouterr().out
     assert account.made == 0
 
 

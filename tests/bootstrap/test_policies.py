@@ -18,6 +18,7 @@ from iam_evaluator import Context, Decision, decide
 from moto.iam.access_control import IAMPolicy, PermissionResult
 from run_harness import make_run, supervisor_argv
 from stack_double import Account
+from waiting import PATIENCE_S
 
 from mtl_cloud import cli
 from mtl_cloud.bootstrap.policies import POLICIES, ROLES, policies, trust_policy
@@ -195,7 +196,7 @@ def test_every_request_of_a_real_supervisor_to_s3_is_allowed(
             monkeypatch.setenv(name, value)
         run = make_run(open_storage(f"s3://{s3_servers.BUCKET}/mtl-cloud"), "print('hello')")
         with caplog.at_level(logging.INFO, "werkzeug"):
-            subprocess.run(supervisor_argv(run, tmp_path), check=True, timeout=60)
+            subprocess.run(supervisor_argv(run, tmp_path), check=True, timeout=PATIENCE_S)
     requests = re.findall(rf'"(\w+) /{s3_servers.BUCKET}/?(\S*) HTTP', caplog.text)
     assert len(requests) > 10
     for request in requests:
@@ -474,7 +475,7 @@ def test_iam_prints_each_statement_with_its_reason(capsys: pytest.CaptureFixture
     words = capsys.readouterr().out
     assert "mtl-cloud-run-eu-west-1\n" in words
     assert "  TakeGroupRole (allow)\n    To close its own group the instance takes on the groups' role" in words
-    assert "the role mtl-cloud-instance-eu-west-1, who may take it on\n" in words
+    assert "the role mtl-cloud-instance-eu-west-1: who may assume it\n" in words
     assert "      by ec2.amazonaws.com" in words
     assert cli.main(["iam", "group"]) == 0
     words = capsys.readouterr().out

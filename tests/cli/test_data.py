@@ -86,7 +86,7 @@ def test_a_sheet_shows_samples(prepared: Path, tmp_path: Path) -> None:
 
 def test_verify_names_what_is_damaged_and_fails(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "verify", str(prepared)]) == 0
-    assert "4 files, all as they were written" in capsys.readouterr().out
+    assert "4 files, all intact" in capsys.readouterr().out
     shard = prepared / "test-000000.tar"
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1

@@ -61,7 +61,7 @@ def test_a_region_that_is_closed_is_named_and_the_others_are_looked_at(
     assert gc() == 0
     said = capsys.readouterr()
     assert "digits-1" in said.out
-    assert "us-east-1: not looked at: " in said.err
+    assert "us-east-1: not searched: " in said.err
     assert "closed by the organisation" in said.err
 
 

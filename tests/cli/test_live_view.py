@@ -75,7 +75,7 @@ def test_lines_come_once_an_epoch_and_at_each_change_of_phase_not_at_each_heartb
 
 
 def test_a_vanished_attempt_and_a_lost_run_are_told() -> None:
-    assert milestone_words(AttemptEnded(3, None), 5) == "attempt 3 vanished"
+    assert milestone_words(AttemptEnded(3, None), 5) == "attempt 3 stopped reporting"
     assert milestone_words(Lost(3, "no sign of life"), 5) == "no sign of life"
 
 

@@ -44,7 +44,7 @@ def test_a_thousand_epochs_on_imagenet_show_their_price(capsys: pytest.CaptureFi
 def test_offline_says_of_when_its_tables_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", ARTICLE, "--offline") == 0
     shown = capsys.readouterr()
-    assert "the shipped tables of 2026-11-23; nobody was asked" in shown.out
+    assert "price tables of 2026-11-23 (offline; AWS not queried)" in shown.out
     assert "on-demand prices are those of 2026-01-21" in shown.err
 
 

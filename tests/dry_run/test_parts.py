@@ -9,7 +9,7 @@ import pytest
 from run_harness import make_run
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.dry_run import Evidence, MemoryNeed, judge, memory_need, request, slice_job
+from mtl_cloud.dry_run import Evidence, MemoryNeed, check_evidence, memory_need, request, slice_job
 from mtl_cloud.dry_run.fake_cloud import stand_in
 from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
 from mtl_cloud.dry_run.request import check_request
@@ -105,7 +105,7 @@ FITS = MemoryNeed(memory_gib=10, gpu_memory_gib=40)
 
 
 def states(evidence: Evidence, need: MemoryNeed | None = None) -> dict[str, str]:
-    return {row.check: row.state for row in judge(job(), evidence, need)}
+    return {row.check: row.state for row in check_evidence(job(), evidence, need)}
 
 
 def failed(evidence: Evidence, need: MemoryNeed | None = None) -> list[str]:
@@ -144,7 +144,7 @@ def test_a_probe_that_fails_belongs_to_one_row(code: int, row: str) -> None:
 )
 def test_a_run_that_ends_badly_belongs_to_one_row_with_its_words(code: int, message: str, row: str) -> None:
     evidence = Evidence(image="i", probe={"gpus": 0}, run=ended("user_error", code, message))
-    rows = {found.check: found for found in judge(job(), evidence, FITS)}
+    rows = {found.check: found for found in check_evidence(job(), evidence, FITS)}
     assert rows[row].state == "failed"
     assert rows[row].detail == message
     assert [found.check for found in rows.values() if found.state == "failed"] == [row]

@@ -53,7 +53,7 @@ def priced(*prices: float | None) -> Facts:
     )
 
 
-ESTIMATE = {
+ESTIMATE: dict[str, Any] = {
     "machine": "p4d.24xlarge",
     "images": 50 * 20 * 4096,
     "gflop_per_image": pytest.approx(3 * 354.2, rel=1e-3),  # torch's count of MTL-Net at 416 pixels, and the backward
@@ -264,8 +264,8 @@ def unpriced_spot(**compute: Any) -> PlanRecord:
 
 def test_offers_stand_in_the_order_in_which_they_are_wanted() -> None:
     planned = unpriced_spot(instance_type=["p4d.24xlarge", "p4de.24xlarge"])
-    offers = [(offer["market"], offer["machine"]) for offer in planned.facts["offers"]]
-    assert offers == [
+    offers: Any = planned.facts["offers"]
+    assert [(offer["market"], offer["machine"]) for offer in offers] == [
         ("spot", "p4d.24xlarge"),
         ("spot", "p4de.24xlarge"),
         ("on_demand", "p4d.24xlarge"),
@@ -274,10 +274,10 @@ def test_offers_stand_in_the_order_in_which_they_are_wanted() -> None:
 
 
 def test_an_unknown_spot_price_is_at_most_the_one_on_demand() -> None:
-    planned = unpriced_spot()
-    (spot, on_demand) = planned.facts["offers"]
+    facts: Any = unpriced_spot().facts
+    (spot, on_demand) = facts["offers"]
     assert (spot["price"], spot["worst_usd_per_hour"]) == (None, on_demand["price"]["usd_per_hour"])
-    (estimate,) = planned.facts["estimates"]
+    (estimate,) = facts["estimates"]
     assert estimate["usd"]["spot"] == [None, estimate["usd"]["on_demand"][1]]
 
 
@@ -319,7 +319,8 @@ def test_a_deadline_that_comes_before_the_end_is_said() -> None:
 def test_what_is_done_is_not_estimated_again() -> None:
     facts = gather_facts(on_ec2())
     resumed = replace(facts, resume=Resume("r-1", rounds=25, step=9, images_per_s=1000.0))
-    (whole,), (left,) = (plan(on_ec2(), some).facts["estimates"] for some in (facts, resumed))
+    estimates: list[Any] = [plan(on_ec2(), some).facts["estimates"] for some in (facts, resumed)]
+    (whole,), (left,) = estimates
     assert (left["images"] * 2, left["limit"]) == (whole["images"], "measured")
 
 

@@ -1,4 +1,4 @@
-"""AWS for tests of look-ups: moto in this process, and answers of our own where moto has none or a wrong one."""
+"""AWS for tests of look-ups: moto in this process, with our own answers where moto has none or a wrong one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reply: TypeAlias = dict[str, Any]
 
 @contextmanager
 def moto_clients(region: str = "us-east-1") -> Iterator[AwsClients]:
-    """Clients whose requests moto answers. Make those that a test needs while its credentials are there: inside."""
+    """Clients whose requests moto answers. Create them inside the test, while its credentials are set."""
     with pytest.MonkeyPatch.context() as patch, mock_aws():
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -29,19 +29,19 @@ def moto_clients(region: str = "us-east-1") -> Iterator[AwsClients]:
 
 
 class Answers:
-    """What we answer in moto's place: the latest answer of an operation stands until ``forget``."""
+    """Answers that replace moto's: the latest answer for an operation holds until ``forget``."""
 
     def __init__(self, clients: AwsClients, services: Iterable[str]) -> None:
         self.asked: list[str] = []
-        """Operations, in the order in which they were asked for."""
+        """The requested operations, in order."""
         self._replies: dict[tuple[str, str], Callable[[Any], tuple[AWSResponse, Reply]]] = {}
         for service in services:
             for retries in ("standard", "none"):
-                events = clients(service, retries=retries).meta.events  # type: ignore[arg-type]  # a Literal's values
+                events = clients(service, retries=retries).meta.events
                 events.register("before-call", partial(self._respond, service))
 
     def give(self, service: str, operation: str, reply: Reply) -> None:
-        """Have an operation answered so. The reply must fit botocore's model of it."""
+        """Set the answer to an operation. It must match botocore's model of the operation."""
 
         def respond(model: Any) -> tuple[AWSResponse, Reply]:
             report = ParamValidator().validate(reply, model.output_shape)
@@ -51,7 +51,7 @@ class Answers:
         self._replies[service, operation] = respond
 
     def refuse(self, service: str, operation: str, code: str, message: str = "no", status: int = 400) -> None:
-        """Have an operation refused."""
+        """Set an error as the answer to an operation."""
         error = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
         self._replies[service, operation] = lambda _: (AWSResponse("", status, {}, None), error)
 

@@ -1,4 +1,4 @@
-"""The stack of ``mtl-cloud bootstrap`` in moto, for tests of what stands on it."""
+"""The stack of ``mtl-cloud bootstrap`` in moto, for tests that need a bootstrapped account."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["keep_outputs", "make_stack"]
 
 
 def make_stack(client: Any, *, zones: int = 3, **parameters: str) -> Bootstrap:
-    """Deploy the template through a CloudFormation client of moto, with subnets in so many zones of its region."""
+    """Deploy the template through moto's CloudFormation client, with subnets in ``zones`` zones of its region."""
     for index in range(zones):
         parameters[f"Zone{index + 1}"] = f"{client.meta.region_name}{'abcdef'[index]}"
     with warnings.catch_warnings():
@@ -30,7 +30,7 @@ def make_stack(client: Any, *, zones: int = 3, **parameters: str) -> Bootstrap:
 
 
 def keep_outputs(patch: pytest.MonkeyPatch) -> None:
-    """Give moto the outputs of a stack that a change set makes: it reads them of what ``CreateStack`` is given only."""
+    """Give moto the outputs of a stack created by a change set; moto itself sets them for ``CreateStack`` only."""
     from moto.cloudformation.models import ChangeSet
 
     apply = ChangeSet.apply

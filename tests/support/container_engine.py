@@ -1,4 +1,4 @@
-"""A container engine and images for tests, made where they are absent. What was made is undone, but for the base.
+"""A container engine and images for tests, started and built on demand. All but the base image is removed afterwards.
 
 The small image is built by the product's own recipe from fewer requirements: everything but torch, in seconds.
 """
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import is_running, make_run, wait_for
+from run_harness import is_running, make_run
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.container.engine import ENGINE_VARIABLE, Engine
 from mtl_cloud.container.image import BuildOptions, ImageContent, build_image, image_content
@@ -31,14 +32,17 @@ from mtl_cloud.storage import Storage
 
 BASE = "mtl-base:bookworm"
 _STATE = Path(tempfile.gettempdir()) / f"mtl-cloud-test-engine-{os.getuid()}"
-_START_S = 60.0
 _MAKE_BASE = Path(__file__).parents[2] / "docker" / "make-base"
+_OF_PYDANTIC = {"annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection"}
+_OF_RICH = {"markdown-it-py", "mdurl", "pygments", "rich"}
+_SMALL = {"click", "fsspec", "pyyaml", *_OF_PYDANTIC, *_OF_RICH}
+"""The package's dependencies without extras. If one is missing, `pip check` in the image's build fails."""
 _BUNDLES = (os.environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt")
 
 
 @contextmanager
 def lent_engine() -> Iterator[Engine]:
-    """The engine of this machine, started if none answers, and then stopped by the last test process that uses it.
+    """The engine of this machine. If none answers, it is started, and the last test process that uses it stops it.
 
     Skips the test, with the reason, where none can be had.
     """
@@ -55,7 +59,7 @@ def lent_engine() -> Iterator[Engine]:
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Test processes of one machine take turns."""
+    """A lock between the test processes of one machine."""
     with (_STATE / what).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -82,18 +86,18 @@ def _started_engine() -> Engine:
         process = subprocess.Popen([daemon], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     (_STATE / "dockerd.pid").write_text(str(process.pid))
     process.returncode = 0  # not ours alone: the last user of all test processes stops it
-    end = time.monotonic() + _START_S
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         # Asked again, from the first on: some clients had asked just before it was up.
         if _answering_engine() and (engine := _answering_engine()):
             return engine
         time.sleep(0.5)
     tail = (_STATE / "dockerd.log").read_text(errors="replace")[-500:]
-    pytest.skip(f"dockerd did not answer within {_START_S:.0f} s; its log ends: {tail}")
+    pytest.skip(f"dockerd did not answer within {PATIENCE_S:.0f} s; its log ends: {tail}")
 
 
 def _tidy_if_unused(engine: Engine, users: int) -> None:
-    """The last test process removes the images that tests built, and stops the engine if it was started for them."""
+    """In the last test process: remove the images that tests built, and stop the engine if tests started it."""
     made, pid = _STATE / "built", _STATE / "dockerd.pid"
     with _alone("start"):
         try:
@@ -110,14 +114,14 @@ def _tidy_if_unused(engine: Engine, users: int) -> None:
 
 
 def _stop(daemon: int) -> None:
-    """Until it has ended: it answers for some seconds more, and who starts next would take it for one that stays."""
+    """Wait until the engine has ended: it still answers for some seconds, which would mislead the next user."""
     with suppress(ProcessLookupError):
         os.kill(daemon, signal.SIGTERM)
-    wait_for(lambda: not is_running(daemon), 60, every_s=0.1)
+    wait_for(lambda: not is_running(daemon), every_s=0.1)
 
 
 def base_image(engine: Engine) -> str:
-    """A Debian with Python, made from its packages where it is absent: no registry is asked. It stays."""
+    """A Debian image with Python, built from Debian packages if absent, without an image registry. It is kept."""
     with _alone("base"):
         if engine.inspect("image", BASE) is None:
             _bootstrap(engine)
@@ -133,19 +137,18 @@ def _bootstrap(engine: Engine) -> None:
 
 
 def build_options() -> BuildOptions:
-    """What a build needs on this network."""
+    """Build options for this machine's network."""
     bundles = [Path(path) for path in _BUNDLES if path and Path(path).is_file()]
     return BuildOptions(ca_bundle=bundles[0] if bundles else None, network="host")
 
 
 def small_content(base: str) -> ImageContent:
     whole = image_content({}, base=base)
-    kept = ("click", "fsspec", "pydantic", "pyyaml", "rich")
-    return replace(whole, requirements=tuple(line for line in whole.requirements if line.startswith(kept)))
+    return replace(whole, requirements=tuple(line for line in whole.requirements if line.partition("==")[0] in _SMALL))
 
 
 def built(content: ImageContent, engine: Engine) -> str:
-    """The image's reference, once the engine holds it."""
+    """Build the image if absent. Returns its reference."""
     with _alone("build"):
         if engine.inspect("image", content.reference) is None:
             build_image(content, engine, build_options())
@@ -156,7 +159,7 @@ def built(content: ImageContent, engine: Engine) -> str:
 
 @contextmanager
 def container_run(storage: Storage, engine: Engine, image: str, code: str, **plan: Any) -> Iterator[RunRecord]:
-    """A run under an id of its own, whose trainer is the code (see ``make_run``); its container goes with it."""
+    """A run with a unique id, whose trainer is ``code`` (see ``make_run``). Its container is removed afterwards."""
     run_id = f"digits-{secrets.token_hex(4)}"
     try:
         yield make_run(storage, code, run_id=run_id, backend="docker", image=image, **plan)

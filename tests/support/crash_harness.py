@@ -1,4 +1,4 @@
-"""Killing a command at every request that it makes, and starting it again.
+"""Kill a command at each of its requests in turn, and start it again.
 
 The seam is the maker of clients: whatever a command asks of AWS goes through one, so a command written later can be
 killed here as well. A kill before a request means that AWS never heard of it, one after it that we never heard back.
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of it may catch this."""
+    """Simulates the death of the process: no code of it may catch this."""
 
 
 def _kill() -> None:
@@ -19,7 +19,7 @@ def _kill() -> None:
 
 
 class Mortal:
-    """Makers of clients that kill at the ``at``-th request (1, 2, ...), ``before`` AWS acts on it or after.
+    """Makers of clients that raise at request ``at`` (1, 2, ...), ``before`` or after AWS has acted on it.
 
     Or have something else ``happen`` there, as another process may do it in the midst of this one.
     """

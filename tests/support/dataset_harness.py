@@ -1,4 +1,4 @@
-"""Small images, annotations and archives in the layouts of the real datasets; datasets that change what others give."""
+"""Small images, annotations and archives in the layouts of the real datasets, and wrappers that modify datasets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></o
 
 @dataclass(frozen=True)
 class Altered:
-    """Another dataset, sample by sample; a subclass gives samples of its own by ``load``."""
+    """A wrapper around another dataset; subclasses override ``load``."""
 
     dataset: Dataset
 
@@ -45,7 +46,7 @@ class Altered:
 
 
 def jpeg(width: int = 32, height: int = 24, mode: str = "RGB", seed: int = 0) -> bytes:
-    """A valid JPEG of smooth random colours."""
+    """A valid JPEG with smooth random colours."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, len(mode)), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise.squeeze(), mode).resize((width, height)).save(file, "JPEG", quality=95)
@@ -70,7 +71,7 @@ def write_mask(path: Path, mask: np.ndarray, mode: str = "P") -> None:
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
-    """A plain tar of files, in the given order."""
+    """An uncompressed tar of files, in the given order."""
     path.write_bytes(tar_bytes(members))
 
 
@@ -86,7 +87,7 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
 
 
 def cifar_batch(name: str = "data_batch_1", labels: object = None, rows: int = 20, **changes: object) -> bytes:
-    """A pickled batch of noise, as Python 3 writes the originals' protocol."""
+    """A pickled batch of noise, in the pickle protocol of the original files."""
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 3072), dtype=np.uint8)
     labels = [i % 10 for i in range(rows)] if labels is None else labels
     said = "testing batch 1 of 1" if name == "test_batch" else f"training batch {name[-1]} of 5"
@@ -101,14 +102,15 @@ def write_cifar_batches(root: Path) -> None:
 
 
 def write_cifar_pack(path: Path, split: str = "train", rows: int = 10) -> None:
-    """A pack of the same small JPEG ``rows`` times, with the classes in turn."""
+    """The same small JPEG ``rows`` times, with the classes in turn."""
     image = np.frombuffer(jpeg(32, 32), np.uint8)
-    arrays = {"jpeg": np.tile(image, rows), "offsets": np.arange(rows + 1) * len(image), "labels": np.arange(rows) % 10}
+    arrays: dict[str, Any] = {"jpeg": np.tile(image, rows), "labels": np.arange(rows) % 10}
+    arrays["offsets"] = np.arange(rows + 1) * len(image)
     np.savez(path, **{f"{split}_{name}": value for name, value in arrays.items()})
 
 
 def write_devkit(folder: Path, ids: str = "2 1", mapping: str = "n00000001 2 cat_fish\nn00000002 1 dog\n") -> None:
-    """Ground truth that fits ``imagenet_root``: image 1 is of the first class, whose devkit id is 2."""
+    """Ground truth for ``imagenet_root``: image 1 belongs to the first class, whose devkit id is 2."""
     folder.mkdir(exist_ok=True)
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(ids.replace(" ", "\n") + "\n")
     (folder / "map_clsloc.txt").write_text(mapping)

@@ -1,4 +1,4 @@
-"""A run on EC2 for tests: its plan with all facts, its record in memory, and the double of AWS that it runs in."""
+"""A run on EC2 for tests: its plan with all facts, its record in memory, and a fake of AWS."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from run_harness import FakeClock
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.tags import KEY_TAG
@@ -49,12 +50,12 @@ def ec2_plan(run_id: str = "digits-1", *, facts: dict[str, Any] | None = None, *
         }
     )
     plan = plan_run(job, gather_facts(job), run_id=run_id, now=START)
-    found = {"identity": "arn:aws:iam::123456789012:user/ada", "ec2": {**FACTS, **(facts or {})}}
+    found: dict[str, Json] = {"identity": "arn:aws:iam::123456789012:user/ada", "ec2": {**FACTS, **(facts or {})}}
     return replace(plan, facts={**plan.facts, **found}, spec_digest="3fa9c1" + 58 * "0")
 
 
 class World:
-    """A clock, an account and a storage, which outlive every command that dies in them."""
+    """A clock, a fake AWS account and a storage, which outlive commands that are killed."""
 
     def __init__(self, clock: Clock | None = None, **account: Any) -> None:
         self.clock = clock or FakeClock(START)
@@ -62,8 +63,14 @@ class World:
         self.storage: Storage = MemoryStorage("bucket")
         self._keys = count(1)
 
+    @property
+    def fake_clock(self) -> FakeClock:
+        """The clock of a world that was made without another."""
+        assert isinstance(self.clock, FakeClock)
+        return self.clock
+
     def launcher(self, clients: Callable[[str], Any] | None = None) -> Ec2Launcher:
-        """As a command makes it: it remembers nothing."""
+        """A new launcher without state, as each command creates one."""
         return Ec2Launcher(
             clients=clients or self.cloud.clients,
             storages=lambda _: self.storage,
@@ -72,7 +79,7 @@ class World:
         )
 
     def keys(self, run_id: str = "digits-1") -> list[str]:
-        """Of the run's group, and in the script of the template to which it is bound; none where one is missing."""
+        """The key of the run's group and the key in its template's boot script; None if either is missing."""
         group = self.cloud.state.groups.get(aws_name(run_id))
         template = group and self.cloud.template(group.request)
         if not group or not template:
@@ -95,7 +102,7 @@ class World:
 
 
 def work(run: RunRecord, instance: str, start: datetime, *, instance_type: str = "p4d.24xlarge") -> None:
-    """What a machine writes that has worked for an hour."""
+    """Write the record of a machine that has worked for an hour."""
     at = (start + timedelta(hours=1)).isoformat()
     boot = BootRecord(
         instance=instance,
@@ -114,7 +121,7 @@ def work(run: RunRecord, instance: str, start: datetime, *, instance_type: str =
 
 
 def end_run(run: RunRecord, outcome: Outcome = Outcome.DONE) -> None:
-    """What the container of the next attempt would write."""
+    """Write the record of the next attempt's container."""
     number = (run.owner() or 0) + 1
     run.claim(AttemptRecord(number=number, started_at=START.isoformat(), host="i-1", pid=1, backend="ec2"))
     run.write_result(

@@ -1,4 +1,4 @@
-"""A metadata service that speaks IMDSv2 over real HTTP, as far as notices go."""
+"""An IMDSv2 server over real HTTP, for interruption notices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAINTENANCE = "/latest/meta-data/events/maintenance/scheduled"
 
 
 class FakeImds(ThreadingHTTPServer):
-    """401 without a token that is good, 404 for what is not among ``documents``."""
+    """Answers 401 without a valid token, and 404 for paths that are not in ``documents``."""
 
     daemon_threads = True
 
@@ -25,7 +25,7 @@ class FakeImds(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.documents: dict[str, Any] = {MAINTENANCE: []}
         self.tokens = 0
-        """How many were asked for; the newest is the good one."""
+        """The number of requested tokens; only the newest is valid."""
 
     @property
     def environ(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that spoils requests: each in one of the ways in which S3 and its network fail."""
+"""A proxy in front of an S3 server that injects faults, each of a kind that S3 and its network have."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from waiting import PATIENCE_S
+
 __all__ = ["KINDS", "READ_KINDS", "FaultProxy"]
 
 KINDS = (
@@ -30,9 +32,9 @@ KINDS = (
     "flip in PUT",
     "flip in GET",
 )
-"""``lost``: the server has done what was asked before the failure."""
+"""``lost``: the server executed the request, but its reply is lost."""
 READ_KINDS = ("503", "500", "cut", "reset", "timeout", "slow", "flip in GET")
-"""What befalls the reading of data. ``slow``: the answer comes in small pieces, whole in the end."""
+"""Faults while reading data. ``slow``: the answer arrives in small pieces, but complete."""
 _PIECES = 5
 _ANSWERS = {
     "503": (503, "SlowDown"),
@@ -45,7 +47,7 @@ _HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
 class FaultProxy:
-    """A context in which ``url`` leads to the server at ``upstream``, through faults.
+    """A context manager: requests to ``url`` reach the server at ``upstream`` through injected faults.
 
     Each request meets one of ``kinds`` with the probability ``rate``; ``injected`` counts them by kind. ``stall_s`` is
     how long a request that times out gets no answer. After ``in_a_row`` faults, the same request comes through.
@@ -88,7 +90,7 @@ class FaultProxy:
             connection.close()
 
     def choose(self, method: str, path: str, size: int, part: str = "") -> str | None:
-        """The fault that a request (for the range ``part``) meets, of those that can befall it, or None."""
+        """The fault for a request (of the range ``part``), chosen among those that apply to it, or None."""
         # A listing has no checksum of its own: over TLS, which it is for, no bit of it can flip.
         reads_object = method == "GET" and "?" not in path
         can_flip = {"flip in PUT": method == "PUT" and size > 0, "flip in GET": reads_object}
@@ -113,10 +115,12 @@ class FaultProxy:
     def stall(self, part: float = 1.0) -> None:
         time.sleep(part * self._stall_s)
 
-    def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, list, bytes]:
-        """Status, headers and body of the server's answer. Each thread keeps its connection."""
+    def forward(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, headers and body of the server's answer. Each thread reuses its connection."""
         if not hasattr(self._local, "connection"):
-            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=30)
+            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=PATIENCE_S)
             self._connections.append(self._local.connection)
         connection = self._local.connection
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -132,7 +136,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up on a stalled request is part of the game."""
+        """A client may close the connection of a stalled request; that is expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -193,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, [("Content-Type", "application/xml")], body)
 
     def _reset(self) -> None:
-        """Close the connection as a machine that vanishes does: RST, not FIN."""
+        """Close the connection with RST instead of FIN, as when a machine vanishes."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()

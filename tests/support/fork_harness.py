@@ -1,4 +1,4 @@
-"""Real supervisors, guards and trainers within milliseconds: forked, where a fresh interpreter takes seconds to import.
+"""Real supervisors, guards and trainers, forked in milliseconds: a new interpreter needs seconds for its imports.
 
 A fork server has imported torch and everything of ours. A supervisor is a fork of it; where it, and its guard after
 it, would start a program of ours, it forks again and goes on in that program's ``main``. All else is as in a
@@ -31,7 +31,7 @@ PRELOAD = [
 
 
 def fork_server() -> ForkServerContext:
-    """A process's own, which imports when it starts: with the first process that is forked from it."""
+    """The fork server of this process. It imports modules when the first process is forked."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
@@ -52,29 +52,30 @@ def _supervise(argv: list[str], environ: dict[str, str], errors: str) -> None:
     os.setsid()
     os.environ |= environ
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    trainer.subprocess = guard.subprocess = _Subprocess  # type: ignore[assignment]
+    for module in (trainer, guard):
+        vars(module)["subprocess"] = _Subprocess
     _leave(lambda: program.main(argv))
 
 
 class _Forked(subprocess.Popen[bytes]):
-    """A ``Popen`` whose child goes on in this interpreter's image."""
+    """A ``Popen`` whose child continues in this interpreter, without exec."""
 
     def _execute_child(self, *arguments: Any) -> None:
-        """In place of fork and exec; the pipes are made, and who waits, signals and closes does it as ever."""
+        """Replaces fork and exec; pipes, waiting, signals and closing work as usual."""
         how = _SIGNATURE.bind(self, *arguments).arguments
         self.pid = os.fork()
         if self.pid == 0:
             _leave(lambda: _become(how))
         self._child_created = True
-        self._close_pipe_fds(*(how[end] for end in _ENDS))
+        self._close_pipe_fds(*(how[end] for end in _ENDS))  # type: ignore[attr-defined]  # private: in no stub
 
 
-_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)
+_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]  # as above
 _ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
 def _become(how: Mapping[str, Any]) -> int:
-    """What ``fork_exec`` does in the child, in its order."""
+    """The steps of ``fork_exec`` in the child, in the same order."""
     if how["p2cwrite"] != -1:
         os.close(how["p2cwrite"])  # the parent's end: its closing must be heard
     for number, end in enumerate(("p2cread", "c2pwrite", "errwrite")):
@@ -93,7 +94,7 @@ def _become(how: Mapping[str, Any]) -> int:
 
 
 class _Subprocess:
-    """What a module sees as ``subprocess``."""
+    """Replaces ``subprocess`` in a module."""
 
     Popen = _Forked
     PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
@@ -120,7 +121,7 @@ def _reset_signals() -> None:
 
 
 def _leave(main: Callable[[], int]) -> None:
-    """End this process as an interpreter would, but for the image that is not its own."""
+    """Exit as an interpreter does, but skip the cleanup of the parent's state."""
     try:
         code = main()
     except BaseException:  # noqa: BLE001  # printed, as by an interpreter

@@ -1,4 +1,4 @@
-"""IAM's decision over policies, as AWS documents it: an explicit deny, else an allow, else no by default.
+"""IAM's policy evaluation as AWS documents it: an explicit deny wins, then an allow; the default is deny.
 
 What is known of a request is its *context*: condition keys (without regard to case) with one value each. A trust policy
 is asked with the ``principal`` that would take on the role, and without a resource: it is the role's own.
@@ -43,7 +43,7 @@ def decide(
     *,
     principal: str = "",
 ) -> Decision:
-    """Of one action (``s3:GetObject``) on one resource (an ARN, or ``*`` where the action knows none).
+    """A request for one action (``s3:GetObject``) on one resource (an ARN, or ``*`` for actions without resources).
 
     ``principal`` is a role's or user's ARN, or a service's name.
     """
@@ -71,7 +71,7 @@ def _applies(statement: Mapping[str, Any], action: str, resource: str, context: 
 
 
 def _concerns(statement: Mapping[str, Any], principal: str) -> bool:
-    """An identity policy concerns who it is attached to."""
+    """An identity policy applies to the principal it is attached to."""
     named = statement.get("Principal", {})
     return "Principal" not in statement or any(
         one in {principal, "*"} for kind in named.values() for one in _list(kind)
@@ -85,7 +85,7 @@ def _names(statement: Mapping[str, Any], element: str, fits: Callable[[str], boo
 
 
 def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
-    """Keys and operators are and-ed, the values of one key or-ed; a negated operator asks that none fits."""
+    """Operators and keys combine with AND, the values of a key with OR; a negated operator needs all to differ."""
     found = context.get(key.lower())
     if operator == "Null":
         return (found is None) == (str(wanted).lower() == "true")
@@ -98,7 +98,7 @@ def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
 
 
 def _fits(test: Callable[[str, str], bool], wanted: str, found: str, context: Context) -> bool:
-    """With the values of policy variables: one without a value equals nothing. A wildcard in a value stays one here,
+    """Replace policy variables by their values; one without a value matches nothing. A wildcard in a value remains one,
     which is the worst that AWS could make of it."""
     if any(name.lower() not in context for name in _VARIABLE.findall(wanted)):
         return False

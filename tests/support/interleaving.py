@@ -1,12 +1,15 @@
-"""Two or more actors on one storage, whose requests take turns as a test says."""
+"""Two or more actors on one storage, whose requests interleave in a given order."""
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from threading import Condition, Thread
 from typing import TypeVar
+
+from waiting import PATIENCE_S
 
 from mtl_cloud.storage import Data, Entry, MemoryStorage, Storage
 
@@ -16,7 +19,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Lets one request through at a time: of the actor that ``order`` names next, or, after its end, of any.
+    """Admits one request at a time: of the actor that ``order`` names next, or of any once ``order`` is used up.
 
     An actor that is not waiting for its turn is waited for, so that an order has one outcome.
     """
@@ -32,7 +35,7 @@ class Turns:
         with self._changed:
             self._waiting.add(actor)
             self._choose()
-            assert self._changed.wait_for(lambda: self._turn == actor, 60)
+            assert self._changed.wait_for(lambda: self._turn == actor, PATIENCE_S)
             self._waiting.remove(actor)
             self._turn = None
             return request()  # the next turn is given when this actor asks again, or ends
@@ -51,7 +54,7 @@ class Turns:
 
 
 class _InTurns:
-    """One actor's way to the storage."""
+    """One actor's access to the storage."""
 
     def __init__(self, storage: Storage, turns: Turns, actor: int) -> None:
         self._storage, self._turns, self._actor = storage, turns, actor
@@ -78,11 +81,14 @@ class _InTurns:
     def delete(self, key: str) -> None:
         self._turns.take(self._actor, partial(self._storage.delete, key))
 
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._turns.take(self._actor, partial(self._storage.sweep, prefix, before))
+
 
 def act_in_turns(
     storage: MemoryStorage, order: Iterable[int], actors: builtins.list[Callable[[Storage], T]]
 ) -> builtins.list[T]:
-    """What each actor returns. Each lives in a thread of its own, and may make one request at a time."""
+    """Run each actor in a thread, one request at a time. Returns their results."""
     turns, results = Turns(len(actors), order), {}
 
     def live(number: int) -> None:

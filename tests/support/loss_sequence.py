@@ -1,4 +1,4 @@
-"""What a training run saw and computed, step by step: ``python loss_sequence.py JOB.json FOLDER`` prints it as JSON.
+"""The batches and losses of a training run, step by step: ``python loss_sequence.py JOB.json FOLDER`` prints JSON.
 
 A process of its own, because loader workers have the environment that their fork server started in.
 """
@@ -26,11 +26,11 @@ from mtl_cloud.train.trainer import Trainer
 __all__ = ["sequence_of", "sequence_of_process"]
 
 Sequence = dict[str, Any]
-"""``keys`` and ``losses`` of every step, bit for bit; ``rounds``; ``network``, its digest at the end."""
+"""``keys`` and ``losses`` of every step, bit for bit; ``rounds``; ``network``, the digest of the final network."""
 
 
 def sequence_of(job: JobSpec, folder: Path) -> Sequence:
-    """The job, trained in this process on one thread; ``folder`` is for its scratch."""
+    """Train the job in this process on one thread; ``folder`` is its scratch folder."""
     torch.set_num_threads(1)
     data = open_data(job, connect=_connect)
     trainer = open_attempt(job, folder, storage=MemoryStorage(), attempt=1, data=data, group=ALONE)
@@ -41,7 +41,7 @@ def sequence_of(job: JobSpec, folder: Path) -> Sequence:
 
 
 def sequence_of_process(job: JobSpec, folder: Path) -> Sequence:
-    """The same in a process of its own with this one's environment."""
+    """The same in a child process with this environment."""
     (folder / "job.json").write_text(job.model_dump_json())
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, __file__, str(folder / "job.json"), str(folder)]

@@ -1,14 +1,15 @@
-"""Death, in this process: whoever lives by a ``Life`` dies at a chosen event, and nothing that it does counts after."""
+"""Simulated kills in this process: a trainer under a ``Life`` stops at a chosen event and has no effect after it."""
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from threading import Lock
 from typing import TypeVar
 
-from mtl_cloud.storage import Entry, Storage
+from mtl_cloud.storage import Data, Entry, Storage
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.trainer import Trainer
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Killed(BaseException):
-    """No error: it stands for SIGKILL, which nobody catches."""
+    """Not an error: it simulates SIGKILL, which no code can catch."""
 
 
 class Life:
@@ -32,7 +33,7 @@ class Life:
         self._lock = Lock()
 
     def live(self, act: Callable[[], T]) -> T:
-        """Let one event happen. Raises ``Killed`` at the end, and ever after."""
+        """Record one event. Raises ``Killed`` at the last one, and at every later call."""
         with self._lock:  # an event and the death that follows it are one
             self.events += not self._dead
             is_last = self.events == self._last
@@ -48,7 +49,7 @@ class Life:
 
 
 class MortalStorage:
-    """Every request is an event of a life. What was done stays, as it does in a real storage."""
+    """Every request is an event. Completed writes remain, as in a real storage."""
 
     def __init__(self, storage: Storage, life: Life) -> None:
         self._storage = storage
@@ -58,7 +59,10 @@ class MortalStorage:
     def read(self, key: str) -> bytes:
         return self._life.live(partial(self._storage.read, key))
 
-    def write(self, key: str, data: bytes) -> None:
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self._life.live(partial(self._storage.read_range, key, offset, size))
+
+    def write(self, key: str, data: Data) -> None:
         self._life.live(partial(self._storage.write, key, data))
 
     def create(self, key: str, data: bytes) -> None:
@@ -73,9 +77,12 @@ class MortalStorage:
     def delete(self, key: str) -> None:
         self._life.live(partial(self._storage.delete, key))
 
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._life.live(partial(self._storage.sweep, prefix, before))
+
 
 def mortal(trainer: Trainer, life: Life) -> Trainer:
-    """The same trainer, for which each batch of training and of validation is an event too."""
+    """The same trainer; each training and validation batch is an event too."""
     training, validation = trainer.training_batches, trainer.validation_batches
     trainer.training_batches = lambda start: _batches(training(start), life)
     trainer.validation_batches = lambda: _batches(validation(), life)

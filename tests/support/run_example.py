@@ -1,4 +1,4 @@
-"""A run's record made by hand: three tasks, four rounds, an interruption, samples with boxes and masks."""
+"""A handmade run record: three tasks, four rounds, an interruption, samples with boxes and masks."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def example_report(rounds: int = 4) -> Report:
 
 
 def write_run(storage: Storage, report: Report, *, spec_json: bytes = b"{}") -> RunRecord:
-    """Put the run of ``report`` into a storage, in the order in which a real one is written."""
+    """Write the run of ``report`` into a storage, in the order of a real run."""
     run = RunRecord(storage, report.plan.run_id)
     run.create(report.plan, spec_yaml=report.spec_yaml.encode(), spec_json=spec_json)
     for life in report.lives:

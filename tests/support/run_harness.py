@@ -1,18 +1,18 @@
-"""Stand-in trainers that keep the supervisor's contract, and real supervisors over them."""
+"""Fake trainers that implement the supervisor's interface, and real supervisors that run them."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.runs.record import RunRecord
@@ -20,9 +20,8 @@ from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import Storage
 
-T = TypeVar("T")
-
-FAST = SupervisorOptions(grace_s=5, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=5)
+FAST = SupervisorOptions(grace_s=60, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=60)
+"""Short intervals. The grace is long: a trainer that saves at once ends it, on however busy a machine."""
 
 PLAN = PlanRecord(
     run_id="digits-1",
@@ -40,18 +39,21 @@ PRELUDE = """
 import os, signal, sys, time
 from mtl_cloud.runs.scratch import Failure, Scratch
 scratch, attempt = Scratch.from_environ(os.environ), int(os.environ["MTL_CLOUD_ATTEMPT"])
-def work(seconds=60):
+def work(seconds=600):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if scratch.stop_reason():
             print("saved", flush=True)
             sys.exit(75)
         time.sleep(0.01)
+def stay_until(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
 """
 
 
 def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan: Any) -> RunRecord:
-    """A run whose trainer is the code, after a prelude that offers ``scratch``, ``attempt`` and ``work()``."""
+    """A run whose trainer is ``code``, after ``PRELUDE``, which defines ``scratch``, ``work()`` and more."""
     command = {"command": ["python", "-c", PRELUDE + code]} if code else {}
     made = replace(PLAN, **{"storage": storage.url, **command, **plan})
     run = RunRecord(storage, made.run_id)
@@ -76,17 +78,8 @@ def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 
     return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
-    """The condition's first true value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "not within the time"
-        time.sleep(every_s)
-    return value
-
-
 def is_running(pid: int) -> bool:
-    """A process of that id lives, and is no zombie."""
+    """Whether a process of that id is running and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -98,19 +91,33 @@ def logged(run: RunRecord, text: str, attempt: int = 1) -> Callable[[], bool]:
     return lambda: text.encode() in run.read_log(attempt)
 
 
+def start_at_terminal(command: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """A ``Popen`` that Ctrl-C and its terminal's end reach, as they reach a program that a user starts.
+
+    A child inherits the signals that its parent ignores, and tests that run by ``nohup`` or in the background of a
+    script ignore these two.
+    """
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        return subprocess.Popen(command, **options)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def no_cloud_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
 class FakeClock(Clock):
-    """A clock that only sleeping moves. Actions planned with ``at`` happen while somebody sleeps over their time."""
+    """A clock that advances only by ``sleep``. Actions scheduled with ``at`` run when a sleep passes their time."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
         self._planned: list[tuple[float, Callable[[], object]]] = []
         self.seconds = 0.0
         self.pauses: list[float] = []
-        """How long every sleep was."""
+        """The duration of each sleep."""
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         self._planned.append((seconds, action))

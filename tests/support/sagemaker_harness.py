@@ -1,4 +1,4 @@
-"""SageMaker as tests have it: the package's double behind the real SDK, and plans of runs that it takes."""
+"""SageMaker for tests: the package's fake behind the real SDK, and plans of runs for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from run_harness import no_cloud_environ
 from s3_servers import CREDENTIALS
+from waiting import PATIENCE_S
 
 from mtl_cloud.testing.sagemaker import SageMakerDouble
 
@@ -19,7 +20,7 @@ COMPUTE = {"backend": "sagemaker", "instance_type": "ml.c5.9xlarge", "gpu_count"
 
 
 def plan_on(backend: str, **compute: Any) -> dict[str, Any]:
-    """Fields of a plan on the backend, for ``make_run``."""
+    """Plan fields for the backend, for ``make_run``."""
     if backend != "sagemaker":
         return {"backend": backend}
     return {"backend": backend, "compute": {**COMPUTE, **compute}, "image": "mtl:1", "deadline_s": 3600.0}
@@ -27,8 +28,9 @@ def plan_on(backend: str, **compute: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def sagemaker_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMakerDouble]:
-    """The service that launchers and commands of this test talk to."""
-    with SageMakerDouble(tmp_path / "sagemaker", environ=no_cloud_environ(), pending_s=30, grace_s=10) as double:
+    """The fake service that this test's launchers and commands use."""
+    patience = {"pending_s": PATIENCE_S, "grace_s": PATIENCE_S}
+    with SageMakerDouble(tmp_path / "sagemaker", environ=no_cloud_environ(), **patience) as double:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", double.url)
         for name, value in CREDENTIALS.items():
             monkeypatch.setenv(name, value)

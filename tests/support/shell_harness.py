@@ -1,4 +1,4 @@
-"""An AWS account at moto's server, and a shell whose commands are ``mtl-cloud``'s: each a process, as a user types it.
+"""An AWS account at moto's server, and a shell that runs each ``mtl-cloud`` command as a process, as a user would.
 
 moto lacks three things. It has no deep learning image in SSM, and its API, as AWS's own, takes no name below ``/aws/``:
 the parameter is put into moto's own table, in this process. It has no Price List: a page that refuses at once has its
@@ -30,7 +30,7 @@ Shell: TypeAlias = Callable[..., str]
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsClients]:
-    """Empty, but for what AWS itself publishes."""
+    """Empty except for AWS's public data."""
     with moto() as url:
         endpoints = {"AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_PRICING": f"{url}/moto-api/nothing"}
         for name, value in {**CREDENTIALS, **endpoints}.items():
@@ -67,7 +67,7 @@ def shell(account: AwsClients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def push_image(clients: AwsClients, repository: str) -> str:
-    """As ``mtl-cloud image push`` leaves it; its reference, by its digest."""
+    """Push an image as ``mtl-cloud image push`` does. Returns its reference by digest."""
     manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"})
     pushed = clients("ecr").put_image(
         repositoryName=repository.rpartition("/")[2],

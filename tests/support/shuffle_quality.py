@@ -1,4 +1,4 @@
-"""How good a shuffle is, by the orders of several epochs."""
+"""Quality of a shuffle, computed from the orders of several epochs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def shuffle_quality(orders: list[np.ndarray]) -> tuple[float, float]:
-    """How far a sample moves from one epoch to the next, as a share of the epoch: 1/3 for independent permutations;
+    """Mean distance that a sample moves between epochs, as a share of the epoch: 1/3 for independent permutations;
     and how often the neighbour of the epoch before is again within 100 places: next to never.
     """
     places = [np.argsort(order) for order in orders]

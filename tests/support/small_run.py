@@ -1,4 +1,4 @@
-"""A run of a small joint network that real supervisors and trainers take a second for."""
+"""A run of a small joint network that takes a second with real supervisors and trainers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_small_run(
     loader_workers: int = 0,
     **limits: Any,
 ) -> RunRecord:
-    """Rounds of three small batches; every step is saved, unless a save is under way. ``limits`` are the plan's."""
+    """Rounds of three small batches; every step is saved unless a save is in progress. ``limits`` are plan fields."""
     job = small_job(
         rounds=rounds,
         epochs_per_round=epochs_per_round,

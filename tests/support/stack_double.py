@@ -1,4 +1,4 @@
-"""An account with CloudFormation as its API reference describes it, for what moto's does not do.
+"""A fake of CloudFormation, written from its API reference, for features that moto lacks.
 
 moto executes change sets in no time, gives a first one no outputs, and never fails. Here a change set needs a look
 until it is ready, stacks need some until they are settled, one that fails first time can only be deleted, an unchanged
@@ -24,18 +24,18 @@ REGION = "us-east-1"
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL, which nobody catches."""
+    """Simulates SIGKILL, which no code can catch."""
 
 
 class Account:
-    """What lies at AWS. ``clients()`` gives access to it, as a process has it that may die at call ``last``."""
+    """The state at AWS. ``clients()`` returns the clients of a process that is killed at call ``last``."""
 
     region = REGION
 
     def __init__(self, zones: str = "abc", fails_with: str = "") -> None:
         self.zones = zones
         self.fails_with = fails_with
-        """Reason of the next creation's or update's failure."""
+        """The reason for which the next create or update fails."""
         self.stack: dict[str, Any] | None = None
         self.change_sets: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ class Account:
         self.jobs: list[str] = []
         self.bucket_holds = 0
         self.made = 0
-        """How often a stack was made."""
+        """The number of stack creations."""
 
     def clients(self, last: int | None = None, *, after: bool = False) -> Clients:
         return Clients(self, last, after=after)
@@ -169,7 +169,7 @@ class Account:
 
 
 class Clients:
-    """A ``ClientMaker``: every request is a call, and before or after call ``last`` the process dies."""
+    """A ``ClientMaker``: every request is a call, and the process is killed before or after call ``last``."""
 
     region = REGION
 

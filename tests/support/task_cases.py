@@ -52,7 +52,7 @@ def _masks(draw: torch.Generator, images: int, size: int, has: Tensor) -> Tensor
 
 
 def random_outputs(seed: int, *, images: int = 4, size: int = 64, classes: int = len(CLASSES)) -> dict[Task, Any]:
-    """Logits of all tasks, leaves that want a gradient."""
+    """Logits of all tasks, as leaf tensors that require gradients."""
     draw = torch.Generator().manual_seed(seed)
 
     def logits(*shape: int) -> Tensor:
@@ -73,7 +73,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def pick(output: Any, images: Sequence[int]) -> Any:
-    """One task's output of some of the images, in that order."""
+    """One task's output for some of the images, in that order."""
     if isinstance(output, Tensor):
         return output[list(images)]
     if isinstance(output, Mapping):

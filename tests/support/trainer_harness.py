@@ -1,4 +1,4 @@
-"""A trainer in this process, on a small job and a run record of the test's own."""
+"""A trainer in this process, for a small job and a run record of the test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def small_job(**training: Any) -> JobSpec:
-    """MTL-Net at a sixteenth of its width on 48 embedded scenes: a step takes some tens of milliseconds."""
+    """MTL-Net at 1/16 width on 48 embedded scenes: a step takes tens of milliseconds."""
     return JobSpec.model_validate(
         {
             "dataset": {"name": "embedded", "max_train_samples": 24, "max_val_samples": 8},
@@ -63,7 +63,7 @@ def open_attempt(
 
 
 def claim_attempt(job: JobSpec, storage: Storage, attempt: int) -> None:
-    """Create the run ``test``, if it is not there yet, and claim the attempt."""
+    """Create the run ``test`` if it does not exist, and claim the attempt."""
     run, now = RunRecord(storage, "test"), datetime(2026, 1, 1, tzinfo=UTC)
     if not run.exists():
         plan = plan_run(job, gather_facts(job), run_id="test", now=now)
@@ -72,7 +72,7 @@ def claim_attempt(job: JobSpec, storage: Storage, attempt: int) -> None:
 
 
 def digest(network: nn.Module) -> str:
-    """Of every bit of a network's parameters and buffers."""
+    """Digest of all bits of a network's parameters and buffers."""
     return state_digest(network.state_dict())
 
 
@@ -85,7 +85,7 @@ class Killed(Exception):  # noqa: N818  # no error: it stands for SIGKILL
 
 
 def killed_at(trainer: Trainer, step: int) -> Trainer:
-    """The same trainer, whose process dies when it asks for the batch after ``step``."""
+    """The same trainer; its process is killed when it requests the batch after ``step``."""
     batches = trainer.training_batches
 
     def until(start: int) -> Iterator[Batch]:
@@ -99,7 +99,7 @@ def killed_at(trainer: Trainer, step: int) -> Trainer:
 
 
 def facts_of(record: RoundRecord) -> object:
-    """A round's record without its times and its attempt, which differ between equal runs."""
+    """A round's record without times and attempt, which differ between equal runs."""
     return (
         record.round, record.step, record.images, record.train_losses, record.val_losses, record.metrics,
         record.per_class, record.confusion, record.weights, record.learning_rate, record.rewinds, record.best,
@@ -107,14 +107,14 @@ def facts_of(record: RoundRecord) -> object:
 
 
 def on_square(sample: Sample, placement: Placement, size: int) -> tuple[Canvas, torch.Tensor]:
-    """A sample as it is placed, and the image that the CPU makes of it: [3, size, size]."""
+    """A sample as it is placed, and the image that the CPU renders from it: [3, size, size]."""
     room = Rooms(1).take()
     canvas = place(sample, placement, size, room.add)
     return canvas, Cuts.of(room.pixels(), [canvas.image], size).squares(ALONE.device)[0]
 
 
 def assert_same_batch(ours: Batch, theirs: Batch) -> None:
-    """Bit for bit, as they come to the CPU."""
+    """Compare bit for bit, on the CPU."""
     ours, theirs = ours.to(ALONE.device), theirs.to(ALONE.device)
     assert ours.images.stride() == theirs.images.stride()  # the memory format
     assert (ours.keys, ours.skipped) == (theirs.keys, theirs.skipped)

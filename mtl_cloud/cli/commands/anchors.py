@@ -13,14 +13,14 @@ from mtl_cloud.errors import MissingExtraError
 
 @click.command("anchors", epilog=examples("anchors job.yaml", "anchors job.yaml --seed 1 --json"))
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
-@click.option("--seed", default=0, metavar="N", help="Seed of the k-means' starts; default 0.")
+@click.option("--seed", default=0, metavar="N", help="Seed of k-means; default 0.")
 @overrides_option
 @output_options
 def command(file: str, seed: int, overrides: tuple[str, ...], as_json: bool) -> None:
     """Cluster the boxes of a job's train split into nine anchors, to paste into the job file.
 
-    Boxes are measured after letterboxing to training.image_size; their distance is 1 - IoU. Darknet's own nine, which
-    a job uses unless it says otherwise, stand beside for comparison.
+    Boxes are measured after letterboxing to training.image_size; their distance is 1 - IoU. Darknet's nine anchors,
+    the default of a job, are shown for comparison.
 
     JSON: {image_size, boxes, seed, anchors, mean_iou, darknet: {anchors, mean_iou}}.
     """
@@ -44,7 +44,7 @@ def _cluster(file: str, overrides: tuple[str, ...], seed: int) -> dict[str, Any]
         raise MissingExtraError("train", "clustering anchors") from error
     train, _ = open_splits(*job.datasets)
     sizes = box_sizes(train, job.training.image_size)
-    # Rounded before they are judged: what is printed is what will be trained with.
+    # Rounded before the comparison, since the printed values are those that training will use.
     anchors = cluster_sizes(sizes, seed=seed).anchors.round(1)
     return {
         "image_size": job.training.image_size,

@@ -1,4 +1,4 @@
-"""``mtl-cloud bootstrap``: make what mtl-cloud needs in a region of an AWS account, or take it away."""
+"""``mtl-cloud bootstrap``: create or remove the AWS resources that mtl-cloud needs in a region."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     epilog=examples("bootstrap", "bootstrap --region eu-west-1 --vpc vpc-0123456789abcdef0", "bootstrap --destroy"),
 )
 @region_option("Which region.")
-@click.option("--vpc", metavar="ID", help="Use this VPC of yours, and its subnets; default one is made.")
+@click.option("--vpc", metavar="ID", help="Use this existing VPC and its subnets. Default: create one.")
 @click.option(
-    "--destroy", is_flag=True, help="Remove all of it; refused while runs are alive or the bucket holds data."
+    "--destroy", is_flag=True, help="Remove the stack; refused while runs are alive or the bucket holds data."
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_options
 def command(*, region: str, vpc: str | None, destroy: bool, yes: bool, as_json: bool) -> None:
-    """Make what runs at AWS need in a region: network, bucket, image registry, log group and roles.
+    """Create the AWS resources that runs need in a region: network, bucket, image registry, log group and roles.
 
-    The changes are shown first, and made when you say yes. Again, it shows what has changed since, or nothing. It takes
-    the rights to make IAM roles, a VPC and a bucket; those who submit need only the policies of `mtl-cloud iam user`.
+    Shows the changes, and makes them after you confirm. Running it again shows what has changed since. It needs the
+    rights to create IAM roles, a VPC and a bucket; users who submit need only the policies of `mtl-cloud iam user`.
 
-    JSON: {region, done, changes: [{action, resource, kind, replacement}], outputs}; outputs are null where nothing was
-    made. Without --yes the changes are only shown.
+    JSON: {region, done, changes: [{action, resource, kind, replacement}], outputs}; outputs are null if nothing was
+    deployed. Without --yes the changes are only shown.
     """
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.bootstrap.deploy import Deployment
@@ -65,14 +65,14 @@ def _make(deployment: Deployment, region: str, vpc: str | None, *, yes: bool, as
     elif made:
         _show_outputs(made)
     else:
-        click.echo("nothing was made")
+        click.echo("nothing was changed")
 
 
 def _show(proposal: Proposal, region: str) -> None:
     if not proposal.changes:
-        click.echo(f"{region}: everything is there, as this version wants it")
+        click.echo(f"{region}: up to date")
         return
-    rows = [(c.action, c.resource, c.kind, "anew" if c.replacement else "") for c in proposal.changes]
+    rows = [(c.action, c.resource, c.kind, "replaced" if c.replacement else "") for c in proposal.changes]
     print_table(["action", "resource", "kind", ""], rows)
 
 
@@ -93,8 +93,9 @@ def _destroy(deployment: Deployment, clients: ClientMaker, *, yes: bool, as_json
 
     left = what_is_left(clients)
     if left:
+        title = f"{clients.region}: not destroyed, because these still exist:"
         raise UsageError(
-            "\n".join([f"{clients.region}: not destroyed, for there is still:", *(f"  {line}" for line in left)]),
+            "\n".join([title, *(f"  {line}" for line in left)]),
             hint="`mtl-cloud cancel` and `mtl-cloud gc` end runs; `aws s3 rm --recursive` empties the bucket",
         )
     done = (yes or (not as_json and click.confirm(f"Remove mtl-cloud's stack in {clients.region}?"))) and (

@@ -1,4 +1,4 @@
-"""``mtl-cloud cancel``: ask a run to save and stop."""
+"""``mtl-cloud cancel``: save and stop a run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     "cancel", epilog=run_examples("cancel", "cancel 4f2a --wait", "cancel 4f2a --reason 'wrong learning rate'")
 )
 @run_options
-@click.option("--wait", is_flag=True, help="Return when the run is over.")
+@click.option("--wait", is_flag=True, help="Wait until the run is over.")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the run record.")
 @output_options
 def command(*, run: str, storage: str | None, wait: bool, reason: str, as_json: bool) -> None:
-    """Ask a run to save and stop. Its machine is given back; the record and its checkpoints stay.
+    """Save and stop a run. Its machine is released; its record and checkpoints are kept.
 
-    Cancelling twice, or a run that is over, changes nothing and is no error. For a run on a rented machine the command
-    returns when nothing of it is left there.
+    Cancelling a run twice, or one that is over, is not an error. For a run on a rented machine, the command returns
+    when all of its AWS resources are removed.
 
     JSON: {run_id, outcome}; the outcome is null while the run is not over.
     """
@@ -53,10 +53,10 @@ def _cancel(record: RunRecord, reason: str, clock: Clock, *, wait: bool) -> Resu
     from mtl_cloud.launch.submit import release_run
     from mtl_cloud.runs.schema import CancelRecord
 
-    wish = CancelRecord(at=clock.now().isoformat(), by=getpass.getuser(), reason=reason)
+    request = CancelRecord(at=clock.now().isoformat(), by=getpass.getuser(), reason=reason)
     launcher = renting_launcher(record)
     if launcher:
-        release_run(record, wish, launcher=launcher, clock=clock)
+        release_run(record, request, launcher=launcher, clock=clock)
         return record.result()
-    record.request_cancel(wish)
+    record.request_cancel(request)
     return watch(record, SilentView(), clock) if wait else None

@@ -1,4 +1,4 @@
-"""``mtl-cloud compare``: runs side by side, as the published experiment has them."""
+"""``mtl-cloud compare``: runs side by side, as in the published experiment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @storage_option
 @click.option("--at", type=click.Choice(["last", "best"]), default="last", help="Which round of a run; default last.")
-@click.option("--force", is_flag=True, help="Compare what cannot be compared truthfully, and mark it.")
+@click.option("--force", is_flag=True, help="Compare runs that are not comparable, and mark them.")
 @click.option("-o", "--output", metavar="FILE", help="Also write the tables as one HTML file.")
 @click.option("--markdown", metavar="FILE", help="Also write the tables as Markdown.")
 @output_options
@@ -35,11 +35,11 @@ def command(  # noqa: PLR0917  # click passes them by name
     markdown: str | None,
     as_json: bool,
 ) -> None:
-    """Compare runs: for each configuration its metrics, time, images/s, data wait and cost.
+    """Compare runs: metrics, time, images/s, data wait and cost of each configuration.
 
-    Runs that differ only in their seed are one row: mean ± standard deviation. Joint runs get delta_m, the mean
-    relative gain over single-task runs of the same budget. Runs of other data, another image size or another number
-    of epochs are refused.
+    Runs that differ only in their seed share a row: mean ± standard deviation. Joint runs get delta_m, the mean
+    relative gain over single-task runs of the same budget. Runs with different data, image size or number of epochs
+    are refused.
 
     JSON: {at, tasks, rows: [{model, variant, tasks, dataset, workers, run_ids, seeds, metrics, training_s,
     images_per_s, data_wait, usd, delta, differs, ...}], workers, notes}.

@@ -1,4 +1,4 @@
-"""``mtl-cloud cost``: what a run has cost."""
+"""``mtl-cloud cost``: the cost of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @run_options
 @output_options
 def command(*, run: str, storage: str | None, as_json: bool) -> None:
-    """Show what each attempt of a run has cost, at the prices that the plan locked, and what spot has saved.
+    """Show the cost of each attempt of a run, at the prices locked in its plan, and the savings from spot.
 
     JSON: {run_id, usd, saved_usd, charges: [{attempt, instance, machine, zone, market, seconds, usd_per_hour,
-    on_demand_usd_per_hour, usd, saved_usd}, ...]}. What the plan does not know is null.
+    on_demand_usd_per_hour, backend, usd, saved_usd}, ...]}. Unknown values are null.
     """
     record = open_run(run, storage)
     bill = _bill(record)
@@ -32,13 +32,13 @@ def command(*, run: str, storage: str | None, as_json: bool) -> None:
         charges = [{**asdict(charge), "usd": charge.usd, "saved_usd": charge.saved_usd} for charge in bill.charges]
         print_json({"run_id": record.run_id, "usd": bill.usd, "saved_usd": bill.saved_usd, "charges": charges})
     elif not bill.charges:
-        click.echo(f"{record.run_id}: no machine has worked for it yet")
+        click.echo(f"{record.run_id}: no machine has run yet")
     else:
         _print(bill)
 
 
 def _bill(record: RunRecord) -> Bill:
-    """From the record, and where the backend says what it bills, from there."""
+    """The bill from the run record, with the backend's own charges where it reports them."""
     from mtl_cloud.launch import RunHandle, get_launcher
     from mtl_cloud.launch.base import Biller
     from mtl_cloud.runs.attempts import bill_of
@@ -48,13 +48,13 @@ def _bill(record: RunRecord) -> Bill:
         launcher = get_launcher(handle.backend)
         billed = {handle.backend: launcher.charges(handle)} if isinstance(launcher, Biller) else {}
     except (LaunchError, MissingExtraError) as error:
-        print_warnings([f"{handle.backend} does not say what it bills, so the record's seconds stand: {error}"])
+        print_warnings([f"{handle.backend} does not report its charges, using the run record instead: {error}"])
         billed = {}
     return bill_of(record, billed, now=datetime.now(UTC))
 
 
 def _print(bill: Bill) -> None:
-    titles = ("attempt", "machine", "zone", "bought", "time", "an hour", "cost", "saved")
+    titles = ("attempt", "machine", "zone", "purchase", "time", "per hour", "cost", "saved")
     rows = [_row(charge) for charge in bill.charges]
     total = ("all", "", "", "", "", "", _usd(bill.usd), _usd(bill.saved_usd))
     print_table(titles, [*rows, total] if len(rows) > 1 else rows, right=range(4, 8))

@@ -1,4 +1,4 @@
-"""``mtl-cloud data``: prepare datasets, look at prepared ones, and check them."""
+"""``mtl-cloud data``: prepare datasets, inspect prepared ones, and verify them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mtl_cloud.datasets.shards import DatasetManifest, Finding
 
 _SHOWN = 20
-"""Findings that are printed; --json has all of them."""
+"""The number of findings that are printed; --json has all of them."""
 
 
 @click.group(
@@ -35,10 +35,10 @@ _SHOWN = 20
     no_args_is_help=True,
 )
 def command() -> None:
-    """Prepare datasets for training from anywhere, and look at what was prepared.
+    """Prepare datasets as shards for training from S3 or a folder, and inspect them.
 
     A prepared dataset is a set of tar shards in webdataset's naming, with an index. A job names its folder or URL as
-    `dataset.uri`. Each subcommand knows --json and --debug.
+    `dataset.uri`. Each subcommand has --json and --debug.
 
     JSON: {name, digest, ...}; see the subcommands.
     """
@@ -56,14 +56,14 @@ def command() -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="Only these splits. Repeatable.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default one a core.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one per core.")
 @click.option("--shard-mib", type=click.IntRange(1, 2048), default=64, show_default=True, help="Size of a shard.")
 @click.option(
     "--on-bad",
     type=click.Choice(["fatal", "skip", "quarantine"]),
     default="fatal",
     show_default=True,
-    help="What a bad sample does: end it all, be left out, or be left out and kept beside.",
+    help="On a bad sample: stop, skip it, or skip it and keep a copy.",
 )
 @output_options
 def prepare(
@@ -79,10 +79,10 @@ def prepare(
 ) -> None:
     """Turn the original archives in SRC into a prepared dataset in DST; both are folders or URLs.
 
-    Archives are read where they lie, and never unpacked: ILSVRC2012's tars with the devkit's text files beside them,
-    VOCdevkit as a folder or tar, CIFAR-10's pickled batches. Every image is decoded, every label checked. Bad samples
-    are damaged, wrongly labelled or named twice. What is only unusual (CMYK, PNG, the same bytes twice) is kept and
-    named. Killed and started again, it goes on where it was.
+    Archives are read in place, without unpacking: ILSVRC2012's tars next to the devkit's text files, VOCdevkit as a
+    folder or tar, CIFAR-10's pickled batches. Every image is decoded and every label checked. Bad samples are damaged,
+    wrongly labelled, or have a duplicate name. Unusual samples (CMYK, PNG, duplicate bytes) are kept and listed. A
+    command that was killed resumes where it stopped.
 
     JSON: {name, digest, splits: {name: {samples, digest, shards, index, boxes, left_out, notes}}, ...}: the manifest.
     """
@@ -131,10 +131,10 @@ def _print_findings(title: str, findings: tuple[Finding, ...]) -> None:
 @click.option(
     "--sheet", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write samples as a PNG."
 )
-@click.option("--split", metavar="NAME", help="Of which split the samples are; default the first.")
+@click.option("--split", metavar="NAME", help="The split to sample; default: the first.")
 @output_options
 def inspect(path: str, sheet: Path | None, split: str | None, *, as_json: bool) -> None:
-    """Show what is in the prepared dataset PATH: counts, sizes, and how many images of each class.
+    """Show the contents of the prepared dataset PATH: counts, sizes, and images per class.
 
     JSON: {name, digest, classes: {task: [...]}, splits: {name: {samples, shards, bytes, pixels, labelled, per_class,
     left_out, notes}}}.
@@ -191,7 +191,7 @@ def _summary_row(name: str, summary: SplitSummary, manifest: DatasetManifest) ->
 @click.argument("path", metavar="PATH")
 @output_options
 def verify(path: str, *, as_json: bool) -> int:
-    """Read the whole prepared dataset PATH, compare its checksums, and name what is damaged (exit code 9).
+    """Read the whole prepared dataset PATH, verify its checksums, and list damaged files (exit code 9).
 
     JSON: {name, digest, damaged: [{file, what, samples}]}.
     """
@@ -220,9 +220,7 @@ def _print_damage(damaged: list[Damage], manifest: DatasetManifest) -> None:
         if len(damage.samples) > _SHOWN:
             click.echo(f"  … and {len(damage.samples) - _SHOWN} more samples")
     files = sum(len(split.files) for split in manifest.splits.values())
-    click.echo(
-        f"{len(damaged)} of {files} files are damaged" if damaged else f"{files} files, all as they were written"
-    )
+    click.echo(f"{len(damaged)} of {files} files are damaged" if damaged else f"{files} files, all intact")
 
 
 @contextmanager
@@ -237,7 +235,7 @@ def _extra() -> Iterator[None]:
 
 @contextmanager
 def _bar(first: str, unit: str) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """A bar on standard error; what it yields names and measures the work, and returns the bar's own ``advance``."""
+    """A progress bar on standard error. Yields ``begin(description, total)``, which returns ``advance(amount)``."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

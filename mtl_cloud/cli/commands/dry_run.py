@@ -1,4 +1,4 @@
-"""``mtl-cloud dry-run``: prove a job on this machine before it costs anything."""
+"""``mtl-cloud dry-run``: rehearse a job on this machine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ _COLOURS = {"ok": "green", "failed": "red", "not checked": "yellow", "not reache
 )
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
 @overrides_option
-@click.option("--data", metavar="DIR", help="A copy of the job's dataset on this machine; or embedded, for digits.")
-@click.option("--s3", is_flag=True, help="Keep the run record in a local S3 server (extra dev), not in a folder.")
-@click.option("--storage", metavar="DIR", help="Keep the run record here, and leave it; default a temporary folder.")
+@click.option(
+    "--data", metavar="DIR", help="Local copy of the job's dataset; or 'embedded', to use the built-in digits."
+)
+@click.option("--s3", is_flag=True, help="Store the run record in a local S3 server (extra dev), not in a folder.")
+@click.option("--storage", metavar="DIR", help="Store and keep the run record here. Default: a temporary folder.")
 @click.option("--image", metavar="REF", help="Image to run; default this version's own.")
 @click.option("--memory", metavar="SIZE", help="Memory limit of the container, e.g. 8g.")
 @output_options
@@ -47,17 +49,17 @@ def command(
 ) -> int:
     """Rehearse any job on this machine: its image, its data, two tiny rounds.
 
-    The container is killed once and goes on; it is given a spot notice (a SIGTERM, as SageMaker does) and goes on; the
-    end is compared, bit for bit, with a run that nothing disturbed. What would be sent to AWS is held against AWS's own
-    model of the API. Then a table says what held. Without a GPU batch and image size are made smaller, and memory and
-    work of the whole job are counted instead.
+    The container is killed once and resumes; it gets a spot notice (SIGTERM, as from SageMaker) and resumes; the result
+    is compared, bit for bit, with an undisturbed run. The AWS requests are validated against AWS's model of the API.
+    Then a table shows the checks. Without a GPU, batch and image size are reduced, and the memory and work of the
+    whole job are computed instead of measured.
 
-    Exit code 0 when all of it held, 7 when something did not.
+    Exit code 0 if all checks pass, 7 otherwise.
 
     JSON: {job, backend, ok, checks: [{check, state, detail}], memory: {memory_gib, gpu_memory_gib}, estimates: [...] as
     `plan` has them}.
     """
-    from mtl_cloud.dry_run import judge, memory_need
+    from mtl_cloud.dry_run import check_evidence, memory_need
     from mtl_cloud.jobspec.load import load_job
     from mtl_cloud.planning.plan import gather_facts, priced_estimates
 
@@ -68,7 +70,7 @@ def command(
         sliced = _sliced(job, image=image, storage=place, data=data)
         evidence = _rehearse(stack, job, sliced, memory, quiet=as_json)
         need = memory_need(job, facts, evidence.probe) if evidence.probe else None
-        rows = judge(job, evidence, need)
+        rows = check_evidence(job, evidence, need)
     estimates = priced_estimates(job, facts)
     if as_json:
         print_json(_document(job, rows, need, estimates))
@@ -78,9 +80,9 @@ def command(
 
 
 def _place(stack: ExitStack, storage: str | None, *, s3: bool) -> str:
-    """URL of the storage of the rehearsal's records."""
+    """The URL of the storage for the rehearsal's records."""
     if s3 and storage:
-        raise UsageError("--s3 and --storage each say where the record is kept", hint="give one of them")
+        raise UsageError("--s3 and --storage exclude each other", hint="use one of them")
     if s3:
         from mtl_cloud.dry_run.fake_cloud import local_s3
 
@@ -95,7 +97,7 @@ def _sliced(job: JobSpec, *, image: str | None, storage: str, data: str | None) 
     from mtl_cloud.supervise.host_metrics import gpu_count
 
     if data not in {None, "embedded"} and len(job.datasets) > 1:
-        raise UsageError(f"--data {data}: the job has several datasets", hint="--data embedded stands for them all")
+        raise UsageError(f"--data {data}: the job has several datasets", hint="--data embedded replaces them all")
     here = min(job.compute.gpu_count, gpu_count())
     stands_in = data if data in {None, "embedded"} else str(Path(str(data)).absolute())
     return slice_job(job, image=image, storage=storage, gpus=here, data=stands_in)
@@ -121,7 +123,7 @@ def _rehearse(stack: ExitStack, job: JobSpec, sliced: JobSpec, memory: str | Non
     say = _silent if quiet else _say
     return Rehearsal(
         whole=job, job=sliced, plan=plan, launcher=launcher, engine=engine, notice=around.notice, say=say
-    ).live()
+    ).run()
 
 
 def _say(text: str) -> None:

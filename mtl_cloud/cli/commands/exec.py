@@ -19,7 +19,7 @@ from mtl_cloud.cli.remote_options import host_option, reach_options, session_of
 @reach_options
 @output_options
 def command(*, run: str, words: tuple[str, ...], host: bool, storage: str | None, user: str, as_json: bool) -> int:
-    """Run a command in the container of a run on EC2, and end with its exit code.
+    """Run a command in the container of a run on EC2, and exit with its exit code.
 
     JSON: {run_id, exit_code, stdout, stderr}.
     """

@@ -44,8 +44,8 @@ def command(  # noqa: PLR0917  # click passes them by name
     _require_extras(what)
     record = open_run(run, storage)
     folder = Path(output or f"{record.run_id}-export")
-    wish = {"storage": record.storage.url, "run_id": record.run_id, "checkpoint": checkpoint, "what": what}
-    export = _ask_child(wish | {"folder": str(folder)})
+    request = {"storage": record.storage.url, "run_id": record.run_id, "checkpoint": checkpoint, "what": what}
+    export = _run_export(request | {"folder": str(folder)})
     if as_json:
         print_json(export)
     else:
@@ -59,12 +59,12 @@ def _require_extras(what: str) -> None:
             raise MissingExtraError(extra, f"writing {what}")
 
 
-def _ask_child(wish: dict[str, str]) -> dict[str, Any]:
-    """The export by a process that may import torch; its other words go to standard error."""
-    child = [sys.executable, "-m", "mtl_cloud.train.export", json.dumps(wish)]
+def _run_export(request: dict[str, str]) -> dict[str, Any]:
+    """Run the export in a process that may import torch; its log goes to standard error."""
+    child = [sys.executable, "-m", "mtl_cloud.train.export", json.dumps(request)]
     done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise MtlCloudError(f"the export ended with code {done.returncode}", hint="its own words stand above")
+        raise MtlCloudError(f"the export ended with code {done.returncode}", hint="see its output above")
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
         raise _error(**answer["error"])

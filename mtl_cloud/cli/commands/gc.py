@@ -1,4 +1,4 @@
-"""``mtl-cloud gc``: remove what runs have left at AWS, or on this machine."""
+"""``mtl-cloud gc``: remove resources that runs left behind at AWS, or on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _HOME = "us-east-1"
-"""Which is asked for the others. Of AWS's accounts in China and for governments none has it: they name --region."""
+"""The region that lists all others. Accounts of AWS China and GovCloud do not have it and must name --region."""
 
 
 @click.command("gc", epilog=examples("gc --dry-run", "gc --region eu-west-1 --yes", "gc --backend docker"))
@@ -39,15 +39,15 @@ _HOME = "us-east-1"
     metavar="REGION",
     help="AWS region to look in; may be repeated.  [default: every region of the account]",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_options
 def command(*, backend: str, regions: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Remove what runs have left at AWS: groups, launch templates and instances whose run has expired or is over.
+    """Remove AWS resources of runs that have expired or are over: groups, launch templates and instances.
 
-    They are found by their tags, in the whole account and with no state of this computer. A region that may not be
-    looked at is named. With --backend docker: containers on this machine that have ended, of runs that are over, by
-    their labels. Records and checkpoints are never touched. A run that may go on is left alone.
+    They are found by their tags, in the whole account, independent of this computer. Regions that cannot be searched
+    are listed. With --backend docker: ended containers on this machine, of runs that are over, found by their labels.
+    Records and checkpoints are never removed, and runs that may continue are not touched.
 
     JSON: [{run_id, owner, reason, names, region, removed}, ...].
     """
@@ -70,7 +70,7 @@ def _at_aws(regions: tuple[str, ...]) -> tuple[list[Leftover], str, _Remove]:
     clients, clock = cache(AwsClients), Clock()
     wanted = regions or tuple(enabled_regions(clients(_HOME)))
     looks = look_in(wanted, clients, now=clock.now(), is_over=_is_over)
-    print_warnings(f"{look.region}: not looked at: {look.refused}" for look in looks if look.refused)
+    print_warnings(f"{look.region}: not searched: {look.refused}" for look in looks if look.refused)
     place = wanted[0] if len(wanted) == 1 else f"{sum(not look.refused for look in looks)} regions"
     found = [leftover for look in looks for leftover in look.found]
     return found, place, partial(remove_leftovers, clients=clients, clock=clock)
@@ -86,7 +86,7 @@ def _on_this_machine() -> tuple[list[Leftover], str, _Remove]:
 
 
 def _is_over(run_id: str, storage: str) -> bool:
-    """A record that cannot be read says nothing: then the expiry alone decides."""
+    """Whether the run has a result. If its record cannot be read, only the expiry decides."""
     from mtl_cloud.errors import MissingExtraError, StorageError
     from mtl_cloud.runs.record import RunRecord
     from mtl_cloud.storage import open_storage
@@ -94,7 +94,7 @@ def _is_over(run_id: str, storage: str) -> bool:
     try:
         return RunRecord(open_storage(storage), run_id).result() is not None
     except (MissingExtraError, StorageError) as error:
-        log.warning("%s: its record is not readable from here: %s", run_id, error)
+        log.warning("%s: its run record cannot be read: %s", run_id, error)
         return False
 
 

@@ -1,4 +1,4 @@
-"""``mtl-cloud iam``: the policies at AWS, and why each statement is in them."""
+"""``mtl-cloud iam``: the IAM policies, with the reason for each statement."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ WHO = ("user", "instance", "group", "sagemaker")
 )
 @click.argument("who", type=click.Choice(WHO), required=False, metavar="[WHO]")
 @region_option("Which region.")
-@click.option("--account", default="ACCOUNT_ID", metavar="ID", help="Number of the account; default a placeholder.")
+@click.option("--account", default="ACCOUNT_ID", metavar="ID", help="Account id; default: a placeholder.")
 @click.option("--prefix", default="mtl-cloud", show_default=True, help="The bucket's prefix that runs may use.")
 @output_options
 def command(*, who: str | None, region: str, account: str, prefix: str, as_json: bool) -> None:
-    """Print the policies of WHO: user (who submits), instance (EC2), group (as what an instance closes its run's
-    group), sagemaker; default all.
+    """Print the policies of WHO: user (who submits), instance (EC2), group (assumed by an instance to close its
+    run's group), sagemaker; default all.
 
-    They are those of the stack that `mtl-cloud bootstrap` deploys, and nothing is asked of AWS. A role's last one is
-    its trust policy: who may take the role on.
+    They are the policies of the stack that `mtl-cloud bootstrap` deploys; AWS is not queried. Each role ends with its
+    trust policy, which says who may assume the role.
 
-    JSON: {WHO: [{name, document, reasons: {sid: reason}}]}; a document can be given to IAM as it is.
+    JSON: {WHO: [{name, document, reasons: {sid: reason}}]}; a document is valid input for IAM.
     """
     from mtl_cloud.bootstrap.policies import ROLES, policies, trust_policy
 
@@ -44,7 +44,7 @@ def command(*, who: str | None, region: str, account: str, prefix: str, as_json:
         print_json({one: [asdict(policy) for policy in [*found[one], *trust.get(one, [])]] for one in asked})
         return
     _show({policy.name: policy for own in found.values() for policy in own}.values())
-    _show([policy for own in trust.values() for policy in own], "the role {}, who may take it on")
+    _show([policy for own in trust.values() for policy in own], "the role {}: who may assume it")
 
 
 def _show(policies: Iterable[Policy], title: str = "{}") -> None:

@@ -1,4 +1,4 @@
-"""``mtl-cloud image``: build, push and look at the container image."""
+"""``mtl-cloud image``: build, push and inspect the container image."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def _platform(default: str) -> Callable[[F], F]:
     no_args_is_help=True,
 )
 def command() -> None:
-    """Build, push and look at the image that every container runs.
+    """Build, push and inspect the image that every container runs.
 
-    Its tag is a digest of what goes in (Dockerfile, package, requirements, base, platform), so the same content has
-    the same reference everywhere, and other content another one. The engine is docker or podman; MTL_CLOUD_ENGINE
-    names another program. Each subcommand knows --json and --debug.
+    Its tag is a digest of its inputs (Dockerfile, package, requirements, base, platform), so equal content has the
+    same tag everywhere. The engine is docker or podman; MTL_CLOUD_ENGINE names another program. Each subcommand has
+    --json and --debug.
 
     JSON: {reference, ...}; see the subcommands.
     """
@@ -59,9 +59,9 @@ def command() -> None:
     type=_FILE,
     envvar=["PIP_CERT", "REQUESTS_CA_BUNDLE"],
     metavar="FILE",
-    help="PEM file for a proxy's certificates; default PIP_CERT. Used while building, and in no layer.",
+    help="PEM file for a proxy's certificates; default PIP_CERT. Used during the build only; no layer contains it.",
 )
-@click.option("--pip-config", type=_FILE, metavar="FILE", help="pip.conf to build with; in no layer either.")
+@click.option("--pip-config", type=_FILE, metavar="FILE", help="pip.conf for the build; no layer contains it.")
 @click.option("--network", metavar="MODE", help="The engine's network for the build, e.g. host.")
 @click.option("--wheel", type=_FILE, metavar="FILE", help="Wheel of this package; default built here.")
 @output_options
@@ -75,7 +75,7 @@ def build(
     wheel: Path | None,
     as_json: bool,
 ) -> None:
-    """Build the image of this version, unless the engine has it.
+    """Build the image of this version, unless it exists.
 
     JSON: {reference, was_there}.
     """
@@ -93,10 +93,10 @@ def build(
 @_base
 @_platform("linux/amd64, of the GPU instances")
 @region_option("Region of the ECR repository.")
-@click.option("--repository", metavar="HOST/NAME", help="A repository that is not ECR's; the engine must be logged in.")
+@click.option("--repository", metavar="HOST/NAME", help="Push to this repository instead of ECR; log in first.")
 @output_options
 def push(*, base: str | None, platform: str | None, region: str, repository: str | None, as_json: bool) -> None:
-    """Push the image of this version to ECR, unless it is there.
+    """Push the image of this version to ECR, unless it exists there.
 
     JSON: {reference, was_there}.
     """
@@ -118,7 +118,7 @@ def push(*, base: str | None, platform: str | None, region: str, repository: str
 @_platform("this machine's")
 @output_options
 def inspect(*, base: str | None, platform: str | None, as_json: bool) -> None:
-    """Show the reference of this version's image, and of what it consists if the engine has it.
+    """Show the reference of this version's image, and its layers if it is built.
 
     JSON: {reference, base, platform, requirements, id, size_bytes, labels, layers: [{size_bytes, made_by}]}; the last
     four are null when the engine does not have it.
@@ -144,7 +144,7 @@ def _report(content: ImageContent, engine: Engine, found: dict[str, Any] | None)
         "reference": content.reference,
         "base": content.base,
         "platform": content.platform,
-        "requirements": list(content.requirements),
+        "requirements": content.pins,
         "id": found["Id"] if found else None,
         "size_bytes": found["Size"] if found else None,
         "labels": found["Config"].get("Labels") if found else None,

@@ -37,7 +37,7 @@ model:
   width: {width:<19}# multiplies every channel count; 1.0 is the published network
 
 training:
-  rounds: {rounds:<18}# metrics are taken after each round
+  rounds: {rounds:<18}# metrics are computed after each round
   epochs_per_round: {epochs}
   batch_size: 16
   image_size: {size:<14}# side of the square input, pixels
@@ -45,7 +45,7 @@ training:
 
 storage: mtl-runs           # folder, or s3://bucket/prefix, that run records go to
 """
-_EXTENDS = "extends: standard           # a preset (standard, article, smoke); what this file says goes above it\n"
+_EXTENDS = "extends: standard           # a preset (standard, article, smoke); fields of this file override it\n"
 _SMALL = {
     "extends": "",
     "width": "0.125",
@@ -97,7 +97,7 @@ def command(*, file: Path, dataset: str, uri: str | None, name: str, force: bool
 
 
 def job_text(file: str, dataset: str, uri: str | None, name: str) -> str:
-    """The job file's text: small for the embedded dataset, the standard recipe for the others."""
+    """The text of the job file: a small recipe for the embedded dataset, the standard recipe for the others."""
     recipe = _SMALL if dataset == "embedded" else _STANDARD
     line = f"  uri: {json.dumps(uri, ensure_ascii=False)}\n" if uri is not None else ""
     return _TEMPLATE.format(file=file, name=json.dumps(name), dataset=dataset, uri=line, **recipe)

@@ -1,4 +1,4 @@
-"""``mtl-cloud instances``: machines that can be rented, and what they cost."""
+"""``mtl-cloud instances``: instance types and their prices."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ if TYPE_CHECKING:
     "instances",
     epilog=examples("instances --gpu A100 --min-gpu-memory 40", "instances --gpu H100 --region us-east-2 --refresh"),
 )
-@click.option("--gpu", metavar="MODEL", help="Only with this GPU, e.g. A100.")
-@click.option("--min-gpu-memory", type=float, default=0, metavar="GIB", help="Only with so much memory on each GPU.")
+@click.option("--gpu", metavar="MODEL", help="Only types with this GPU, e.g. A100.")
+@click.option(
+    "--min-gpu-memory", type=float, default=0, metavar="GIB", help="Only types with at least this memory per GPU."
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Prices of this region.")
 @click.option("--sagemaker", is_flag=True, help="SageMaker's types (ml.…) and prices.")
-@click.option("--refresh", is_flag=True, help="Look prices up at AWS, and keep them for later plans.")
+@click.option("--refresh", is_flag=True, help="Query prices from AWS, and cache them for later plans.")
 @output_options
 def command(
     *, gpu: str | None, min_gpu_memory: float, region: str, sagemaker: bool, refresh: bool, as_json: bool
 ) -> None:
     """List instance types with their GPUs, disks, network, quotas, and prices with their dates.
 
-    Prices are those of the shipped tables, or newer ones of an earlier --refresh.
+    Prices come from the shipped tables, or from the last --refresh.
 
     JSON: [{name, vcpus, memory_gib, gpu, gpu_count, gpu_memory_gib, nvme_count, nvme_gb, network, efa, quotas
-    {on_demand, spot}, on_demand {usd_per_hour, region, date, source}, spot {least, mean, most, days, ...}}], prices
-    null where nobody told them.
+    {on_demand, spot}, on_demand {usd_per_hour, region, date, source}, spot {least, mean, most, days, ...}}]. Unknown
+    prices are null.
     """
     from mtl_cloud.catalog import instances
     from mtl_cloud.catalog.prices import known_prices, price_cache
@@ -52,7 +54,7 @@ def command(
 
 
 def _require_known(gpu: str | None, region: str) -> None:
-    """Raises ``UsageError``: an empty list would not tell a typo from a lack."""
+    """Raises ``UsageError`` for an unknown GPU or region, so that a typo does not look like an empty result."""
     from mtl_cloud.catalog import instances, regions
     from mtl_cloud.errors import UsageError
     from mtl_cloud.suggest import did_you_mean
@@ -85,7 +87,8 @@ def _document(machine: InstanceType, region: str, book: PriceBook) -> dict[str, 
 
 
 def _print(machines: tuple[InstanceType, ...], region: str, book: PriceBook) -> None:
-    titles = ("type", "GPUs", "vCPUs", "GiB", "NVMe", "network", "EFA", "quota", "on demand", "of", "spot, mean", "of")
+    hardware = ("type", "GPUs", "vCPUs", "GiB", "NVMe", "network", "EFA", "quota")
+    titles = (*hardware, "on demand", "price date", "spot, mean", "price date")
     print_table(titles, [_row(machine, region, book) for machine in machines], right=(2, 3, 6, 8, 10))
 
 

@@ -1,4 +1,4 @@
-"""``mtl-cloud logs``: what the trainer wrote."""
+"""``mtl-cloud logs``: the trainer's log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @click.command("logs", epilog=run_examples("logs", "logs -f", "logs 4f2a --attempt 2"))
 @run_options
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over; Ctrl-C leaves it alone.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until the run is over; Ctrl-C stops printing only.")
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only this attempt's log.")
 @output_options
 def command(*, run: str, storage: str | None, follow: bool, attempt: int | None, as_json: bool) -> None:
-    """Print a run's log: all attempts, one after another. Before the first has logged, what the backend kept.
+    """Print the log of all attempts of a run. If there is none yet, print the container output that the backend kept.
 
     JSON: {run_id, attempts: [{attempt, log}]}; with --follow one line of {attempt, text} for each piece.
     """
@@ -55,7 +55,7 @@ def _text(record: RunRecord, attempt: int) -> str:
 
 
 def _backend_log(record: RunRecord) -> dict[int, str]:
-    """What the backend kept of a run that has logged nothing, as if of its first attempt; empty if it keeps nothing."""
+    """The container output that the backend kept, as the first attempt's log; empty if it keeps none."""
     from mtl_cloud.launch import LAUNCHERS, RunHandle, get_launcher
     from mtl_cloud.launch.base import LogSource
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def command(run: str, storage: str | None, as_json: bool) -> None:
     """Print the metrics of each round: for each task a sparkline of its headline metric and a table.
 
-    With `checkpoint: {keep_best: ...}` in the job, a * marks the round that is kept as the best.
+    With `checkpoint: {keep_best: ...}` in the job, a * marks the round whose checkpoint is kept as the best.
 
-    JSON: {run_id, best: {round, metric, value}, rounds: [...]}, each round as the run record holds it. The best is null
-    where none is kept, and its metric null where it is the mean of the tasks' headline metrics.
+    JSON: {run_id, best: {round, metric, value}, rounds: [...]}, each round as the run record holds it. best is null
+    if none is kept; its metric is null if it is the mean of the tasks' headline metrics.
     """
     record = open_run(run, storage)
     rounds = record.rounds()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mtl_cloud.runs.schema import PlanRecord
 
 _NO_RUN = "000000"
-"""Where a run's id has its random part: a plan is no run, and the same job gives the same plan."""
+"""Replaces the random part of a run id, so that the same job gives the same plan."""
 
 
 @click.command(
@@ -33,10 +33,10 @@ _NO_RUN = "000000"
     "--offline/--online",
     "offline",
     default=None,
-    help="Use the dated tables, or ask AWS. Default: ask where credentials seem to be there.",
+    help="Use the dated tables, or query AWS. Default: query AWS if credentials are found.",
 )
-@click.option("--run-id", metavar="ID", help="Plan what is left of this run, at the speed that it has shown.")
-@click.option("--requests", "requests_only", is_flag=True, help="Print the exact requests as JSON, and nothing else.")
+@click.option("--run-id", metavar="ID", help="Plan the remainder of this run, at its measured speed.")
+@click.option("--requests", "requests_only", is_flag=True, help="Print only the exact requests, as JSON.")
 @output_options
 def command(
     *,

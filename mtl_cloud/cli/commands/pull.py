@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Copy the file or folder PATH of a run's container into the folder DEST.
 
-    JSON: {run_id, path}: where it lies now.
+    JSON: {run_id, path}; path is the local copy.
     """
     run_id, session = session_of(run, storage, user)
     session.pull(path, dest, in_container=not host)

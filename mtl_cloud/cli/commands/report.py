@@ -16,7 +16,7 @@ from mtl_cloud.errors import UsageError
 @click.option("-o", "--output", metavar="FILE", help="Where to write; - is standard output. Default <run id>.html.")
 @output_options
 def command(run: str, storage: str | None, output: str | None, as_json: bool) -> None:
-    """Write a run's report as one self-contained HTML file. Works while the run goes on, too.
+    """Write a run's report as one self-contained HTML file. Works during the run, too.
 
     JSON: {run_id, file, bytes}.
     """
@@ -24,7 +24,7 @@ def command(run: str, storage: str | None, output: str | None, as_json: bool) ->
     from mtl_cloud.report.render import render_html
 
     if output == "-" and as_json:
-        raise UsageError("-o - and --json both want standard output", hint="name a file with -o")
+        raise UsageError("-o - and --json both use standard output", hint="name a file with -o")
     record = open_run(run, storage)
     page = render_html(build_report(record)).encode()
     if output == "-":

@@ -1,4 +1,4 @@
-"""``mtl-cloud runs``: the runs that one knows."""
+"""``mtl-cloud runs``: list runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def command(storage: str | None, as_json: bool) -> None:
     """List the runs of every storage that this computer has used, or of one; newest first.
 
-    JSON: {runs: [...]}, each with the keys that "status --json" gives, but for the machine.
+    JSON: {runs: [...]}, each with the keys of "status --json", without the machine.
     """
     from mtl_cloud.runs.find import list_runs
     from mtl_cloud.runs.summary import summarize

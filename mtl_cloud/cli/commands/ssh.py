@@ -14,7 +14,7 @@ from mtl_cloud.cli.remote_options import reach_options, session_of
 @reach_options
 @output_options
 def command(*, run: str, storage: str | None, user: str, as_json: bool) -> int:
-    """Open a shell on the machine of a run on EC2. Leaving it ends nothing else.
+    """Open a shell on the machine of a run on EC2. Leaving the shell does not affect the run.
 
     JSON: {run_id, exit_code}, after the shell.
     """

@@ -1,4 +1,4 @@
-"""``mtl-cloud status``: how a run stands, once or until it is over."""
+"""``mtl-cloud status``: the state of a run, once or until it is over."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 @click.option("-f", "--follow", is_flag=True, help="Show the live view until the run is over; Ctrl-C detaches.")
 @output_options
 def command(*, run: str, storage: str | None, follow: bool, as_json: bool) -> None:
-    """Show how a run stands.
+    """Show the state of a run.
 
-    With --follow the exit code is 7 when the run ends otherwise than done.
+    With --follow the exit code is 7 unless the run ends as done.
 
     JSON: {run_id, name, backend, storage, created_at, state, attempt, round, rounds, metrics, best, started_at,
-    seconds, usd, machine}. The best is as `metrics --json` gives it. The state is queued, running, stopping or lost;
+    seconds, usd, machine}. best is as in `metrics --json`. The state is queued, running, stopping or lost;
     or, when the run is over, done, user_error, machine_error, interrupted, cancelled, out_of_time or out_of_budget.
-    The machine is a list of texts: what the backend last said of the one that is waited for; empty where none is.
+    machine is a list of texts, the backend's last news of a machine that the run waits for; empty otherwise.
     """
     from mtl_cloud.clock import Clock
     from mtl_cloud.runs.summary import summarize
 
     if follow and as_json:
-        raise UsageError("--follow and --json do not go together", hint="mtl-cloud logs --follow --json gives events")
+        raise UsageError("--follow and --json exclude each other", hint="mtl-cloud logs --follow --json gives events")
     record, clock = open_run(run, storage), Clock()
     if follow:
         _follow(record, clock)
@@ -83,7 +83,7 @@ def _print_summary(record: RunRecord, summary: RunSummary) -> None:
 
 
 def _now(record: RunRecord, summary: RunSummary) -> str:
-    """The trainer's newest word; empty when the run is over, or none has been said."""
+    """The trainer's newest progress; empty when the run is over or nothing was reported yet."""
     from mtl_cloud.cli.status_lines import loss_words, position_words, speed_words
 
     beat = record.heartbeat(summary.attempt) if summary.attempt else None
@@ -95,7 +95,7 @@ def _now(record: RunRecord, summary: RunSummary) -> str:
 
 
 def _machine(record: RunRecord, summary: RunSummary) -> list[str]:
-    """The backend's last words on a run that nobody works on; its error where it gives none."""
+    """The backend's latest news of a run without a running attempt, or its error."""
     from mtl_cloud.cli.attach import renting_launcher
     from mtl_cloud.launch import RunHandle
 
@@ -110,7 +110,7 @@ def _machine(record: RunRecord, summary: RunSummary) -> list[str]:
 
 
 def _last(news: list[MachineNews]) -> list[MachineNews]:
-    """The newest; of refusals, those of every place since a machine last came."""
+    """The newest news; if it is a refusal, all refusals since the last machine."""
     refusals = list(takewhile(lambda one: one.phase == "refused", reversed(news)))
     return refusals[::-1] or news[-1:]
 

@@ -1,4 +1,4 @@
-"""``mtl-cloud submit``: start a run, and stay with it unless told otherwise."""
+"""``mtl-cloud submit``: start or resume a run, and follow it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(dir_okay=False))
 @overrides_option
 @click.option("--run-id", metavar="ID", help="Name the run; submitting the same job twice starts it once.")
-@click.option("--resume", metavar="RUN", help="Go on with this run from its last checkpoint, instead of a job file.")
-@click.option("--backend", metavar="NAME", help="With --resume: go on there; --set names the new machine.")
+@click.option("--resume", metavar="RUN", help="Continue this run from its last checkpoint, instead of a job file.")
+@click.option("--backend", metavar="NAME", help="With --resume: continue on this backend; --set names the new machine.")
 @click.option("--storage", metavar="URL", help="With --resume: where to look for the run.")
-@click.option("--detach", is_flag=True, help="Return as soon as the run has started.")
+@click.option("--detach", is_flag=True, help="Return when the run has started.")
 @output_options
 def command(
     *,
@@ -47,14 +47,14 @@ def command(
 ) -> None:
     """Start a run and follow it to its end: round, step, losses, images/s, time left.
 
-    With --resume a run that was interrupted goes on. It may go on elsewhere: what runs of it is stopped first, after a
-    save; its record, rounds and checkpoints stay where they are, and the training is the same.
+    --resume continues an interrupted run, if you like on another backend: a running attempt first saves and stops.
+    Record, rounds and checkpoints stay where they are, and the training result is the same.
 
-    Ctrl-C detaches: the run goes on, the way back is printed, and the exit code is 130, so that a shell's "&&" goes
-    no further. Exit code 7 when the run ends otherwise than done.
+    Ctrl-C detaches: the run continues, the command prints how to follow it again, and exits with 130, so that a
+    shell's "&&" stops. Exit code 7 unless the run ends as done.
 
-    JSON: {run_id, storage, backend, outcome, rounds, seconds, usd}; at the end of the run, or at once with --detach,
-    when the outcome is null.
+    JSON: {run_id, storage, backend, outcome, rounds, seconds, usd}, at the end of the run, or at once with --detach,
+    with outcome null.
     """
     from mtl_cloud.clock import Clock
 
@@ -68,7 +68,7 @@ def command(
             "submit takes a FILE, or --resume RUN with --backend and --storage", hint="mtl-cloud submit --help"
         )
     if not detach:
-        _stay(run, launcher, clock, quiet=as_json)
+        _follow(run, launcher, clock, quiet=as_json)
     elif as_json:
         _print_result(run)
     else:
@@ -127,7 +127,7 @@ def _announce(plan: PlanRecord) -> None:
     click.echo(f"run {click.style(plan.run_id, bold=True)} on {plan.backend}{cost}, record in {plan.storage}")
 
 
-def _stay(run: RunRecord, launcher: Launcher, clock: Clock, *, quiet: bool) -> None:
+def _follow(run: RunRecord, launcher: Launcher, clock: Clock, *, quiet: bool) -> None:
     from mtl_cloud.cli.attach import attach, require_done
     from mtl_cloud.cli.live_view import SilentView, open_view
 

@@ -1,4 +1,4 @@
-"""``mtl-cloud validate``: check job files and name every mistake."""
+"""``mtl-cloud validate``: check job files and report every mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_cloud.errors import Problem, SpecError
 
 
 class Check(NamedTuple):
-    """What came of one file."""
+    """The result for one file."""
 
     file: str
     job: str | None
@@ -35,9 +35,9 @@ class Check(NamedTuple):
 @overrides_option
 @output_options
 def command(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
-    """Check job files. Every mistake is named with file, line and column. Nothing is started.
+    """Check job files. Every mistake is reported with file, line and column. Starts nothing.
 
-    Exit code 2 when a file is wrong.
+    Exit code 2 if a file has a mistake.
 
     JSON: {valid, files: [{file, valid, job, warnings, problems}]}; warnings and problems are lists of
     {file, line, column, path, message, hint}.

@@ -1,4 +1,4 @@
-"""The EC2 backend: a run is an Auto Scaling group of one, which AWS itself keeps alive."""
+"""The EC2 backend: a run is an Auto Scaling group of one, which AWS itself keeps running."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ec2Launcher:
     """Runs are groups in the account that the credentials belong to, in the region of each run's plan.
 
     ``clients`` maps a region to its maker of clients, ``storages`` a URL to its storage.
-    ``random_bytes(n)`` are those of the groups' keys.
+    ``random_bytes(n)`` makes the groups' keys.
     """
 
     backend = "ec2"
@@ -49,13 +49,13 @@ class Ec2Launcher:
         self._opened: dict[str, datetime] = {}
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        """The requests but for the template's id and the group's key, which ``submit`` makes and nobody stores."""
+        """The requests without template id and group key, which ``submit`` makes and which are not stored."""
         return Submission(RunHandle.of(plan), {**requests(plan)})
 
     def submit(self, submission: Submission) -> RunHandle:
-        """Five requests for a new run, one for a run that is being looked after already.
+        """Send five requests for a new run, and one for a run whose group exists.
 
-        Sent is ``requests`` of the record's plan, which the submission shows.
+        The requests follow from the recorded plan, as the submission shows them.
         """
         run = self._record(submission.handle)
         if run.result() is not None or run.cancel_request() is not None:
@@ -75,11 +75,11 @@ class Ec2Launcher:
         return _state(self._group(self._record(handle).plan()).find())
 
     def stop(self, handle: RunHandle) -> None:
-        """Delete all that the run has at AWS, and wait until AWS confirms it: minutes for a large machine."""
+        """Delete the run's resources, and wait until AWS confirms it: minutes for a large machine."""
         self._group(self._record(handle).plan()).remove()
 
     def watch(self, handle: RunHandle) -> Ec2Watch:
-        """News of the run's machines. What happened before this launcher opened the group, if it did, is past."""
+        """The watch over the run's machines. If this launcher opened the group, earlier activities are ignored."""
         run = self._record(handle)
         return Ec2Watch(run, self._group(run.plan()), self._clock, since=self._opened.get(run.run_id))
 
@@ -93,7 +93,7 @@ class Ec2Launcher:
         expiry = expires_at(plan)
         if self._clock.now() >= expiry:
             raise LaunchError(
-                f"{plan.run_id}: its time at AWS was over at {expiry:%Y-%m-%d %H:%M} UTC",
+                f"{plan.run_id}: the run expired at {expiry:%Y-%m-%d %H:%M} UTC",
                 hint="submit the job as a new run, with a larger compute.max_hours",
             )
 

@@ -1,4 +1,4 @@
-"""What a rehearsal showed, as rows of a table. Pure: from its evidence and the run record alone."""
+"""Evaluate a rehearsal as rows of a table. Pure: from its evidence and the run record alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
 
-__all__ = ["Row", "State", "judge"]
+__all__ = ["Row", "State", "check_evidence"]
 
 State: TypeAlias = Literal["ok", "failed", "not checked", "not reached"]
 _Finding: TypeAlias = tuple[State, str]
 _KILLED = 128 + 9
-"""Exit code of a container whose process met SIGKILL: the kernel's, for memory."""
+"""Exit code of a container whose process was killed by SIGKILL, as the kernel does for lack of memory."""
 _NOT_REACHED: _Finding = ("not reached", "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the verdict. Only ``ok`` and ``not checked`` (it cannot be, on this machine) are good."""
+    """One check. ``ok`` and ``not checked`` (impossible on this machine) count as good."""
 
     check: str
     state: State
@@ -35,8 +35,8 @@ class Row:
         return self.state in {"ok", "not checked"}
 
 
-def judge(job: JobSpec, evidence: Evidence, need: MemoryNeed | None) -> list[Row]:
-    """The verdict on ``job`` (the whole one), the same rows in the same order for every rehearsal."""
+def check_evidence(job: JobSpec, evidence: Evidence, need: MemoryNeed | None) -> list[Row]:
+    """The checks of ``job`` (the whole one): the same rows in the same order for every rehearsal."""
     case = _Case(job, evidence, need, _culprit(evidence))
     return [Row(name, *_look(case, name, look)) for name, look in _CHECKS.items()]
 
@@ -47,7 +47,7 @@ class _Case:
     evidence: Evidence
     need: MemoryNeed | None
     culprit: tuple[str, str] | None
-    """The row that a failure belongs to, and its words."""
+    """The check that a failure belongs to, and its message."""
 
     @property
     def run(self) -> RunRecord | None:
@@ -58,7 +58,7 @@ def _look(case: _Case, name: str, look: Callable[[_Case], _Finding]) -> _Finding
     if case.culprit is not None and case.culprit[0] == name:
         return "failed", case.culprit[1]
     found = look(case)
-    # What a failure elsewhere kept from happening is no failure of its own; the request hangs on nothing else.
+    # A check that was not reached because of another failure has not failed; the request is independent.
     kept = found[0] == "failed" and case.culprit is not None and look is not _request
     return _NOT_REACHED if kept else found
 
@@ -80,7 +80,7 @@ def _culprit(evidence: Evidence) -> tuple[str, str] | None:
 
 
 def _bad_end(run: RunRecord | None) -> tuple[int | None, str] | None:
-    """Exit code and words of a run that ended for good, and not well."""
+    """Exit code and message of a run that ended for good without success."""
     result = run.result() if run else None
     if run is None or result is None or result.outcome == Outcome.DONE:
         return None
@@ -110,7 +110,7 @@ def _request(case: _Case) -> _Finding:
 
 def _image(case: _Case) -> _Finding:
     if case.evidence.image is None:
-        return "failed", "it is not on this machine: mtl-cloud image build"
+        return "failed", "not on this machine; build it with: mtl-cloud image build"
     return "ok", case.evidence.image
 
 
@@ -121,8 +121,8 @@ def _gpu(case: _Case) -> _Finding:
     if wanted == 0:
         return "ok", "the job trains on the CPU"
     if not probe["gpus"]:
-        return "not checked", f"the job wants {wanted}, this machine has none: rehearsed on the CPU, smaller"
-    return "ok", f"{probe['gpus']} here, the job wants {wanted}"
+        return "not checked", f"the job needs {wanted}, this machine has none: rehearsed on the CPU at reduced size"
+    return "ok", f"{probe['gpus']} here, the job needs {wanted}"
 
 
 def _dataset(case: _Case) -> _Finding:
@@ -162,11 +162,11 @@ def _checkpoint(case: _Case) -> _Finding:
     if run is None or start is None or twin is None:
         return _NOT_REACHED
     if start.checkpoint_step is None:
-        return "failed", "the attempt after the kill began anew"
+        return "failed", "the attempt after the kill did not resume"
     ours, straight = (one.manifest(one.checkpoints()[-1]) for one in (run, twin))
     if (ours.step, ours.parts) != (straight.step, straight.parts):
-        return "failed", "the state after kill and interruption differs from a straight run's"
-    return "ok", f"killed, went on from step {start.checkpoint_step}; the end is a straight run's, bit for bit"
+        return "failed", "the state after kill and interruption differs from that of an undisturbed run"
+    return "ok", f"killed, resumed at step {start.checkpoint_step}; the result equals an undisturbed run, bit for bit"
 
 
 def _metrics(case: _Case) -> _Finding:
@@ -197,7 +197,7 @@ def _stop(case: _Case) -> _Finding:
     if seconds is None or end is None:
         return _NOT_REACHED
     clean = end.outcome == Outcome.INTERRUPTED
-    return ("ok" if clean else "failed"), f"saved and left {seconds:.1f} s after the notice" if clean else end.message
+    return ("ok" if clean else "failed"), f"saved and exited {seconds:.1f} s after the notice" if clean else end.message
 
 
 def _finished(case: _Case) -> _Finding:
