@@ -21,16 +21,15 @@ from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.leftover import Leftover
+from mtl_cloud.names import RUN_LABEL, STORAGE_LABEL, SupervisorFlag, container_name
 from mtl_cloud.runs.attempts import read_attempt
 from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 
-__all__ = ["DockerLauncher", "container_name", "find_leftovers", "remove_leftovers"]
+__all__ = ["DockerLauncher", "find_leftovers", "remove_leftovers"]
 
-_RUN_LABEL = "mtl-cloud.run-id"
-_STORAGE_LABEL = "mtl-cloud.storage"
 _START_S = 120.0
 _LOOK_S = 0.2
 _STOP_MARGIN_S = 15.0
@@ -89,14 +88,15 @@ class DockerLauncher:
 
     def prepare(self, plan: PlanRecord) -> Submission:
         options = ("--name", container_name(plan.run_id), *self.surroundings(plan))
-        supervisor = ("--storage", plan.storage, "--run-id", plan.run_id, *self._settings.to_flags(), *self._flags)
+        run = (SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id)
+        supervisor = (*run, *self._settings.to_flags(), *self._flags)
         return Submission(RunHandle.of(plan), to_json(ContainerRequest(plan.image, options, supervisor)))
 
     def surroundings(self, plan: PlanRecord) -> Iterator[str]:
         """What a container of this run is given of the machine, as options of the engine's ``run``."""
         from mtl_cloud.planning.compute import compute_of  # pydantic, which commands on a run that exists do without
 
-        yield from ("--label", f"{_RUN_LABEL}={plan.run_id}", "--label", f"{_STORAGE_LABEL}={plan.storage}")
+        yield from ("--label", f"{RUN_LABEL}={plan.run_id}", "--label", f"{STORAGE_LABEL}={plan.storage}")
         yield from ("--hostname", self._hostname, "--user", self._user)
         yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108
         yield from ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
@@ -172,7 +172,8 @@ class DockerLauncher:
         image = self._image(run.run_id, request.image)
         try:
             self._remove_dead(run.run_id)
-            self._engine.ask("run", "--detach", *request.run, image, *request.arguments, "--attempt", str(attempt))
+            arguments = (*request.arguments, SupervisorFlag.ATTEMPT, str(attempt))
+            self._engine.ask("run", "--detach", *request.run, image, *arguments)
         except EngineError:
             if self._status(run.run_id) in _OVER | {None, "created"}:
                 raise
@@ -217,13 +218,13 @@ def find_leftovers(engine: Engine, *, is_over: Callable[[str, str], bool]) -> li
 
     ``is_over`` tells from a run id and its storage's URL whether the run has a result. Raises ``EngineError``.
     """
-    ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={_STORAGE_LABEL}").split()
+    ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={STORAGE_LABEL}").split()
     found = [container for one in ids if (container := engine.inspect("container", one))]
     ended = [(one["Config"]["Labels"], one["Name"]) for one in found if one["State"]["Status"] in _OVER]
     return [
-        Leftover(labels[_RUN_LABEL], "", "the run is over", (f"container {name.lstrip('/')}",))
+        Leftover(labels[RUN_LABEL], "", "the run is over", (f"container {name.lstrip('/')}",))
         for labels, name in sorted(ended, key=itemgetter(1))
-        if labels[_STORAGE_LABEL] and is_over(labels[_RUN_LABEL], labels[_STORAGE_LABEL])
+        if labels[STORAGE_LABEL] and is_over(labels[RUN_LABEL], labels[STORAGE_LABEL])
     ]
 
 
@@ -235,11 +236,6 @@ def remove_leftovers(leftovers: Iterable[Leftover], engine: Engine) -> Iterator[
             if engine.inspect("container", container):
                 engine.ask("rm", container)
         yield leftover
-
-
-def container_name(run_id: str) -> str:
-    """What a run's container is called."""
-    return f"mtl-cloud-{run_id}"
 
 
 def _mount(source: str, target: str, *, read_only: bool) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
+from mtl_cloud.names import SUPERVISOR_MODULE, SupervisorFlag
 from mtl_cloud.runs.attempts import read_attempt
 from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
@@ -55,8 +56,9 @@ class LocalLauncher:
         self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        argv = [self._python, "-m", "mtl_cloud.supervise", "--storage", plan.storage, "--run-id", plan.run_id]
-        argv += ["--scratch", str(self._folder(plan.run_id)), *self._settings.to_flags()]
+        argv = [self._python, "-m", SUPERVISOR_MODULE]
+        argv += [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
+        argv += [SupervisorFlag.SCRATCH, str(self._folder(plan.run_id)), *self._settings.to_flags()]
         return Submission(RunHandle.of(plan), to_json(ProcessRequest(tuple(argv))))
 
     def submit(self, submission: Submission) -> RunHandle:
@@ -103,7 +105,7 @@ class LocalLauncher:
         log = self._folder(run.run_id) / "supervisor.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = from_json(ProcessRequest, submission.request, FieldPath(run.run_id, "submission"))
-        pid = self._spawn([*request.argv, "--attempt", str(attempt)], log)
+        pid = self._spawn([*request.argv, SupervisorFlag.ATTEMPT, str(attempt)], log)
         end = self._clock.monotonic() + _START_S
         while True:
             may_claim = _has_not_ended(pid) and self._clock.monotonic() < end

@@ -207,7 +207,7 @@ class BootRecord(Record):
     market: str
     """spot | on-demand | capacity-block, as the instance's metadata call it."""
     phase: str
-    """booting | pulling | running | ended | failed"""
+    """A ``BootPhase``."""
     message: str
     started_at: str
     at: str

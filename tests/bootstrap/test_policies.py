@@ -22,8 +22,7 @@ from waiting import PATIENCE_S
 
 from mtl_cloud import cli
 from mtl_cloud.bootstrap.policies import POLICIES, ROLES, policies, trust_policy
-from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import KEY_TAG, PURCHASE_TAG, RUN_TAG
+from mtl_cloud.names import KEY_TAG, PURCHASE_TAG, RUN_TAG, aws_name
 from mtl_cloud.storage import open_storage
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"

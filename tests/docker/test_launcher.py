@@ -23,7 +23,8 @@ from waiting import wait_for
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import ImageError, LaunchError
 from mtl_cloud.launch import BackendState, RunHandle
-from mtl_cloud.launch.docker import DockerLauncher, container_name, find_leftovers, remove_leftovers
+from mtl_cloud.launch.docker import DockerLauncher, find_leftovers, remove_leftovers
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import FolderStorage, open_storage
 

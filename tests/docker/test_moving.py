@@ -20,7 +20,7 @@ from waiting import wait_for
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.container.image import image_content
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.testing.sagemaker import SageMakerDouble

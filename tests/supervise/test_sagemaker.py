@@ -17,9 +17,9 @@ from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
+from mtl_cloud.names import ENV_INPUTS
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
-from mtl_cloud.runs.scratch import ENV_INPUTS
 from mtl_cloud.storage import FolderStorage
 from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.sagemaker import SageMakerContainer

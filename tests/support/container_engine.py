@@ -26,7 +26,7 @@ from waiting import PATIENCE_S, wait_for
 from mtl_cloud.container.engine import ENGINE_VARIABLE, Engine
 from mtl_cloud.container.image import BuildOptions, ImageContent, build_image, image_content
 from mtl_cloud.errors import EngineError
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import Storage
 

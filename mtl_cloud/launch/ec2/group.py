@@ -19,9 +19,9 @@ from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError, LaunchError
 from mtl_cloud.json_types import Json
-from mtl_cloud.launch.ec2.names import aws_name, read_tags
 from mtl_cloud.launch.ec2.request import PLANNED, Template
-from mtl_cloud.launch.tags import KEY_TAG, RUN_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import KEY_TAG, RUN_TAG, aws_name
 
 __all__ = ["ALIVE", "Group", "GroupState"]
 

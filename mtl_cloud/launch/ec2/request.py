@@ -16,9 +16,9 @@ from typing import Final, Self
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.json_types import Json
-from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
-from mtl_cloud.launch.tags import KEY_TAG, run_tags
+from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.names import KEY_TAG, SPOT_THEN_ON_DEMAND, aws_name
 from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.plan_facts import Offer, Reservation
 from mtl_cloud.runs.schema import PlanRecord
@@ -207,7 +207,7 @@ def _script(plan: PlanRecord, compute: Ec2Compute, facts: Ec2Facts, key: str) ->
         storage=plan.storage.rstrip("/"),
         image=facts.image,
         gpus=compute.gpu_count,
-        on_demand_after=compute.on_demand_after if compute.purchase == "spot_then_on_demand" else 0,
+        on_demand_after=compute.on_demand_after if compute.purchase == SPOT_THEN_ON_DEMAND else 0,
     )
     script = user_data(boot, expires_at(plan)).encode()
     if len(script) > MAX_USER_DATA:

@@ -16,9 +16,9 @@ from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError
 from mtl_cloud.launch.ec2.group import ALIVE, Group
-from mtl_cloud.launch.ec2.names import read_tags
 from mtl_cloud.launch.leftover import Leftover
-from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
 
 __all__ = ["Look", "enabled_regions", "find_leftovers", "look_in", "remove_leftovers"]
 

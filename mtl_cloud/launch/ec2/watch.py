@@ -20,6 +20,7 @@ from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.launch.base import MachineNews
 from mtl_cloud.launch.ec2.group import Group
 from mtl_cloud.launch.ec2.request import capacity_timeout
+from mtl_cloud.names import BootPhase
 from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import BootRecord, PlanRecord
@@ -148,7 +149,7 @@ class Ec2Watch:
         )
 
     def _closed(self, boots: list[BootRecord]) -> LaunchError:
-        failed = [boot for boot in boots if boot.phase == "failed"]
+        failed = [boot for boot in boots if boot.phase == BootPhase.FAILED]
         why = f"; {failed[-1].instance} failed: {failed[-1].message}" if failed else ""
         hint = (
             f"its boot log: {self._run.storage.url}/{self._run.paths.boot_log(failed[-1].instance)}" if failed else None

@@ -19,9 +19,11 @@ from mtl_cloud.jobspec.job import SageMakerCompute
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch.sagemaker.metrics import metric_definitions
 from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.names import SAGEMAKER_ROOT, SAGEMAKER_SCRATCH, SUPERVISOR_MODULE, SupervisorFlag, aws_name
 from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.paths import RunPaths
 from mtl_cloud.runs.schema import PlanRecord
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 
 __all__ = ["SageMakerFacts", "job_name", "request"]
 
@@ -71,7 +73,7 @@ def job_name(run_id: str, number: int = 1) -> str:
     A run id that SageMaker would not take, or that looks like another's second job, is made a name by its digest.
     """
     suffix = "" if number == 1 else f"--{number}"
-    name = f"mtl-cloud-{run_id}"
+    name = aws_name(run_id)
     if _NAME.fullmatch(name) and not _NUMBERED.fullmatch(name) and len(name) + 5 <= _NAME_LENGTH:
         return name + suffix
     digest = sha256(run_id.encode()).hexdigest()[:8]
@@ -92,7 +94,7 @@ def request(plan: PlanRecord) -> dict[str, Json]:
         "AlgorithmSpecification": {
             "TrainingImage": facts.image,
             "TrainingInputMode": "File" if compute.input_mode == "file" else "FastFile",
-            "ContainerEntrypoint": ["python", "-m", "mtl_cloud.supervise"],
+            "ContainerEntrypoint": ["python", "-m", SUPERVISOR_MODULE],
             "ContainerArguments": _arguments(plan),
             "MetricDefinitions": metric_definitions(),
         },
@@ -115,8 +117,9 @@ def request(plan: PlanRecord) -> dict[str, Json]:
 
 
 def _arguments(plan: PlanRecord) -> list[Json]:
-    arguments = ["--storage", plan.storage, "--run-id", plan.run_id, "--sagemaker", "/opt/ml"]
-    arguments += ["--scratch", "/tmp/mtl-cloud", "--echo", "--grace-s", str(GRACE_S)]  # noqa: S108  # one job, one box
+    arguments = [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
+    arguments += [SupervisorFlag.SAGEMAKER, SAGEMAKER_ROOT, SupervisorFlag.SCRATCH, SAGEMAKER_SCRATCH]
+    arguments += [SupervisorFlag.ECHO, *SupervisorOptions(grace_s=GRACE_S).to_flags()]
     for argument in arguments:
         if len(argument) > _ARGUMENT_LENGTH:
             message = f"{plan.run_id}: SageMaker takes arguments of {_ARGUMENT_LENGTH} characters: {argument[:80]}…"
