@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two test processes on two cores: torch must not start two threads in each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow check format wheel clean
+.PHONY: help demo test test-slow check format lock wheel clean
 
 help:           ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,15 @@ check: $(VENV)/.dev   ## Style, types, import contracts, the image's recipe, she
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile
-	$(BIN)/shellcheck docker/make-base .ci/run
+	$(BIN)/shellcheck docker/make-base docker/make-lock .ci/run
 
 format: $(VENV)/.dev  ## Let the formatter and the safe fixes run
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.dev    ## Lock what the image installs, and list its licences (UPGRADE=--upgrade: the newest versions)
+	PATH="$(CURDIR)/$(BIN):$$PATH" docker/make-lock docker/requirements.lock $(UPGRADE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docker/licences.py
 
 wheel: $(VENV)/.dev   ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .

@@ -7,12 +7,10 @@ planner, a launcher, the CI) knows the reference without asking anybody.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform as host
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +20,12 @@ from tempfile import TemporaryDirectory
 from mtl_cloud import __version__
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError
+from mtl_cloud.names import REPOSITORY
 
 __all__ = [
     "BASE_IMAGE",
     "BASE_VARIABLE",
     "CLOUD_PLATFORM",
-    "REPOSITORY",
     "BuildOptions",
     "ImageContent",
     "build_image",
@@ -36,24 +34,21 @@ __all__ = [
     "local_platform",
 ]
 
-REPOSITORY = "mtl-cloud"
-"""The image's name: on this machine, and of the ECR repository."""
 BASE_IMAGE = "python:3.11-slim"
 BASE_VARIABLE = "MTL_CLOUD_BASE_IMAGE"
 CLOUD_PLATFORM = "linux/amd64"
 """Of the GPU instances that the catalogue holds."""
-EXTRAS = ("train", "aws", "jd")
-"""What of the package's extras the image holds: all that trains, nothing that reports or submits."""
 
 _PACKAGE = Path(__file__).parents[1]
 _CLONE = _PACKAGE.parent
-_ALONE = ("torch", "torchvision")
-"""Gigabytes, which get a layer of their own."""
-_CARRIED = {"docker/Dockerfile", "docker/.dockerignore", "bootstrap/mtl-cloud.yaml"}
+_LOCK = "requirements.lock"
+_ALONE = re.compile(r"(torch|torchvision|triton|(nvidia|cuda)-[\w-]+)==")
+"""torch and the CUDA libraries: gigabytes, which get a layer of their own."""
+_CARRIED = {"docker/Dockerfile", "docker/.dockerignore", f"docker/{_LOCK}", "bootstrap/mtl-cloud.yaml"}
 """Files that only the wheel has in the package, beside what they are in the source tree."""
+_ENTRY = re.compile(r"\n(?=\S)")
+"""Before each entry of the lock file but the first: the lines of an entry's hashes are indented."""
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-_EXTRA = re.compile(r"""\s*(?:;|and)\s*extra\s*==\s*['"]([\w-]+)['"]$""")
-_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,11 @@ class ImageContent:
     platform: str
     """As ``linux/amd64``."""
     recipe: Path
-    """The folder with the Dockerfile."""
+    """The folder with the Dockerfile and the lock file."""
     package: Path
     """The folder with the package's files."""
     requirements: tuple[str, ...]
-    """Of the package and its extras, as pip reads them."""
+    """Entries of the lock file, as pip reads them: ``name==version ; marker`` and the hashes of the version's files."""
 
     @cached_property
     def tag(self) -> str:
@@ -78,6 +73,11 @@ class ImageContent:
         for part in self._parts():
             digest.update(len(part).to_bytes(8, "big") + part)
         return f"{__version__.replace('+', '-')}-{digest.hexdigest()[:12]}"
+
+    @property
+    def pins(self) -> list[str]:
+        """The requirements without their hashes."""
+        return [entry.partition(" \\\n")[0] for entry in self.requirements]
 
     @property
     def reference(self) -> str:
@@ -105,7 +105,7 @@ def image_content(environ: Mapping[str, str], *, base: str | None = None, platfo
         platform=platform or local_platform(),
         recipe=recipe,
         package=_PACKAGE,
-        requirements=tuple(sorted(_declared() if _is_clone() else _installed())),
+        requirements=_locked(recipe),
     )
 
 
@@ -120,18 +120,10 @@ def _is_clone() -> bool:
     return (_CLONE / "docker" / "Dockerfile").is_file()
 
 
-def _declared() -> Iterator[str]:
-    project = tomllib.loads((_CLONE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    yield from project["dependencies"]
-    for extra in EXTRAS:
-        yield from project["optional-dependencies"][extra]
-
-
-def _installed() -> Iterator[str]:
-    for line in importlib.metadata.requires("mtl-cloud") or ():
-        found = _EXTRA.search(line)
-        if found is None or found[1] in EXTRAS:
-            yield _EXTRA.sub("", line)
+def _locked(recipe: Path) -> tuple[str, ...]:
+    lines = (recipe / _LOCK).read_text(encoding="utf-8").splitlines()
+    entries = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    return tuple(_ENTRY.split(entries))
 
 
 # --- at the engine ---------------------------------------------------------------------------------------------------
@@ -194,21 +186,16 @@ def _build_command(content: ImageContent, options: BuildOptions) -> list[str]:
 
 
 def _make_context(content: ImageContent, context: Path, wheel: Path | None) -> None:
-    alone = [line for line in content.requirements if _project(line) in _ALONE]
-    others = [line for line in content.requirements if line not in alone]
-    for name, lines in (("torch.txt", alone), ("requirements.txt", others)):
-        (context / name).write_text("".join(f"{line}\n" for line in lines))
+    alone = [entry for entry in content.requirements if _ALONE.match(entry)]
+    others = [entry for entry in content.requirements if not _ALONE.match(entry)]
+    for name, entries in (("torch.txt", alone), ("requirements.txt", others)):
+        (context / name).write_text("".join(f"{entry}\n" for entry in entries))
     for name in ("Dockerfile", ".dockerignore"):
         (context / name).write_bytes((content.recipe / name).read_bytes())
     if wheel is None:
         _build_wheel(context)
     else:
         (context / wheel.name).write_bytes(wheel.read_bytes())
-
-
-def _project(requirement: str) -> str:
-    match = _NAME.match(requirement)
-    return match[0].lower() if match else ""
 
 
 def _build_wheel(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,14 +103,25 @@ def test_the_context_is_the_recipe_the_requirements_and_the_wheel(
         "torch.txt",
         wheel.name,
     }
-    alone, others = ((context / name).read_text().split() for name in ("torch.txt", "requirements.txt"))
-    assert [line.partition(">")[0] for line in alone] == ["torch", "torchvision"]
-    assert sorted([*alone, *others]) == sorted(CONTENT.requirements)
+    torch, others = (context / "torch.txt").read_text(), (context / "requirements.txt").read_text()
+    names = {re.match(r"[a-z]+", entry)[0] for entry in CONTENT.requirements if entry in torch}  # type: ignore[index]
+    assert names == {"torch", "torchvision", "triton", "cuda", "nvidia"}
+    assert sorted((torch + others).splitlines()) == sorted("\n".join(CONTENT.requirements).splitlines())
+
+
+def test_the_context_leaves_out_no_hash_of_the_lock_file_and_adds_none(
+    recorder: Engine, wheel: Path, tmp_path: Path
+) -> None:
+    build_image(CONTENT, recorder, BuildOptions(wheel=wheel))
+    lock = (ROOT / "docker" / "requirements.lock").read_text()
+    parts = "".join((tmp_path / "context" / name).read_text() for name in ("torch.txt", "requirements.txt"))
+    assert sorted(re.findall(r"sha256:\w+", parts)) == sorted(re.findall(r"sha256:\w+", lock))
 
 
 def test_the_wheel_carries_the_recipe_that_it_is_built_by(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("mtl_cloud/docker/Dockerfile") == (ROOT / "docker" / "Dockerfile").read_bytes()
+        for name in ("Dockerfile", "requirements.lock"):
+            assert archive.read(f"mtl_cloud/docker/{name}") == (ROOT / "docker" / name).read_bytes()
 
 
 def test_an_engine_that_fails_is_an_image_error_of_the_image(tmp_path: Path, wheel: Path) -> None:

@@ -17,11 +17,13 @@ from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from examples import examples
 from fault_proxy import FaultProxy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from narrowing import present
 from s3_servers import BUCKET, client
+from waiting import PATIENCE_S
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
 from mtl_cloud.storage import Entry, FolderStorage, MemoryStorage, Storage, open_storage, remote
@@ -127,7 +129,7 @@ KEYS = st.lists(st.sampled_from(["a", "b", "0001.json", "a-b", "Z_=+@,9"]), min_
 ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "create", "delete"]), KEYS, st.binary(max_size=64)), max_size=12)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(15, reuse_fixtures=True)
 @given(actions=ACTIONS)
 def test_any_sequence_of_actions_leaves_what_it_leaves_in_a_dict(
     storage: Storage, actions: list[tuple[str, str, bytes]]
@@ -230,10 +232,9 @@ def test_one_of_many_processes_creates_a_key(shared_storage: Storage) -> None:
     for claimant in claimants:
         assert present(claimant.stdout).readline() == "ready\n"
     for claimant in claimants:
-        stdin = present(claimant.stdin)
-        stdin.write("go\n")
-        stdin.flush()
-    won = [claimant.communicate(timeout=60)[0].split() for claimant in claimants]
+        present(claimant.stdin).write("go\n")
+        present(claimant.stdin).flush()
+    won = [claimant.communicate(timeout=PATIENCE_S)[0].split() for claimant in claimants]
     assert sorted(int(number) for numbers in won for number in numbers) == list(range(20))
     for name, numbers in enumerate(won):
         assert all(shared_storage.read(f"claims/{number}") == f"{name}".encode() for number in numbers)

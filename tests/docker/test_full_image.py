@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container_engine import base_image, build_options, built
-from run_harness import wait_for
+from container_engine import base_image, build_options, built, small_content
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.container.image import ImageContent, build_image, image_content, layer_sizes
+from mtl_cloud.errors import ImageError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json
-from mtl_cloud.launch.docker import DockerLauncher, container_name
+from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.names import container_name
 from mtl_cloud.planning.plan import Facts, plan_run
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import CheckpointManifest
@@ -168,6 +172,47 @@ def test_the_image_is_whole_and_holds_nothing_that_it_should_not(engine: Engine,
     assert "CERTIFICATE" not in kept
     assert not [word for word in ("PASSWORD=", "TOKEN=", "SECRET", "index-url") if word in kept.replace("secret,", "")]
     assert (found["Config"]["StopSignal"], found["Config"]["User"]) == ("SIGTERM", "10001")
+
+
+def test_the_image_holds_what_is_locked_and_nothing_else(engine: Engine, image: str, content: ImageContent) -> None:
+    python = inside(engine, image, "python", "-c", "import platform; print(platform.python_version())")
+    locked = [Requirement(pin) for pin in content.pins]
+    wanted = {
+        f"{package.name}{package.specifier}"
+        for package in locked
+        if package.marker is None or package.marker.evaluate({"python_full_version": python})
+    }
+    listed = inside(engine, image, "pip", "freeze", "--all", "--exclude", "pip", "--exclude", "mtl-cloud").split()
+    held = (Requirement(line) for line in listed)
+    assert {f"{canonicalize_name(package.name)}{package.specifier}" for package in held} == wanted
+
+
+def test_gradient_methods_work_in_the_image_without_copyleft_solvers(engine: Engine, image: str) -> None:
+    script = """if True:
+        import importlib.util, torch
+        from mtl_cloud.jobspec.job import GRADIENT_METHODS, LossWeightingSpec
+        from mtl_cloud.tasks import TASKS
+        from mtl_cloud.train.optim.gradient_weighting import build_gradient_weighting
+        gramian, losses = torch.eye(3).double(), torch.ones(3).double()
+        for name in set(GRADIENT_METHODS) - {"cagrad"}:
+            factors = build_gradient_weighting(LossWeightingSpec(name=name), TASKS).factors(gramian, losses, range(3))
+            print(name, (factors > 0).all().item())
+        print([name for name in ("quadprog", "qpsolvers") if importlib.util.find_spec(name)])
+    """
+    *methods, solvers = inside(engine, image, "python", "-c", script).splitlines()
+    assert [line.split()[1] for line in methods] == ["True"] * 7
+    assert solvers == "[]"
+
+
+def test_a_file_with_another_hash_than_the_locked_one_is_refused(
+    engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = small_content(base_image(engine))
+    entry = next(entry for entry in content.requirements if entry.startswith("mdurl=="))
+    other = entry.partition(" ")[0] + " --hash=sha256:" + 64 * "0"
+    with pytest.raises(ImageError):
+        build_image(replace(content, requirements=(other,)), engine, build_options())
+    assert "DO NOT MATCH THE HASHES" in capfd.readouterr().err
 
 
 def test_torch_is_the_largest_layer(engine: Engine, image: str) -> None:

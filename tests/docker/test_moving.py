@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from container_engine import base_image, built
-from run_harness import wait_for
 from shell_harness import Shell, account, push_image, shell
+from waiting import wait_for
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.container.image import image_content
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.testing.sagemaker import SageMakerDouble

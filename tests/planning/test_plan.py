@@ -18,8 +18,9 @@ from mtl_cloud.catalog import Price
 from mtl_cloud.errors import PlanError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json, parse_job
-from mtl_cloud.planning.facts import Check, Quota, Resume, offers_of
-from mtl_cloud.planning.plan import Candidate, Facts, gather_facts, plan_run, require_launchable, worst_case_usd
+from mtl_cloud.planning.facts import offers_of
+from mtl_cloud.planning.plan import Facts, gather_facts, plan_run, require_launchable, worst_case_usd
+from mtl_cloud.runs.plan_facts import Candidate, Check, Quota, Resume, SageMakerAccount
 from mtl_cloud.runs.schema import PlanRecord
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -343,7 +344,7 @@ def test_what_only_could_not_be_asked_stops_nothing() -> None:
 
 
 def test_the_pinned_image_is_the_plan_s() -> None:
-    facts = replace(priced(20.0), account={"image": "r@sha256:1"})
+    facts = replace(priced(20.0), sagemaker=SageMakerAccount(role="r", image="r@sha256:1"))
     assert plan(on_ec2(image="r:tag"), facts).image == "r@sha256:1"
     assert plan(on_ec2(image="r:tag")).image == "r:tag"
 

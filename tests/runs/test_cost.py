@@ -10,6 +10,7 @@ from run_harness import make_run
 
 from mtl_cloud.json_types import Json
 from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.dataclass_json import to_json
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbeat
 from mtl_cloud.storage import MemoryStorage
@@ -57,7 +58,7 @@ LISTED = 21.957642
 @pytest.fixture
 def run() -> RunRecord:
     plan = ec2_plan(purchase="spot_then_on_demand")
-    return World().make_run(replace(plan, facts={**plan.facts, "offers": OFFERS}))
+    return World().make_run(replace(plan, facts={**plan.facts, "offers": to_json(OFFERS)}))
 
 
 def test_each_machine_is_charged_from_its_boot_at_its_own_price(run: RunRecord) -> None:

@@ -95,6 +95,29 @@ def test_a_run_is_read_back_by_another_reader(run: RunRecord) -> None:
     assert (reader.plan(), reader.spec_yaml(), reader.spec_json()) == (PLAN, b"name: voc\n", b"{}")
 
 
+def test_the_supervisor_s_limit_is_that_of_the_job_as_it_was_moved() -> None:
+    run = RunRecord(MemoryStorage(), "voc-3fa1c9")
+    run.create(PLAN, spec_yaml=b"", spec_json=b'{"name": "voc", "compute": {"max_restarts": 3, "backend": "local"}}')
+    assert run.max_restarts() == 3
+    run.move(PLAN, spec_json=b'{"compute": {"max_restarts": 5}}')
+    assert run.max_restarts() == 5
+
+
+@pytest.mark.parametrize(
+    ("spec_json", "message"),
+    [
+        (b"{}", r"spec\.json: the field 'compute' of a job is missing"),
+        (b'{"compute": {"max_restarts": "3"}}', r"spec\.json: the field 'compute\.max_restarts' of a job cannot be"),
+        (b"[]", r"spec\.json: a JSON object is expected"),
+    ],
+)
+def test_a_job_without_that_limit_is_refused_by_name(spec_json: bytes, message: str) -> None:
+    run = RunRecord(MemoryStorage(), "voc-3fa1c9")
+    run.create(PLAN, spec_yaml=b"", spec_json=spec_json)
+    with pytest.raises(RecordError, match=message):
+        run.max_restarts()
+
+
 def test_a_run_exists_once(run: RunRecord) -> None:
     with pytest.raises(AlreadyExistsError, match=r"voc-3fa1c9/plan\.json"):
         run.create(PLAN, spec_yaml=b"name: voc\n", spec_json=b"{}")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from interleaving import act_in_turns
 from narrowing import result_of
@@ -105,7 +106,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "device_name", lambda: "cpu")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, reuse_fixtures=True)
 @given(order=orders())
 def test_one_of_two_supervisors_ends_the_run_and_the_other_says_who_has_it(order: Sequence[int]) -> None:
     storage = Chronicle()

@@ -16,8 +16,7 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.names import KEY_TAG, aws_name
 from mtl_cloud.planning.plan import gather_facts, plan_run
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord, ResultRecord

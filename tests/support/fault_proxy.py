@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from waiting import PATIENCE_S
+
 __all__ = ["KINDS", "READ_KINDS", "FaultProxy"]
 
 KINDS = (
@@ -118,7 +120,7 @@ class FaultProxy:
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of the server's answer. Each thread reuses its connection."""
         if not hasattr(self._local, "connection"):
-            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=30)
+            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=PATIENCE_S)
             self._connections.append(self._local.connection)
         connection = self._local.connection
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

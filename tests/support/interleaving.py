@@ -9,6 +9,8 @@ from functools import partial
 from threading import Condition, Thread
 from typing import TypeVar
 
+from waiting import PATIENCE_S
+
 from mtl_cloud.storage import Data, Entry, MemoryStorage, Storage
 
 __all__ = ["Turns", "act_in_turns"]
@@ -33,7 +35,7 @@ class Turns:
         with self._changed:
             self._waiting.add(actor)
             self._choose()
-            assert self._changed.wait_for(lambda: self._turn == actor, 60)
+            assert self._changed.wait_for(lambda: self._turn == actor, PATIENCE_S)
             self._waiting.remove(actor)
             self._turn = None
             return request()  # the next turn is given when this actor asks again, or ends

@@ -144,7 +144,7 @@ def _report(content: ImageContent, engine: Engine, found: dict[str, Any] | None)
         "reference": content.reference,
         "base": content.base,
         "platform": content.platform,
-        "requirements": list(content.requirements),
+        "requirements": content.pins,
         "id": found["Id"] if found else None,
         "size_bytes": found["Size"] if found else None,
         "labels": found["Config"].get("Labels") if found else None,

@@ -22,6 +22,7 @@ __all__ = ["GradientWeighting", "build_gradient_weighting"]
 
 _TINY = 1e-12
 _CAGRAD_RADIUS = 0.5  # c of Liu et al. 2021, as in their experiments on images and in LibMTL
+_PROJECTOR_EPS = 1e-4  # norm_eps and reg_eps of torchjd's projector
 
 
 class GradientWeighting(Weighting):
@@ -178,9 +179,26 @@ def _from_torchjd(name: str) -> Callable[[Tensor], Tensor]:
             "mgda": aggregation.MGDAWeighting,
             "imtl_g": aggregation.IMTLGWeighting,
             "aligned": aggregation.AlignedMTLWeighting,
-            "upgrad": aggregation.UPGradWeighting,
+            "upgrad": lambda: aggregation.UPGradWeighting(projector=_dual_cone_projector()),
         }
         method: Callable[[Tensor], Tensor] = makers[name]()
     except ImportError as error:  # torchjd's own, or what its constructors raise for a solver that is not there
         raise MissingExtraError(extra, f"training.loss_weighting.name: {name}") from error
     return method
+
+
+def _dual_cone_projector() -> Any:
+    """Called as torchjd's ``QuadprogProjector``, with the same result: that one's solver is under the GPL.
+
+    A row u of the weights [P, P] becomes the v >= u with the least v'Gv (Quinton and Rey 2024, proposition 1). With
+    G = R'R and v = u + w this is non-negative least squares: the w >= 0 with the least |Rw + Ru|.
+    """
+    from scipy.optimize import nnls
+
+    def project(weights: Tensor, gramian: Tensor) -> Tensor:
+        trace = gramian.trace()
+        normal = gramian / trace if trace >= _PROJECTOR_EPS else torch.zeros_like(gramian)
+        root = torch.linalg.cholesky(normal + _PROJECTOR_EPS * torch.eye(len(gramian)).to(gramian)).T
+        return torch.stack([u + torch.from_numpy(nnls(root.numpy(), -(root @ u).numpy())[0]) for u in weights])
+
+    return project

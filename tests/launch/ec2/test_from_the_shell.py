@@ -11,8 +11,8 @@ from ec2_harness import end_run, work
 from shell_harness import Shell, account, push_image, shell
 
 from mtl_cloud.aws import AwsClients
-from mtl_cloud.launch.ec2.names import read_tags
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import KEY_TAG
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 

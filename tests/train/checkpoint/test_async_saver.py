@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from trainer_harness import small_job
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.runs.record import RunRecord
@@ -31,7 +32,7 @@ class GatedStorage(MemoryStorage):
 
     def write(self, key: str, data: Data) -> None:
         if "part-" in key:
-            assert self.gate.wait(30)
+            assert self.gate.wait(PATIENCE_S)
             if self.failures:
                 raise self.failures.pop()
         super().write(key, data)
@@ -92,12 +93,13 @@ def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRec
     for step in (1, 2):
         saver.save({"w": torch.ones(9)}, step=step, round=0, reason="round")
         assert saver.is_busy
+    first = saver._running[0][0]
     third = threading.Thread(target=lambda: saver.save({"w": torch.ones(9)}, step=3, round=0, reason="stop"))
     third.start()
-    third.join(0.2)
-    assert third.is_alive()
+    wait_for(lambda: first._condition._waiters)  # type: ignore[attr-defined]
+    assert len(copies) == 2
     gated(run).gate.set()
-    third.join(30)
+    third.join(PATIENCE_S)
     saver.drain()
     assert (sorted(saved_weights(run)), len(copies), saver.is_busy) == ([1, 2, 3], 2, False)
 
@@ -131,7 +133,7 @@ def failed_saver(run: RunRecord) -> Saver:
     saver = saver_of(run)
     gated(run).failures = [StorageError("the bucket is on fire")]
     saver.save({"w": torch.ones(9)}, step=2, round=0, reason="time")
-    saver._thread.submit(lambda: None).result(30)  # its turn comes when all is said of the save
+    saver._thread.submit(lambda: None).result(PATIENCE_S)  # its turn comes when all is said of the save
     return saver
 
 
