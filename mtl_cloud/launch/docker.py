@@ -49,7 +49,7 @@ class ContainerRequest:
     run: tuple[str, ...]
     """Options of the engine's ``run``."""
     arguments: tuple[str, ...]
-    """Of the supervisor, less the attempt's number."""
+    """Arguments of the supervisor, without the attempt's number."""
 
 
 class DockerLauncher:

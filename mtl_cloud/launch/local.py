@@ -34,7 +34,7 @@ class ProcessRequest:
     """The request of a submission to this machine."""
 
     argv: tuple[str, ...]
-    """Command line of the supervisor, less the attempt's number."""
+    """Command line of the supervisor, without the attempt's number."""
 
 
 class LocalLauncher:

@@ -106,7 +106,7 @@ def estimates_of(job: JobSpec, facts: Facts) -> list[Estimate]:
 
 
 def priced_estimates(job: JobSpec, facts: Facts) -> list[Estimate]:
-    """The same, with dollars."""
+    """The same estimates, with dollars by market."""
     return [replace(known, usd=_usd_by_market(known, facts)) for known in estimates_of(job, facts)]
 
 

@@ -28,9 +28,9 @@ class FieldPath:
     """The position of a value in a document, for error messages."""
 
     source: str
-    """Name of the file."""
+    """Name of the file or document."""
     record: str
-    """Name of the type that the file holds."""
+    """Name of the type that it holds."""
     path: str = ""
     """``facts.offers[0].price``; empty for the document itself."""
 
@@ -87,7 +87,7 @@ def _parse(hint: Any, value: Any, at: FieldPath) -> Any:
 
 
 def _inside(kind: Any, value: Any, at: FieldPath) -> Any:
-    """The value of which only the outermost type is known to fit."""
+    """The value of a type that its outermost kind fits already."""
     if is_dataclass(kind):
         return kind(**dict(_fields(kind, value, at)))  # type: ignore[operator]  # always a class here
     arguments, origin = get_args(kind), get_origin(kind)

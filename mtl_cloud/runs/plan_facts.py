@@ -1,7 +1,7 @@
 """The facts of a plan as ``plan.json`` holds them: machines, offers, quotas, checks, the account, estimates.
 
-``mtl_cloud.planning.facts`` gathers them; everything that reads a plan has them from ``PlanRecord.parsed_facts``. A
-field that is added later has a default, so that older records can be read.
+``mtl_cloud.planning.facts`` gathers them, and readers of a plan get them from ``PlanRecord.parsed_facts``. A field that
+is added later needs a default, so that older records can be read.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Record:
         ------
         RecordError
             Not JSON, not an object, an unknown schema version, or a field that is absent or of another JSON kind than
-            declared (inner values are not looked at). ``source`` and the field are named.
+            declared (inner values are not checked). ``source`` and the field are named.
         """
         document, at = json_object(data, source), FieldPath(source, cls.__name__)
         version = document.pop("schema_version", None)
@@ -149,14 +149,14 @@ class PlanRecord(Record):
 
     @classmethod
     def decode(cls, data: bytes, *, source: str) -> Self:
-        """As any record, and the facts are checked down to their last value."""
+        """Parse a file's bytes as `Record.decode` does, and check the facts at every level."""
         plan = super().decode(data, source=source)
         plan.__dict__["parsed_facts"] = _parse_facts(plan.facts, source)  # the cache: here the file's name is known
         return plan
 
     @cached_property
     def parsed_facts(self) -> PlanFacts:
-        """``facts`` as types, less the fields of a newer writer. Raises ``RecordError`` for a malformed value."""
+        """``facts`` as types, without fields of a newer writer. Raises ``RecordError`` for a malformed value."""
         return _parse_facts(self.facts, self.run_id)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -48,8 +48,10 @@ def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> La
         "ec2": world.launcher,
         "local": lambda: _local(tmp_path),
         "memory": MemoryLauncher,
-        "sagemaker": lambda: request.getfixturevalue("sagemaker_double") and SageMakerLauncher(),
+        "sagemaker": SageMakerLauncher,
     }
+    if request.param == "sagemaker":
+        request.getfixturevalue("sagemaker_double")
     return launchers[str(request.param)]()
 
 

@@ -232,8 +232,8 @@ def test_one_of_many_processes_creates_a_key(shared_storage: Storage) -> None:
     for claimant in claimants:
         assert present(claimant.stdout).readline() == "ready\n"
     for claimant in claimants:
-        claimant.stdin.write("go\n")
-        claimant.stdin.flush()
+        present(claimant.stdin).write("go\n")
+        present(claimant.stdin).flush()
     won = [claimant.communicate(timeout=PATIENCE_S)[0].split() for claimant in claimants]
     assert sorted(int(number) for numbers in won for number in numbers) == list(range(20))
     for name, numbers in enumerate(won):

@@ -18,7 +18,7 @@ import pytest
 from container_engine import base_image, build_options, built, small_content
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from run_harness import wait_for
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from narrowing import present
 from waiting import PATIENCE_S
 
 from mtl_cloud.runs.attempts import AttemptOutcome
@@ -150,7 +151,7 @@ def test_what_gloo_says_when_a_peer_is_killed_is_understood(tmp_path: Path) -> N
     with (
         (tmp_path / "log.txt").open("wb+") as log,
         subprocess.Popen([*command, "0", "0"], stdout=subprocess.PIPE) as first,
-        subprocess.Popen([*command, "1", first.stdout.readline().strip()], stdout=log, stderr=log) as second,
+        subprocess.Popen([*command, "1", present(first.stdout).readline().strip()], stdout=log, stderr=log) as second,
     ):
         assert (first.wait(PATIENCE_S), second.wait(PATIENCE_S)) == (-signal.SIGKILL, 1)
     ending = classify(1, None, None, tail(tmp_path / "log.txt", 200))

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from narrowing import present
 from run_harness import is_running
 from waiting import PATIENCE_S, wait_for
 
@@ -62,7 +63,7 @@ time.sleep(float(sys.argv[1]))
 
 def _pids(process: subprocess.Popen[bytes]) -> list[int]:
     """Of the child, of its session and of its daemon, which the tree prints when all three live."""
-    return [int(word) for word in process.stdout.readline().split()]
+    return [int(word) for word in present(process.stdout).readline().split()]
 
 
 @pytest.mark.parametrize("code", [0, 1, 75, 255])
@@ -80,7 +81,7 @@ def test_the_guard_dies_by_the_signal_that_its_child_died_by(number: int, start:
 def test_a_command_that_cannot_start_is_named_and_ends_with_127(start: Start) -> None:
     process = start("/no/such/program")
     assert process.wait(PATIENCE_S) == 127
-    assert b"cannot start '/no/such/program': No such file" in process.stdout.read()
+    assert b"cannot start '/no/such/program': No such file" in present(process.stdout).read()
 
 
 def test_a_closed_lifeline_kills_other_sessions_and_daemons_too(start: Start) -> None:
@@ -88,7 +89,7 @@ def test_a_closed_lifeline_kills_other_sessions_and_daemons_too(start: Start) ->
     pids = _pids(process)
     assert len(pids) == 3
     assert all(is_running(pid) for pid in pids)
-    process.stdin.close()
+    present(process.stdin).close()
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not any(is_running(pid) for pid in pids)
 
@@ -130,6 +131,6 @@ print(SharedMemory(create=True, size=1000).name, flush=True)
 os.kill(os.getpid(), 9)
 """
     process = start(PYTHON, "-c", code)
-    name = process.stdout.readline().decode().strip()
+    name = present(process.stdout).readline().decode().strip()
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not (Path("/dev/shm") / name.lstrip("/")).exists()

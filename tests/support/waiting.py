@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 __all__ = ["PATIENCE_S", "wait_for"]
 
@@ -17,7 +17,9 @@ PATIENCE_S = 200.0
 """For one thing that takes a moment on an idle machine: the end of a process, a file, an answer."""
 
 
-def wait_for(condition: Callable[[], T], seconds: float = PATIENCE_S, *, every_s: float = 0.01) -> T:
+def wait_for(
+    condition: Callable[[], T | Literal[False] | None], seconds: float = PATIENCE_S, *, every_s: float = 0.01
+) -> T:
     """The condition's first true value. The test fails after ``seconds`` without one."""
     end = time.monotonic() + seconds
     while not (value := condition()):

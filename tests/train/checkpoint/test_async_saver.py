@@ -98,7 +98,7 @@ def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRec
     third.start()
     wait_for(lambda: first._condition._waiters)  # type: ignore[attr-defined]
     assert len(copies) == 2
-    run.storage.gate.set()
+    gated(run).gate.set()
     third.join(PATIENCE_S)
     saver.drain()
     assert (sorted(saved_weights(run)), len(copies), saver.is_busy) == ([1, 2, 3], 2, False)
