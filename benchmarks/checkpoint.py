@@ -34,12 +34,14 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mtl_cloud.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -104,7 +106,11 @@ def _made(folder: Path) -> Path:
 def training_state(width: float) -> State:
     """Parameters, buffers and momentum of MTL-Net on VOC's twenty classes."""
     classes = tuple(f"class-{n}" for n in range(20))
-    labels = {"classification": classes, "detection": classes, "segmentation": ("background", *classes)}
+    labels: dict[Task, tuple[str, ...]] = {
+        "classification": classes,
+        "detection": classes,
+        "segmentation": ("background", *classes),
+    }
     network = build_network(ModelSpec(name="mtl_net", width=width), labels)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for parameter in network.parameters():
@@ -184,7 +190,14 @@ def _ours(state: State) -> Callable[[], Wait]:
 
     def begin() -> Wait:
         saver.save(state, step=next(steps), round=0, reason="time")
-        return lambda: saver.is_busy or saver.drain() is not None
+
+        def waits() -> bool:
+            if saver.is_busy:
+                return True
+            saver.drain()
+            return False
+
+        return waits
 
     return begin
 
@@ -203,14 +216,15 @@ def _save_and_put(state: State, path: Path, fs: Any) -> None:
 
 def _dcp(state: State, folder: Path) -> Callable[[], Wait]:
     import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.fsspec_filesystem import FsspecWriter
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     weights = {str(n): tensor for n, tensor in enumerate(_tensors(state))}
 
     def begin() -> Wait:
-        future = dcp.async_save(weights, storage_writer=FsspecWriter(f"s3://{BUCKET}/dcp", overwrite=True))
+        future = async_save(weights, storage_writer=FsspecWriter(f"s3://{BUCKET}/dcp", overwrite=True))
+        assert isinstance(future, Future)
         return lambda: not future.done() or future.result() is None
 
     return begin

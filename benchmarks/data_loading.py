@@ -168,15 +168,15 @@ def _prepare(folder: Path, options: argparse.Namespace, environ: Mapping[str, st
     (folder / "VOCdevkit").mkdir()
     (folder / "VOCdevkit" / year.name).symlink_to(year.resolve())
     for image in sorted((year / "JPEGImages").iterdir()):
-        named = ET.parse(year / "Annotations" / f"{image.stem}.xml").getroot().findtext("object/name")
+        named = ET.parse(year / "Annotations" / f"{image.stem}.xml").getroot().findtext("object/name", "")
         target = folder / "images" / f"n{sum(named.encode()):08d}" / f"{image.stem}.JPEG"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(image.read_bytes())
     (folder / "ours").mkdir()
     (folder / "ours" / "train").symlink_to(folder / "images")
     prepare = [sys.executable, "-m", "mtl_cloud", "data", "prepare", "--split", "train", "--shard-mib", "8"]
-    for name, source, target in (("imagenet", "ours", "shards"), ("voc", "VOCdevkit", "voc-shards")):
-        arguments = [name, str(folder / source), str(folder / target)]
+    for name, source, shards in (("imagenet", "ours", "shards"), ("voc", "VOCdevkit", "voc-shards")):
+        arguments = [name, str(folder / source), str(folder / shards)]
         subprocess.run([*prepare, *arguments], check=True, env=environ, stdout=subprocess.DEVNULL)
     _write_tars(folder)
     for name, module in (("mds", "streaming"), ("litdata", "litdata")):
@@ -255,7 +255,7 @@ def _counting(url: str) -> Iterator[tuple[str, dict[str, int]]]:
     counted: dict[str, int] = defaultdict(int)
 
     class Counting(FaultProxy):
-        def forward(self, *request: Any) -> tuple[int, list, bytes]:
+        def forward(self, *request: Any) -> tuple[int, list[tuple[str, str]], bytes]:
             answer = super().forward(*request)
             counted["requests"] += 1
             counted["bytes"] += len(answer[2])

@@ -127,6 +127,7 @@ def _shrunk(data: JobData, job: JobSpec) -> dict[str, float]:
 def measure(job: JobSpec, data: JobData) -> dict[str, dict[str, float]]:
     """Trained on -> validated on -> top-1; and ``agree``: the share of images that it calls the same on both."""
     whole = replace(data, train=DecodedWhole(**vars(data.train)), val=DecodedWhole(**vars(data.val)))
+    assert isinstance(data.val, ImageNetDataset)
     targets = data.val.targets
     found = {}
     for trained_on, its_data in ((OURS, data), (PILLOW, whole)):

@@ -127,7 +127,8 @@ def _augment() -> Callable[[Any], Any]:
     from torchvision.transforms import v2
 
     crop = v2.RandomResizedCrop(SIZE, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    augment: Callable[[Any], Any] = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return augment
 
 
 def _pillow(data: bytes) -> Any:
@@ -207,7 +208,7 @@ def streaming_s3(folder: Path, workers: int) -> Images:
 
     augment = _augment()
 
-    class Dataset(StreamingDataset):
+    class Dataset(StreamingDataset):  # type: ignore[misc]  # a peer, which need not be installed
         def __getitem__(self, index: int) -> tuple[Any, int]:
             sample = super().__getitem__(index)
             return augment(_pillow(sample["jpg"])), sample["cls"]
@@ -223,7 +224,7 @@ def litdata_s3(folder: Path, workers: int) -> Images:
     downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"  # noqa: SLF001  # its only way to a server without TLS
     augment = _augment()
 
-    class Dataset(StreamingDataset):
+    class Dataset(StreamingDataset):  # type: ignore[misc]  # a peer, which need not be installed
         def __getitem__(self, index: Any) -> tuple[Any, int]:
             jpg, label = super().__getitem__(index)
             return augment(_pillow(jpg)), label

@@ -98,7 +98,7 @@ def build(
 ) -> PlainTraining:
     """``name``: one of ``NETWORKS``. ``classes``: object classes; the segmenter has the background beside them."""
     network, loss = _network(name, classes)
-    network = network.to(device, memory_format=memory_format).train()
+    network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]  # stubs lack it
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     return PlainTraining(network, loss, optimizer, scaler, autocast, device, memory_format, normalized=name != "yolov3")
@@ -135,7 +135,7 @@ class Residual(nn.Module):
         self.layers = nn.Sequential(conv(channels, channels // 2, 1), conv(channels // 2, channels, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        return x + self.layers(x)  # type: ignore[no-any-return]  # nn.Module's __call__ is untyped
 
 
 def stage(channels: int, blocks: int) -> nn.Sequential:

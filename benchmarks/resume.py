@@ -21,6 +21,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is for the child to import
+    from mtl_cloud.train.data.batch import Batch
+    from mtl_cloud.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -56,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _trainer(width: float, folder: Path, attempt: int):  # noqa: ANN202  # torch is for the child to import
+def _trainer(width: float, folder: Path, attempt: int) -> Trainer:
     from trainer_harness import ALONE, open_attempt, small_job
 
     from mtl_cloud.storage import open_storage
@@ -94,7 +99,7 @@ def _go_on(width: float, folder: Path, attempt: int) -> None:
     marks.append(time.time())
     batches = trainer.training_batches
 
-    def marked(start: int) -> Iterator[object]:
+    def marked(start: int) -> Iterator[Batch]:
         assert start == 1
         marks.append(time.time())
         ahead = batches(start)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from mtl_cloud.aws import AwsClients
@@ -89,6 +90,10 @@ def measure(runs: int) -> dict[str, Any]:
         server.stop()
 
 
+def _submit(launcher: Ec2Launcher, plan: PlanRecord) -> None:
+    launcher.submit(launcher.prepare(plan))
+
+
 def _take_turns(clients: AwsClients, runs: int) -> dict[str, Any]:
     facts, storage = _account(clients), MemoryStorage("bucket")
     launcher = Ec2Launcher(clients=lambda _: clients, storages=lambda _: storage)
@@ -98,9 +103,9 @@ def _take_turns(clients: AwsClients, runs: int) -> dict[str, Any]:
             bare, ours, again = Side(), Side(), Side()
         bare_plan, plan = _plan(f"bare-{turn}", facts), _plan(f"ours-{turn}", facts)
         RunRecord(storage, plan.run_id).create(plan, spec_yaml=b"", spec_json=b"{}")
-        bare.measure(clients, lambda plan=bare_plan: _send_bare(clients, plan))
-        ours.measure(clients, lambda plan=plan: launcher.submit(launcher.prepare(plan)))
-        again.measure(clients, lambda plan=plan: launcher.submit(launcher.prepare(plan)))
+        bare.measure(clients, partial(_send_bare, clients, bare_plan))
+        ours.measure(clients, partial(_submit, launcher, plan))
+        again.measure(clients, partial(_submit, launcher, plan))
     figures = {"bare": bare.figures(), "ours": ours.figures(), "ours again": again.figures()}
     return {**figures, "ratio": figures["ours"]["median_ms"] / figures["bare"]["median_ms"]}
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ def measure(job: JobSpec, data: JobData, steps: int) -> Row:
             trainer._step(batch, waits[-1])  # noqa: SLF001  # the very step of a run
             totals.append(time.perf_counter() - started)
         cpu = _cpu_s() - cpu
+        assert isinstance(batches, Generator)
         batches.close()
     waits, totals = waits[WARMUP_STEPS:], totals[WARMUP_STEPS:]
     return {

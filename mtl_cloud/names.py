@@ -1,1 +1,224 @@
-"""Names that two programs must agree on: defined here once, and rendered into scripts, templates and policies."""
+"""Names that two programs must agree on. Each is defined here, once.
+
+The launchers, the boot script of an instance, the supervisor, the trainer and the AWS stack run on different machines
+and find each other by names. Python imports them from here. ``mtl_cloud.launch.ec2.user_data`` renders them into the
+boot script. ``infra/mtl-cloud.yaml`` repeats them, because people deploy it by hand too, and
+``tests/bootstrap/test_names.py`` compares it with this module. Keys of the run record are in ``mtl_cloud.runs.paths``.
+
+Changing a name cuts off what exists under the old one: containers, groups, stacks, secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+from typing import Final, Literal, TypeAlias
+
+from mtl_cloud.errors import RunFailedError
+from mtl_cloud.tasks import Task
+
+PRODUCT: Final = "mtl-cloud"
+
+# --- a run: its container and its resources at AWS -------------------------------------------------------------------
+
+
+def container_name(run_id: str) -> str:
+    """Name of a run's container, on this machine and on an instance."""
+    return f"{PRODUCT}-{run_id}"
+
+
+def aws_name(run_id: str) -> str:
+    """Name of a run's launch template, Auto Scaling group and scheduled action, and of its first SageMaker job.
+
+    The policies allow groups whose name begins with the prefix.
+    """
+    return f"{PRODUCT}-{run_id}"
+
+
+RUN_LABEL: Final = "mtl-cloud.run-id"
+"""Label of a container on this machine: its run."""
+STORAGE_LABEL: Final = "mtl-cloud.storage"
+
+RUN_TAG: Final = "mtl-cloud:run"
+"""The run's id. The policies allow changes only to resources that have this tag."""
+OWNER_TAG: Final = "mtl-cloud:owner"
+EXPIRES_TAG: Final = "mtl-cloud:expires-at"
+"""ISO 8601 in UTC. After this time nothing of the run may exist; ``gc`` removes what does."""
+SPEC_TAG: Final = "mtl-cloud:spec"
+"""First 16 hex digits of the resolved job's SHA-256."""
+STORAGE_TAG: Final = "mtl-cloud:storage"
+"""URL of the storage that holds the run record, so that ``gc`` needs nothing but AWS to start with."""
+PURCHASE_TAG: Final = "mtl-cloud:purchase"
+"""Set to ``SPOT_THEN_ON_DEMAND`` on groups whose instances may make the group buy on demand."""
+SPOT_THEN_ON_DEMAND: Final = "spot_then_on_demand"
+KEY_TAG: Final = "mtl-cloud-key"
+"""The group's key, on a group and its launch template and on nothing that an instance can describe: a session of the
+group role with the same key may close the group. It has no colon, because policies use it within ``${...}``."""
+
+# --- the AWS stack of a region: infra/mtl-cloud.yaml -----------------------------------------------------------------
+
+STACK: Final = PRODUCT
+REPOSITORY: Final = PRODUCT
+"""The image's name on this machine, and its ECR repository."""
+LOG_GROUP: Final = "/mtl-cloud"
+STORAGE_PREFIX: Final = PRODUCT
+"""Default prefix of the bucket: runs can reach nothing outside of it."""
+PARAMETERS: Final = "/mtl-cloud/"
+"""Prefix of the SSM parameters that runs may read."""
+SECRETS: Final = "mtl-cloud/"
+"""Prefix of the Secrets Manager secrets that runs may read."""
+
+Role: TypeAlias = Literal["instance", "group", "sagemaker"]
+Policy: TypeAlias = Literal["run", "instance", "group", "sagemaker", "user-launch", "user"]
+
+
+def role_name(role: Role, region: str) -> str:
+    """Name of an IAM role. IAM is global, so the name holds the region. The instance profile is named as its role."""
+    return f"{PRODUCT}-{role}-{region}"
+
+
+def policy_name(policy: Policy, region: str) -> str:
+    """Name of a managed policy."""
+    return f"{PRODUCT}-{policy}-{region}"
+
+
+def bucket_name(account: str, region: str) -> str:
+    """Bucket names are global across accounts, so the name holds account and region."""
+    return f"{PRODUCT}-{account}-{region}"
+
+
+class StackParameter(StrEnum):
+    """What the template is given, beside ``ZONE_PARAMETERS``."""
+
+    PREFIX = "Prefix"
+    VPC = "VpcId"
+    VPC_SUBNETS = "VpcSubnets"
+
+
+ZONE_PARAMETERS: Final = tuple(f"Zone{number}" for number in range(1, 7))
+
+
+class StackOutput(StrEnum):
+    """What the template tells of the stack, beside its subnets."""
+
+    SECURITY_GROUP = "SecurityGroup"
+    INSTANCE_PROFILE = "InstanceProfile"
+    INSTANCE_ROLE_ARN = "InstanceRoleArn"
+    GROUP_ROLE_ARN = "GroupRoleArn"
+    SAGEMAKER_ROLE_ARN = "SageMakerRoleArn"
+    USER_POLICY_ARNS = "UserPolicyArns"
+    BUCKET = "Bucket"
+    STORAGE = "Storage"
+    REPOSITORY_URI = "RepositoryUri"
+    LOG_GROUP = "LogGroup"
+
+
+SUBNETS_OUTPUT: Final = "Subnet"
+"""``Subnet1`` to ``Subnet6`` hold one ``zone=subnet`` each; ``Subnets`` holds all of them in a VPC of your own."""
+
+# --- names of AWS that the policies and the code must both use -------------------------------------------------------
+
+SAGEMAKER_LOG_GROUP: Final = "/aws/sagemaker/TrainingJobs"
+"""Log group of all training jobs, and the namespace of their metrics."""
+SSH_DOCUMENT: Final = "AWS-StartSSHSession"
+"""Session Manager's document for a tunnel that carries ssh."""
+SERVICE_ROLE_OWNERS: Final = ("autoscaling.amazonaws.com", "spot.amazonaws.com")
+"""Services whose service-linked roles ``bootstrap`` makes."""
+
+# --- launcher or boot script → supervisor ----------------------------------------------------------------------------
+
+SUPERVISOR_MODULE: Final = "mtl_cloud.supervise"
+
+
+class SupervisorFlag(StrEnum):
+    """Its flags, beside those of ``SupervisorOptions``."""
+
+    STORAGE = "--storage"
+    RUN_ID = "--run-id"
+    ATTEMPT = "--attempt"
+    SCRATCH = "--scratch"
+    SPOT_NOTICES = "--spot-notices"
+    SAGEMAKER = "--sagemaker"
+    ECHO = "--echo"
+
+
+class SupervisorExit(IntEnum):
+    """Its exit codes, which the boot script reads. Any other code is one of ``mtl_cloud.errors``."""
+
+    DONE = 0
+    ENDED = RunFailedError.exit_code
+    """The run has ended, and not well."""
+    TAKEN = 73
+    """Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
+    CONTINUES = 75
+    """Another attempt will continue the run (``EX_TEMPFAIL``)."""
+
+
+class BootPhase(StrEnum):
+    """How far the boot script is, in its record."""
+
+    BOOTING = "booting"
+    PULLING = "pulling"
+    RUNNING = "running"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+SAGEMAKER_ROOT: Final = "/opt/ml"
+"""Where SageMaker tells a container its job ("Using your own training container", SageMaker developer guide)."""
+SAGEMAKER_SCRATCH: Final = "/tmp/mtl-cloud"  # noqa: S108  # one job in one container
+
+# --- supervisor → trainer --------------------------------------------------------------------------------------------
+
+ENV_PREFIX: Final = "MTL_CLOUD_"
+"""Variables of the trainer that a job may not set."""
+ENV_STORAGE: Final = "MTL_CLOUD_STORAGE"
+"""URL of the storage. In a user's own shell: where the commands look for runs."""
+ENV_RUN_ID: Final = "MTL_CLOUD_RUN_ID"
+ENV_ATTEMPT: Final = "MTL_CLOUD_ATTEMPT"
+ENV_SCRATCH: Final = "MTL_CLOUD_SCRATCH"
+ENV_HANG_S: Final = "MTL_CLOUD_HANG_S"
+"""Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
+ENV_INPUTS: Final = "MTL_CLOUD_INPUTS"
+"""JSON object: a URL that the job names → the path under which this machine has it. Absent: no input was brought."""
+
+
+class TrainerExit(IntEnum):
+    """Exit codes of ``python -m mtl_cloud.train``. Any other code is one of ``mtl_cloud.errors``."""
+
+    DONE = 0
+    """All rounds are done and committed."""
+    STOPPED = 75
+    """Stopped as asked, and a checkpoint is committed (``EX_TEMPFAIL`` of sysexits.h)."""
+
+
+# --- trainer's log → SageMaker's metrics -----------------------------------------------------------------------------
+
+_NUMBER = "([-+0-9.e]+)"
+
+
+def metrics_line(round_number: int, task: str, values: Mapping[str, float]) -> str:
+    """The line that the trainer logs for each task after a round."""
+    words = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+    return f"metrics round={round_number} task={task} {words}"
+
+
+def metric_regex(task: str, metric: str) -> str:
+    """Finds one value in a ``metrics_line`` of the task, as its only group."""
+    return f"metrics round=[0-9]+ task={task} .*?{metric}={_NUMBER}"
+
+
+def epoch_line(epoch: int, epochs: int, losses: Mapping[Task, float], *, images_per_s: float, data_wait: float) -> str:
+    """The line that the trainer logs after an epoch. ``data_wait`` is a share, 0..1."""
+    words = "  ".join(f"{task} {loss:.4g}" for task, loss in losses.items())
+    speed = f"{images_per_s:.1f} images/s, waiting for data {100 * data_wait:.0f} %"
+    return f"epoch {epoch}/{epochs}  loss {words}  | {speed}"
+
+
+def loss_regex(task: str) -> str:
+    """Finds a task's loss in an ``epoch_line``, as its only group."""
+    return f"epoch [0-9]+/[0-9]+  loss .*?{task} {_NUMBER}"
+
+
+SPEED_REGEX: Final = rf"\| {_NUMBER} images/s"
+"""Finds the images per second in an ``epoch_line``, as its only group."""

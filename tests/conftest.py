@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 from container_engine import base_image, built, lent_engine, small_content
-from hypothesis import settings
+from examples import EXHAUSTIVE
+from hypothesis import HealthCheck, settings
 from sagemaker_harness import sagemaker_double
 
 __all__ = ["sagemaker_double"]
 
 from mtl_cloud.container.engine import Engine
 
-# A submission is judged by the same examples every time; everyone else looks for new ones.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No time limits: on a busy machine any example may take long. CI tries the same examples every time.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("local", UNHURRIED)
+settings.register_profile("ci", UNHURRIED, derandomize=True)
+settings.register_profile("exhaustive", UNHURRIED, max_examples=1000)
+settings.load_profile("exhaustive" if EXHAUSTIVE else "ci" if os.environ.get("CI") else "local")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.names import STACK, SUBNETS_OUTPUT, StackOutput
 
-__all__ = ["STACK", "Bootstrap", "find_stack", "stack_outputs"]
-
-STACK = "mtl-cloud"
-"""Name of the stack: one a region of an account."""
+__all__ = ["Bootstrap", "find_stack", "stack_outputs"]
 
 _READY = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"}
 """States of a stack whose outputs hold (a rolled back update left the old ones)."""
@@ -83,19 +81,19 @@ def find_stack(client: Any) -> dict[str, Any] | None:
 
 def _bootstrap(outputs: Mapping[str, str], stack_id: str) -> Bootstrap:
     region, account = stack_id.split(":")[3:5]
-    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith("Subnet"))
+    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith(SUBNETS_OUTPUT))
     return Bootstrap(
         region=region,
         account=account,
         subnets=dict(zone.split("=") for zone in zones.split(",")),
-        security_group=outputs["SecurityGroup"],
-        instance_profile=outputs["InstanceProfile"],
-        instance_role_arn=outputs["InstanceRoleArn"],
-        group_role_arn=outputs["GroupRoleArn"],
-        sagemaker_role_arn=outputs["SageMakerRoleArn"],
-        user_policy_arns=tuple(outputs["UserPolicyArns"].split(",")),
-        bucket=outputs["Bucket"],
-        storage=outputs["Storage"],
-        repository_uri=outputs["RepositoryUri"],
-        log_group=outputs["LogGroup"],
+        security_group=outputs[StackOutput.SECURITY_GROUP],
+        instance_profile=outputs[StackOutput.INSTANCE_PROFILE],
+        instance_role_arn=outputs[StackOutput.INSTANCE_ROLE_ARN],
+        group_role_arn=outputs[StackOutput.GROUP_ROLE_ARN],
+        sagemaker_role_arn=outputs[StackOutput.SAGEMAKER_ROLE_ARN],
+        user_policy_arns=tuple(outputs[StackOutput.USER_POLICY_ARNS].split(",")),
+        bucket=outputs[StackOutput.BUCKET],
+        storage=outputs[StackOutput.STORAGE],
+        repository_uri=outputs[StackOutput.REPOSITORY_URI],
+        log_group=outputs[StackOutput.LOG_GROUP],
     )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_cloud.aws import ClientMaker, translated
-from mtl_cloud.aws.stack import STACK, Bootstrap, find_stack, stack_outputs
+from mtl_cloud.aws.stack import Bootstrap, find_stack, stack_outputs
 from mtl_cloud.bootstrap.network import network_parameters
 from mtl_cloud.bootstrap.template import template_text
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.names import SERVICE_ROLE_OWNERS, STACK
 
 __all__ = ["Change", "Deployment", "Proposal"]
 
@@ -23,7 +24,6 @@ _LOOK_S = 3.0
 _SETTLED_WITHIN_S = 1800.0
 _FAILED_FIRST_TIME = {"CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"}
 _NOTHING_TO_CHANGE = ("didn't contain changes", "No updates are to be performed")
-_SERVICE_ROLES = ("autoscaling.amazonaws.com", "spot.amazonaws.com")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Deployment:
     def _make_service_roles(self) -> None:
         from botocore.exceptions import ClientError
 
-        for service in _SERVICE_ROLES:
+        for service in SERVICE_ROLE_OWNERS:
             with translated("iam", where=service):
                 try:
                     self._clients("iam").create_service_linked_role(AWSServiceName=service)

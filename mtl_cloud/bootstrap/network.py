@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.names import ZONE_PARAMETERS, StackParameter
 
 __all__ = ["network_parameters"]
-
-_PLACES = tuple(f"Zone{number}" for number in range(1, 7))
 
 
 def network_parameters(ec2: Any, had: Mapping[str, str], vpc: str | None) -> dict[str, str]:
@@ -17,10 +16,12 @@ def network_parameters(ec2: Any, had: Mapping[str, str], vpc: str | None) -> dic
 
     Raises ``LaunchError`` for a VPC without a subnet, and lets botocore's errors through.
     """
-    vpc = vpc or had.get("VpcId")
+    vpc = vpc or had.get(StackParameter.VPC)
     if vpc:
-        return {"VpcId": vpc, "VpcSubnets": _subnets(ec2, vpc)}
-    return dict(zip(_PLACES, _places(_zones(ec2), [had.get(place, "") for place in _PLACES]), strict=True))
+        return {StackParameter.VPC: vpc, StackParameter.VPC_SUBNETS: _subnets(ec2, vpc)}
+    return dict(
+        zip(ZONE_PARAMETERS, _places(_zones(ec2), [had.get(place, "") for place in ZONE_PARAMETERS]), strict=True)
+    )
 
 
 def _zones(ec2: Any) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mtl_cloud.bootstrap.template import resolved, template
+from mtl_cloud.names import STORAGE_PREFIX, StackParameter
 
 __all__ = ["POLICIES", "ROLES", "Policy", "policies", "trust_policy"]
 
@@ -32,7 +33,7 @@ class Policy:
     """Sid of a statement -> why it is there."""
 
 
-def policies(who: str, *, account: str, region: str, prefix: str = "mtl-cloud") -> list[Policy]:
+def policies(who: str, *, account: str, region: str, prefix: str = STORAGE_PREFIX) -> list[Policy]:
     """The policies of one of ``POLICIES`` in an account's region, for a stack with that ``Prefix``."""
     names = _names(account, region, prefix)
     return [_policy(resource, "ManagedPolicyName", "PolicyDocument", names) for resource in POLICIES[who]]
@@ -59,7 +60,7 @@ def _names(account: str, region: str, prefix: str = "") -> dict[str, str]:
         "AWS::AccountId": account,
         "AWS::Partition": _partition(region),
         "AWS::Region": region,
-        "Prefix": prefix,
+        StackParameter.PREFIX: prefix,
     }
     return {**names, "Bucket": resolved(template()["Resources"]["Bucket"]["Properties"]["BucketName"], names)}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.aws.stack import find_stack
-from mtl_cloud.launch.tags import RUN_TAG
+from mtl_cloud.names import RUN_TAG, StackOutput
 
 __all__ = ["what_is_left"]
 
@@ -45,7 +45,7 @@ def _data(clients: ClientMaker) -> Iterator[str]:
     with translated("cloudformation"):
         stack = find_stack(clients("cloudformation")) or {}
     outputs = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-    bucket = outputs.get("Bucket")
+    bucket = outputs.get(StackOutput.BUCKET)
     if bucket:
         with translated("s3", where=bucket):
             if clients("s3").list_objects_v2(Bucket=bucket, MaxKeys=1).get("KeyCount"):

@@ -32,6 +32,8 @@ def session_of(name: str, storage: str | None, user: str) -> tuple[str, Session]
     """The run's id, and a session on its instance. Raises ``UsageError`` for a run that is not on EC2."""
     from mtl_cloud.aws import AwsClients
     from mtl_cloud.errors import UsageError
+    from mtl_cloud.jobspec.job import Ec2Compute
+    from mtl_cloud.planning.compute import compute_of
     from mtl_cloud.remote import Session, find_instance
     from mtl_cloud.remote.instance import require_tools
     from mtl_cloud.user_dirs import default_scratch
@@ -41,7 +43,7 @@ def session_of(name: str, storage: str | None, user: str) -> tuple[str, Session]
     if plan.backend != "ec2":
         raise UsageError(f"{run.run_id}: runs on {plan.backend!r}; this command reaches EC2 instances only")
     require_tools()
-    clients = AwsClients(str(plan.compute["region"]))
+    clients = AwsClients(compute_of(plan, Ec2Compute).region)
     instance = find_instance(run.run_id, clients)
     hosts = default_scratch("hosts", os.environ)
     return run.run_id, Session(instance, clients, user=user, hosts=hosts, say=lambda words: click.echo(words, err=True))

@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 from mtl_cloud import __version__
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError
+from mtl_cloud.names import REPOSITORY
 
 __all__ = [
     "BASE_IMAGE",
     "BASE_VARIABLE",
     "CLOUD_PLATFORM",
-    "REPOSITORY",
     "BuildOptions",
     "ImageContent",
     "build_image",
@@ -34,8 +34,6 @@ __all__ = [
     "local_platform",
 ]
 
-REPOSITORY = "mtl-cloud"
-"""The image's name: on this machine, and of the ECR repository."""
 BASE_IMAGE = "python:3.11-slim"
 BASE_VARIABLE = "MTL_CLOUD_BASE_IMAGE"
 CLOUD_PLATFORM = "linux/amd64"

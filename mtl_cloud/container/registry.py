@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.container.engine import Engine
-from mtl_cloud.container.image import REPOSITORY, ImageContent
+from mtl_cloud.container.image import ImageContent
 from mtl_cloud.errors import CloudError, EngineError, ImageError
+from mtl_cloud.names import REPOSITORY
 
 __all__ = ["Pushed", "push_image", "push_to_ecr"]
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from mtl_cloud.dry_run.imds import SpotNotice, metadata_service
 from mtl_cloud.errors import MissingExtraError
+from mtl_cloud.names import SAGEMAKER_ROOT, SupervisorFlag
 
 __all__ = ["StandIn", "local_s3", "stand_in"]
 
@@ -43,12 +44,12 @@ def stand_in(backend: str) -> Iterator[StandIn]:
         notice = SpotNotice()
         with metadata_service(notice) as url:
             variable = f"AWS_EC2_METADATA_SERVICE_ENDPOINT={url}"
-            yield StandIn(("--env", variable, "--network", "host"), ("--spot-notices",), notice)
+            yield StandIn(("--env", variable, "--network", "host"), (SupervisorFlag.SPOT_NOTICES,), notice)
     elif backend == "sagemaker":
         with TemporaryDirectory(prefix="mtl-cloud-opt-ml-") as folder:
             _write_opt_ml(Path(folder))
-            mount = f"type=bind,source={folder},target=/opt/ml"
-            yield StandIn(("--mount", mount), ("--sagemaker", "/opt/ml"))
+            mount = f"type=bind,source={folder},target={SAGEMAKER_ROOT}"
+            yield StandIn(("--mount", mount), (SupervisorFlag.SAGEMAKER, SAGEMAKER_ROOT))
     else:
         yield StandIn()
 

@@ -16,8 +16,9 @@ from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch.base import BackendState, RunHandle
-from mtl_cloud.launch.docker import DockerLauncher, container_name
+from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import open_storage

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Final
 
 from mtl_cloud.errors import LaunchError, MissingExtraError, PlanError
-from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.job import Ec2Compute, JobSpec, SageMakerCompute
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch import get_launcher
-from mtl_cloud.planning.plan import gather_facts, plan_run
+from mtl_cloud.planning.facts import Facts, gather_facts
+from mtl_cloud.planning.plan import plan_run
+from mtl_cloud.runs.plan_facts import Ec2Account, MachineImage, Reservation, SageMakerAccount
 
 __all__ = ["RequestCheck", "check_request"]
 
@@ -31,12 +33,11 @@ class RequestCheck:
 
 def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
     """Whether botocore accepts the requests that the job's launcher makes."""
-    account = _account(job)
-    if account is None:
+    if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
         return RequestCheck(None, "no machine is rented")
     try:
-        plan = plan_run(job, replace(gather_facts(job), account=account), run_id=f"{job.name}-000000", now=now)
-        requests = cast("dict[str, dict[str, Any]]", get_launcher(plan.backend).prepare(plan).request)
+        plan = plan_run(job, _with_account(gather_facts(job), job.compute), run_id=f"{job.name}-000000", now=now)
+        requests = get_launcher(plan.backend).prepare(plan).request
         misfits = list(_misfits(requests))
     except (LaunchError, PlanError) as error:
         return RequestCheck(False, str(error))
@@ -45,28 +46,27 @@ def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
     return RequestCheck(not misfits, "; ".join(misfits) or f"AWS's model of the API accepts {', '.join(requests)}")
 
 
-def _account(job: JobSpec) -> dict[str, Json] | None:
-    """``Facts.account`` as after `mtl-cloud bootstrap` and `image push`; None where no machine is rented."""
-    compute: Any = job.compute
+def _with_account(facts: Facts, compute: Ec2Compute | SageMakerCompute) -> Facts:
+    """The facts, with an account as `mtl-cloud bootstrap` and `image push` would make it."""
     image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:{64 * '0'}"
-    if compute.backend == "sagemaker":
-        return {"role": "arn:aws:iam::123456789012:role/mtl-cloud-sagemaker", "image": image}
-    if compute.backend != "ec2":
-        return None
+    if isinstance(compute, SageMakerCompute):
+        role = "arn:aws:iam::123456789012:role/mtl-cloud-sagemaker"
+        return replace(facts, sagemaker=SageMakerAccount(role=role, image=image))
     zone = f"{compute.region}a"
-    return {
-        "ami": {"id": "ami-0123456789abcdef0", "root_device": "/dev/sda1"},
-        "subnets": {zone: "subnet-0123456789abcdef0"},
-        "security_group": "sg-0123456789abcdef0",
-        "instance_profile": "mtl-cloud-instance",
-        "group_role": "arn:aws:iam::123456789012:role/mtl-cloud-group",
-        "image": image,
-        "reservation": {"zone": zone, "kind": "default"},
-    }
+    account = Ec2Account(
+        ami=MachineImage(id="ami-0123456789abcdef0", root_device="/dev/sda1"),
+        subnets={zone: "subnet-0123456789abcdef0"},
+        security_group="sg-0123456789abcdef0",
+        instance_profile="mtl-cloud-instance",
+        group_role="arn:aws:iam::123456789012:role/mtl-cloud-group",
+        image=image,
+        reservation=Reservation(zone=zone, kind="default"),
+    )
+    return replace(facts, ec2=account)
 
 
-def _misfits(requests: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Mistakes that botocore finds in the requests. Raises ``MissingExtraError`` without botocore."""
+def _misfits(requests: Mapping[str, Json]) -> Iterator[str]:
+    """What botocore would refuse to send. Raises ``MissingExtraError`` without it."""
     try:
         from botocore.session import get_session
         from botocore.validate import ParamValidator

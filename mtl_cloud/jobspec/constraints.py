@@ -20,6 +20,7 @@ from mtl_cloud.jobspec.job import (
     MixingSpec,
     SageMakerCompute,
 )
+from mtl_cloud.names import ENV_PREFIX, PARAMETERS, SECRETS
 from mtl_cloud.suggest import did_you_mean
 from mtl_cloud.tasks import METRICS, NETWORK_TASKS, TASKS, Task
 
@@ -381,29 +382,31 @@ def _machine_can_reach(job: JobSpec) -> Iterator[Finding]:
 
 
 _SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
-_OPEN_TO_RUNS = re.compile(r"/?mtl-cloud/|arn:[^:]*:(ssm|secretsmanager):[^:]*:[^:]*:(parameter|secret:)/?mtl-cloud/")
+_READABLE_PARAMETER = re.compile(rf"{PARAMETERS}|arn:[^:]*:ssm:[^:]*:[^:]*:parameter{PARAMETERS}")
+_READABLE_SECRET = re.compile(rf"{SECRETS}|arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:{SECRETS}")
 
 
 def _env_is_ours_to_set(job: JobSpec) -> Iterator[Finding]:
     for name in job.env:
-        if name.startswith("MTL_CLOUD_"):
-            yield Finding(("env", name), "names that begin with MTL_CLOUD_ are the supervisor's", at_key=True)
+        if name.startswith(ENV_PREFIX):
+            yield Finding(("env", name), f"names that begin with {ENV_PREFIX} are the supervisor's", at_key=True)
 
 
 def _secrets_are_by_reference(job: JobSpec) -> Iterator[Finding]:
     for name, value in job.env.items():
         if isinstance(value, str) and _SECRET_NAME.search(name):
             message = f"{name} looks like a secret, and will stand in the run record in clear"
-            yield Finding(("env", name), message, "write {ssm: /mtl-cloud/…}, and put it there", fatal=False)
+            yield Finding(("env", name), message, f"write {{ssm: {PARAMETERS}…}}, and put it there", fatal=False)
 
 
 def _secrets_are_open_to_runs(job: JobSpec) -> Iterator[Finding]:
     """The roles of ``bootstrap`` may read what is named after us, and nothing else."""
     for name, value in job.env.items() if _cloud(job) else ():
-        reference = "" if isinstance(value, str) else value.ssm or value.secretsmanager or ""
-        if reference and not _OPEN_TO_RUNS.match(reference):
-            message = f"the role of `mtl-cloud bootstrap` cannot read {reference}"
-            hint = "name it /mtl-cloud/… (ssm) or mtl-cloud/… (secretsmanager), or allow it to the role"
+        if isinstance(value, str):
+            continue
+        if not (_READABLE_PARAMETER.match(value.ssm or "") or _READABLE_SECRET.match(value.secretsmanager or "")):
+            message = f"the role of `mtl-cloud bootstrap` cannot read {value.ssm or value.secretsmanager}"
+            hint = f"name it {PARAMETERS}… (ssm) or {SECRETS}… (secretsmanager), or allow it to the role"
             yield Finding(("env", name), message, hint, uses=(("compute", "backend"),), fatal=False)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "GRADIENT_METHODS",
     "BestSpec",
     "CheckpointSpec",
+    "Compute",
     "ComputeSpec",
     "DatasetSpec",
     "DivergenceSpec",
@@ -172,6 +173,7 @@ def _backend(value: object) -> object:
     return value.get("backend", "local") if isinstance(value, dict) else getattr(value, "backend", None)
 
 
+Compute: TypeAlias = LocalCompute | DockerCompute | Ec2Compute | SageMakerCompute
 ComputeSpec: TypeAlias = Annotated[
     Annotated[LocalCompute, Tag("local")]
     | Annotated[DockerCompute, Tag("docker")]

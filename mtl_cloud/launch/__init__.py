@@ -1,4 +1,4 @@
-"""Launchers: one a backend, named here by strings and imported only when one is chosen."""
+"""Launchers, one for each backend, named by strings here and imported on demand."""
 
 from __future__ import annotations
 

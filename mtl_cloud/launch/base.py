@@ -1,4 +1,4 @@
-"""The seam between a plan and the place where it runs."""
+"""The launcher protocol: what every backend implements."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = [
 
 
 class BackendState(StrEnum):
-    """What a backend knows of a run. How far the run is stands in its record."""
+    """The state of a run at its backend. Its progress is in the run record."""
 
     PENDING = "pending"
-    """Accepted; the machine is not there yet."""
+    """Accepted; no machine is running yet."""
     RUNNING = "running"
     ENDED = "ended"
-    """Nothing of it runs, and nothing will by itself."""
+    """Nothing runs, and nothing will start by itself."""
 
 
 @dataclass(frozen=True)
 class RunHandle:
-    """Names a run at its backend. Whoever has the run's plan can make it, on any machine."""
+    """Identifies a run at its backend. It follows from the run's plan, on any machine."""
 
     backend: str
     run_id: str
@@ -52,14 +52,14 @@ class RunHandle:
 
 @dataclass(frozen=True)
 class Submission:
-    """Exactly what a backend will be asked for: plain values, to be printed, stored and compared."""
+    """The exact request to a backend, as plain values that can be printed, stored and compared."""
 
     handle: RunHandle
     request: dict[str, Json]
 
 
 def record_of(handle: RunHandle, storages: Callable[[str], Storage] = open_storage) -> RunRecord:
-    """The run that a handle names. Raises ``LaunchError`` when there is none."""
+    """The record of the handle's run. Raises ``LaunchError`` if there is no such run."""
     run = RunRecord(storages(handle.storage), handle.run_id)
     if not run.exists():
         raise LaunchError(f"{handle.run_id}: there is no such run in {handle.storage}")
@@ -75,28 +75,28 @@ class Launcher(Protocol):
         ...
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        """The request for a plan. Pure: the same plan gives an equal submission, and nothing happens."""
+        """The request for a plan. Pure: the same plan gives an equal submission, without side effects."""
         ...
 
     def submit(self, submission: Submission) -> RunHandle:
-        """Make the run run. Again for the same run id: a run that runs or is over is left alone, one whose process
-        or machine is gone goes on with its next attempt. Never do two run."""
+        """Start the run. Idempotent: a run that is running or over is not changed; one whose process or machine is
+        gone continues with its next attempt. At most one attempt runs at a time."""
         ...
 
     def describe(self, handle: RunHandle) -> BackendState:
-        """What the backend knows now. Raises ``LaunchError`` for a run that it was never given."""
+        """The current state. Raises ``LaunchError`` for a run that was never submitted to this backend."""
         ...
 
     def stop(self, handle: RunHandle) -> None:
-        """Take the machine away, after the grace in which the trainer saves. Silent when nothing runs."""
+        """Stop the machine, after a grace period in which the trainer saves. Does nothing if none is running."""
         ...
 
 
 @runtime_checkable
 class Watchable(Launcher, Protocol):
-    """A launcher whose backend rents the machine, brings the next one after an interruption, and tells of both.
+    """A launcher whose backend rents machines, replaces interrupted ones, and reports both.
 
-    Its ``stop`` removes all that the run has at the backend, and returns when the backend confirms it.
+    Its ``stop`` removes all of the run's resources at the backend, and returns when the backend confirms it.
     """
 
     def watch(self, handle: RunHandle) -> MachineWatch: ...
@@ -104,17 +104,17 @@ class Watchable(Launcher, Protocol):
 
 @runtime_checkable
 class LogSource(Protocol):
-    """A launcher whose backend keeps what its containers print, apart from the run record."""
+    """A launcher whose backend stores container output apart from the run record."""
 
     def log_lines(self, handle: RunHandle) -> Iterator[str]:
-        """All lines, oldest container first, without line ends. Raises ``LaunchError``."""
+        """All lines without line breaks, oldest container first. Raises ``LaunchError``."""
         ...
 
 
 @runtime_checkable
 class Biller(Protocol):
-    """A launcher whose backend itself says which seconds it bills."""
+    """A launcher whose backend reports the seconds that it bills."""
 
     def charges(self, handle: RunHandle) -> list[Charge]:
-        """Of what has ended; the rest is not known yet. Raises ``LaunchError``."""
+        """The charges of ended jobs; those of running ones are not known yet. Raises ``LaunchError``."""
         ...

@@ -11,26 +11,25 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError, LaunchError
-from mtl_cloud.json_types import Json
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.leftover import Leftover
+from mtl_cloud.names import RUN_LABEL, STORAGE_LABEL, SupervisorFlag, container_name
 from mtl_cloud.runs.attempts import read_attempt
+from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 
-__all__ = ["DockerLauncher", "container_name", "find_leftovers", "remove_leftovers"]
+__all__ = ["DockerLauncher", "find_leftovers", "remove_leftovers"]
 
-_RUN_LABEL = "mtl-cloud.run-id"
-_STORAGE_LABEL = "mtl-cloud.storage"
 _START_S = 120.0
 _LOOK_S = 0.2
 _STOP_MARGIN_S = 15.0
@@ -40,6 +39,17 @@ _SHARED_MEMORY = "16g"
 _AWS_FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _OVER = {"exited", "dead", "removing", "stopped"}
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """The request of a submission to the container engine."""
+
+    image: str | None
+    run: tuple[str, ...]
+    """Options of the engine's ``run``."""
+    arguments: tuple[str, ...]
+    """Arguments of the supervisor, without the attempt's number."""
 
 
 class DockerLauncher:
@@ -77,25 +87,21 @@ class DockerLauncher:
     # --- the request ---
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        supervisor: list[Json] = [
-            "--storage",
-            plan.storage,
-            "--run-id",
-            plan.run_id,
-            *self._settings.to_flags(),
-            *self._flags,
-        ]
-        options: list[Json] = ["--name", container_name(plan.run_id), *self.surroundings(plan)]
-        return Submission(RunHandle.of(plan), {"image": plan.image, "run": options, "arguments": supervisor})
+        options = ("--name", container_name(plan.run_id), *self.surroundings(plan))
+        run = (SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id)
+        supervisor = (*run, *self._settings.to_flags(), *self._flags)
+        return Submission(RunHandle.of(plan), to_json(ContainerRequest(plan.image, options, supervisor)))
 
     def surroundings(self, plan: PlanRecord) -> Iterator[str]:
         """What a container of this run is given of the machine, as options of the engine's ``run``."""
-        yield from ("--label", f"{_RUN_LABEL}={plan.run_id}", "--label", f"{_STORAGE_LABEL}={plan.storage}")
+        from mtl_cloud.planning.compute import compute_of  # pydantic, which commands on a run that exists do without
+
+        yield from ("--label", f"{RUN_LABEL}={plan.run_id}", "--label", f"{STORAGE_LABEL}={plan.storage}")
         yield from ("--hostname", self._hostname, "--user", self._user)
         yield from ("--read-only", "--tmpfs", "/tmp:exec,mode=1777", "--shm-size", _SHARED_MEMORY)  # noqa: S108
         yield from ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
         yield from ("--stop-timeout", f"{self._settings.grace_s + _STOP_MARGIN_S:.0f}")
-        gpus = plan.compute.get("gpu_count")
+        gpus = compute_of(plan).gpu_count
         yield from ("--gpus", str(gpus)) if gpus else ()
         yield from ("--memory", self._memory, "--memory-swap", self._memory) if self._memory else ()
         yield from self._mounts(plan)
@@ -145,7 +151,7 @@ class DockerLauncher:
             attempt = run.attempts()[-1]
             raise LaunchError(
                 f"{run.run_id}: runs on {attempt.host}, and this is {self._hostname}",
-                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+                hint=f"mtl-cloud cancel {run.run_id} stops it through the run record",
             )
 
     def _lives(self, run: RunRecord) -> bool:
@@ -162,28 +168,27 @@ class DockerLauncher:
         return None if found is None else str(found["State"]["Status"])
 
     def _start(self, run: RunRecord, submission: Submission, attempt: int) -> None:
-        image = self._image(submission)
-        options = cast("list[str]", submission.request["run"])
-        arguments = cast("list[str]", submission.request["arguments"])
+        request = from_json(ContainerRequest, submission.request, FieldPath(run.run_id, "submission"))
+        image = self._image(run.run_id, request.image)
         try:
             self._remove_dead(run.run_id)
-            self._engine.ask("run", "--detach", *options, image, *arguments, "--attempt", str(attempt))
+            arguments = (*request.arguments, SupervisorFlag.ATTEMPT, str(attempt))
+            self._engine.ask("run", "--detach", *request.run, image, *arguments)
         except EngineError:
             if self._status(run.run_id) in _OVER | {None, "created"}:
                 raise
             return  # somebody else has started it in the meantime
         self._await_claim(run, attempt)
 
-    def _image(self, submission: Submission) -> str:
-        image = submission.request["image"]
+    def _image(self, run_id: str, image: str | None) -> str:
         if image is None:
-            raise ImageError(f"{submission.handle.run_id}: the plan names no image", hint="set compute.image")
-        if self._engine.inspect("image", str(image)) is None:
+            raise ImageError(f"{run_id}: the plan names no image", hint="set compute.image")
+        if self._engine.inspect("image", image) is None:
             raise ImageError(
                 f"the image {image} is not on this machine",
                 hint=f"mtl-cloud image build makes this version's image; {self._engine.program} pull fetches another",
             )
-        return str(image)
+        return image
 
     def _remove_dead(self, run_id: str) -> None:
         found = self._engine.inspect("container", container_name(run_id))
@@ -213,13 +218,13 @@ def find_leftovers(engine: Engine, *, is_over: Callable[[str, str], bool]) -> li
 
     ``is_over`` tells from a run id and its storage's URL whether the run has a result. Raises ``EngineError``.
     """
-    ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={_STORAGE_LABEL}").split()
+    ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={STORAGE_LABEL}").split()
     found = [container for one in ids if (container := engine.inspect("container", one))]
     ended = [(one["Config"]["Labels"], one["Name"]) for one in found if one["State"]["Status"] in _OVER]
     return [
-        Leftover(labels[_RUN_LABEL], "", "the run is over", (f"container {name.lstrip('/')}",))
+        Leftover(labels[RUN_LABEL], "", "the run is over", (f"container {name.lstrip('/')}",))
         for labels, name in sorted(ended, key=itemgetter(1))
-        if labels[_STORAGE_LABEL] and is_over(labels[_RUN_LABEL], labels[_STORAGE_LABEL])
+        if labels[STORAGE_LABEL] and is_over(labels[RUN_LABEL], labels[STORAGE_LABEL])
     ]
 
 
@@ -231,11 +236,6 @@ def remove_leftovers(leftovers: Iterable[Leftover], engine: Engine) -> Iterator[
             if engine.inspect("container", container):
                 engine.ask("rm", container)
         yield leftover
-
-
-def container_name(run_id: str) -> str:
-    """What a run's container is called."""
-    return f"mtl-cloud-{run_id}"
 
 
 def _mount(source: str, target: str, *, read_only: bool) -> tuple[str, str]:

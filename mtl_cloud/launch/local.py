@@ -1,4 +1,4 @@
-"""The local backend: a supervisor on this machine, detached from the terminal that started it."""
+"""The local backend: a supervisor on this machine, detached from its terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
+from mtl_cloud.names import SUPERVISOR_MODULE, SupervisorFlag
 from mtl_cloud.runs.attempts import read_attempt
+from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
@@ -27,8 +29,16 @@ _START_S = 60.0
 _LOOK_S = 0.05
 
 
+@dataclass(frozen=True)
+class ProcessRequest:
+    """The request of a submission to this machine."""
+
+    argv: tuple[str, ...]
+    """Command line of the supervisor, without the attempt's number."""
+
+
 class LocalLauncher:
-    """Runs are processes of this user. The claim of an attempt is the mutex: whoever loses it leaves at once."""
+    """Runs are processes of this user. The claim of an attempt is the mutex: a supervisor without the claim exits."""
 
     backend = "local"
 
@@ -42,13 +52,14 @@ class LocalLauncher:
     ) -> None:
         self._environ = environ
         self._python = python
-        self._settings = settings or SupervisorOptions(last_s=2.0)  # a folder takes a heartbeat for nothing
+        self._settings = settings or SupervisorOptions(last_s=2.0)  # heartbeats to a folder are cheap
         self._clock = clock or Clock()
 
     def prepare(self, plan: PlanRecord) -> Submission:
-        argv = [self._python, "-m", "mtl_cloud.supervise", "--storage", plan.storage, "--run-id", plan.run_id]
-        scratch = self._folder(plan.run_id)
-        return Submission(RunHandle.of(plan), {"argv": [*argv, "--scratch", str(scratch), *self._settings.to_flags()]})
+        argv = [self._python, "-m", SUPERVISOR_MODULE]
+        argv += [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
+        argv += [SupervisorFlag.SCRATCH, str(self._folder(plan.run_id)), *self._settings.to_flags()]
+        return Submission(RunHandle.of(plan), to_json(ProcessRequest(tuple(argv))))
 
     def submit(self, submission: Submission) -> RunHandle:
         run = record_of(submission.handle)
@@ -70,19 +81,19 @@ class LocalLauncher:
         if attempt.host != socket.gethostname():
             raise LaunchError(
                 f"{run.run_id}: runs on {attempt.host}, and this is {socket.gethostname()}",
-                hint=f"mtl-cloud cancel {run.run_id} reaches it through the run record",
+                hint=f"mtl-cloud cancel {run.run_id} stops it through the run record",
             )
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
             os.kill(attempt.pid, signal.SIGTERM)
 
-    # --- who lives ---
+    # --- liveness ---
 
     def _living(self, run: RunRecord) -> AttemptRecord | None:
         attempts = run.attempts()
         return attempts[-1] if attempts and self._is_alive(run, attempts[-1]) else None
 
     def _is_alive(self, run: RunRecord, attempt: AttemptRecord) -> bool:
-        """On this machine the process says it; of another machine, in a shared storage, the heartbeat."""
+        """On this machine, check the process; on another machine with the same storage, the heartbeat."""
         if attempt.host == socket.gethostname():
             return _is_supervisor(attempt.pid, run.run_id)
         return read_attempt(run, attempt).is_alive(self._clock.now())
@@ -90,11 +101,11 @@ class LocalLauncher:
     # --- starting ---
 
     def _start(self, run: RunRecord, submission: Submission, attempt: int) -> None:
-        """Start a supervisor, and wait until it, or one that was started at the same time, has claimed the attempt."""
+        """Start a supervisor, and wait until it, or one that started at the same time, has claimed the attempt."""
         log = self._folder(run.run_id) / "supervisor.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        argv = cast("list[str]", submission.request["argv"])
-        pid = self._spawn([*argv, "--attempt", str(attempt)], log)
+        request = from_json(ProcessRequest, submission.request, FieldPath(run.run_id, "submission"))
+        pid = self._spawn([*request.argv, SupervisorFlag.ATTEMPT, str(attempt)], log)
         end = self._clock.monotonic() + _START_S
         while True:
             may_claim = _has_not_ended(pid) and self._clock.monotonic() < end
@@ -106,9 +117,9 @@ class LocalLauncher:
             self._clock.sleep(_LOOK_S)
 
     def _spawn(self, argv: list[str], log: Path) -> int:
-        """A process in a session of its own: the terminal's end is not its end.
+        """Start a process in a new session, so that it survives the terminal.
 
-        Not a ``Popen``: that would insist on being waited for.
+        ``posix_spawn`` instead of ``Popen``, which expects to be waited for.
         """
         return os.posix_spawn(
             argv[0],
@@ -127,7 +138,7 @@ class LocalLauncher:
 
 
 def _has_not_ended(child: int) -> bool:
-    """A child of ours lives; one that has ended is collected. False for another process."""
+    """Whether ``child`` is a running child of this process; an ended child is reaped."""
     try:
         return os.waitpid(child, os.WNOHANG) == (0, 0)
     except ChildProcessError:
@@ -135,8 +146,8 @@ def _has_not_ended(child: int) -> bool:
 
 
 def _is_supervisor(pid: int, run_id: str) -> bool:
-    """The process lives and works on this run: a number alone may belong to another process by now."""
-    _has_not_ended(pid)  # else a zombie would stay for as long as this process
+    """Whether the process is running and works on this run: its pid may have been reused."""
+    _has_not_ended(pid)  # reap it, or it stays a zombie while this process runs
     try:
         return run_id in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""Starting and ending runs, for every backend: the record first, then the backend. All of it is safe to repeat."""
+"""Start and cancel runs on any backend: first the record, then the backend. Every step is safe to repeat."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from mtl_cloud.storage import Storage
 __all__ = ["cancel_run", "release_run", "submit_run", "with_requests"]
 
 _CANCEL_GRACE_S = 300.0
-"""The supervisor hears a wish within seconds, and gives the trainer two minutes to save."""
+"""The supervisor sees a request within seconds, and gives the trainer two minutes to save."""
 _LOOK_S = 5.0
 
 
 def with_requests(plan: PlanRecord, launcher: Launcher) -> PlanRecord:
-    """The plan, with the exact requests that its backend will be sent. Pure."""
+    """The plan with the exact requests to its backend. Pure."""
     return replace(plan, requests=launcher.prepare(plan).request)
 
 
 def submit_run(
     plan: PlanRecord, *, spec_yaml: bytes, spec_json: bytes, storage: Storage, launcher: Launcher
 ) -> RunHandle:
-    """Make the run exist and run.
+    """Create the run's record and start the run.
 
-    A run that exists is adopted: under the plan that it was created with, if its job is the same.
+    An existing run of the same job is adopted, under the plan that it was created with.
 
     Raises
     ------
     LaunchError
-        The run id belongs to another job, or the backend refuses.
+        The run id belongs to another job, or the backend refused.
     """
     run = RunRecord(storage, plan.run_id)
     try:
@@ -50,34 +50,34 @@ def submit_run(
     return launcher.submit(launcher.prepare(run.plan()))
 
 
-def cancel_run(run: RunRecord, wish: CancelRecord, *, launcher: Launcher) -> None:
-    """Have a run saved and stopped by its supervisor.
+def cancel_run(run: RunRecord, request: CancelRecord, *, launcher: Launcher) -> None:
+    """Ask the run's supervisor to save and stop.
 
-    Where the backend has nobody left to hear the wish, the run is ended here and now, under the number of the next
-    attempt: so, whoever comes back to life finds itself replaced. A run that is over stays as it is.
+    If the backend runs nothing any more, end the run here, under the number of the next attempt, so that a supervisor
+    which comes back later finds itself replaced. A run that is over is not changed.
     """
-    run.request_cancel(wish)
+    run.request_cancel(request)
     if run.result() is None and launcher.describe(RunHandle.of(run.plan())) is BackendState.ENDED:
         with suppress(AlreadyExistsError):  # a supervisor has claimed that attempt, and will see the request itself
-            end_as_cancelled(run, wish, now=datetime.now(UTC))
+            end_as_cancelled(run, request, now=datetime.now(UTC))
 
 
-def release_run(run: RunRecord, wish: CancelRecord, *, launcher: Launcher, clock: Clock) -> None:
-    """Cancel a run on a rented machine, and return when its backend confirms that nothing of it is left.
+def release_run(run: RunRecord, request: CancelRecord, *, launcher: Launcher, clock: Clock) -> None:
+    """Cancel a run on a rented machine, and return when its backend confirms that all resources are removed.
 
-    A machine that runs gets the time to save and to end the run itself; one that is only being waited for is not waited
-    for any longer. Raises ``LaunchError`` when something cannot be removed; repeating it goes on from there.
+    A running machine has time to save and to end the run itself; a pending one is given up at once. Raises
+    ``LaunchError`` when something cannot be removed; repeating the call continues the removal.
     """
-    run.request_cancel(wish)
+    run.request_cancel(request)
     handle, end = RunHandle.of(run.plan()), clock.monotonic() + _CANCEL_GRACE_S
     while run.result() is None and launcher.describe(handle) is BackendState.RUNNING and clock.monotonic() < end:
         clock.sleep(_LOOK_S)
     launcher.stop(handle)
-    cancel_run(run, wish, launcher=launcher)
+    cancel_run(run, request, launcher=launcher)
 
 
 def with_requests_if_known(plan: PlanRecord) -> tuple[PlanRecord, LaunchError | None]:
-    """The plan with its exact requests; as it was, with the reason, where the account is not known."""
+    """The plan with its exact requests, or unchanged with the reason if the account is unknown."""
     from mtl_cloud.launch import LAUNCHERS, get_launcher
     from mtl_cloud.launch.submit import with_requests
 

@@ -10,45 +10,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mtl_cloud import catalog
 from mtl_cloud.catalog import InstanceType
 from mtl_cloud.jobspec.constraints import trained_tasks
 from mtl_cloud.jobspec.job import DatasetSpec, JobSpec
+from mtl_cloud.runs.plan_facts import Estimate, Range
 from mtl_cloud.tasks import NETWORK_TASKS, Task
 
-__all__ = ["Estimate", "Range", "data_gigabytes", "estimate", "forward_gflop", "speeds_date", "training_images"]
-
-Range: TypeAlias = tuple[float, float]
-"""(least, most)."""
+__all__ = ["data_gigabytes", "estimate", "forward_gflop", "speeds_date", "training_images"]
 
 _SUBNETS: dict[Task, str] = {"classification": "vgg16", "detection": "yolov3", "segmentation": "fcn_resnet50"}
 _BACKWARD = 3  # forward, and twice as much backward: gradients of inputs and of weights
 _START_HOURS = 0.15  # boot, driver, image pull
 _DOWNLOAD_SHARE = 0.3  # of the network's rate
 _DOWNLOAD_GB_PER_S = 1.0  # at most
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Time of the whole job, or of what is left of it, on one machine."""
-
-    machine: str
-    images: int
-    """Images trained on, each epoch's anew."""
-    gflop_per_image: float
-    """Of one training step; validation costs a third."""
-    images_per_s: Range
-    limit: str
-    """What sets the pace: ``gpu``, ``loader``, ``steps`` (too small to fill it), or ``measured`` by earlier rounds."""
-    download_hours: float
-    hours: Range
-    date: str
-    """Of the assumptions."""
 
 
 def estimate(

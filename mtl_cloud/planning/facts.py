@@ -1,4 +1,4 @@
-"""What a plan rests on, as plain values: machines, offers, quotas, checks, and where a run would resume.
+"""The facts of a job, gathered before it is planned. Their types are those of ``mtl_cloud.runs.plan_facts``.
 
 ``gather_facts`` takes them from the shipped tables alone. ``mtl_cloud.planning.lookup`` asks AWS, and keeps the tables'
 values where AWS does not answer.
@@ -8,147 +8,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
 
 from mtl_cloud import catalog
 from mtl_cloud.catalog import QUOTA_NAMES, InstanceType, Price
 from mtl_cloud.catalog.prices import PriceBook, shipped_prices
 from mtl_cloud.container.image import image_content
 from mtl_cloud.jobspec.job import DockerCompute, Ec2Compute, JobSpec, SageMakerCompute
-from mtl_cloud.json_types import Json
+from mtl_cloud.runs.plan_facts import Candidate, Market, Offer, PlanFacts, Quota
 
-__all__ = [
-    "Candidate",
-    "Check",
-    "Facts",
-    "Market",
-    "Offer",
-    "Quota",
-    "Resume",
-    "gather_facts",
-    "markets_of",
-    "offers_of",
-]
-
-Market: TypeAlias = Literal["on_demand", "spot"]
+__all__ = ["Facts", "gather_facts", "markets_of", "offers_of"]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A machine that the job accepts, with its on-demand price there (None: nobody told it)."""
+class Facts(PlanFacts):
+    """The facts that a plan is made from: those that it will hold, and two that become fields of its own."""
 
-    machine: InstanceType
-    price: Price | None
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One way to get a machine: a type, in a zone, in a market."""
-
-    machine: str
-    zone: str | None
-    """None: whichever; the tables know no zones."""
-    market: Market
-    price: Price | None
-    """Now."""
-    worst_usd_per_hour: float | None
-    """Spot follows demand, but never costs more than on demand."""
-    score: int | None = None
-    """Spot placement score of the zone, 1 to 10: how likely AWS holds it to have the machine."""
-
-
-@dataclass(frozen=True)
-class Quota:
-    """A limit of the account that the job counts against."""
-
-    name: str
-    market: Market
-    unit: str
-    """``vCPUs`` (EC2) or ``instances`` (SageMaker)."""
-    need: float
-    code: str | None = None
-    """Of Service Quotas; None where only the name is known."""
-    have: float | None = None
-    """None: nobody told it."""
-
-    @property
-    def is_short(self) -> bool:
-        return self.have is not None and self.have < self.need
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that was tried, so that it does not fail when it costs money."""
-
-    name: str
-    status: Literal["ok", "failed", "unknown"]
-    """``unknown``: it could not be tried."""
-    detail: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where a run of that id would go on."""
-
-    run_id: str
-    rounds: int
-    """Done."""
-    step: int | None
-    """Of the newest complete checkpoint; None: from the beginning."""
-    images_per_s: float | None
-    """Median of the rounds done."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was looked up, once, for one plan."""
-
-    collected: str | None = None
-    """ISO date of the machine facts; None where no machine is rented."""
-    candidates: tuple[Candidate, ...] = ()
-    """In the job's order of preference."""
     machines: int = 1
     """How many are rented together."""
     image: str | None = None
     """Reference of this version's image at the backend; None where none is used, or the registry is not known."""
-    offers: tuple[Offer, ...] = ()
-    """In the order in which they are wanted."""
-    quotas: tuple[Quota, ...] = ()
-    checks: tuple[Check, ...] = ()
-    resume: Resume | None = None
-    looked_up_at: str | None = None
-    """ISO 8601; None: nobody was asked, all is from the tables."""
-    identity: str | None = None
-    """ARN of who asked."""
-    account: dict[str, Json] | None = None
-    """What the backend's requests need of the account; ``plan.json`` holds it under the backend's name."""
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Of the dearest candidate, because any of them may be the one, times the machines; None unless all prices are
-        known."""
+        """Price of the dearest candidate, because any of them may be chosen, times the machines; None unless all prices
+        are known."""
         prices = [candidate.price for candidate in self.candidates]
         known = [price.usd_per_hour for price in prices if price]
         return self.machines * max(known) if known and len(known) == len(prices) else None
-
-    def document(self, backend: str) -> dict[str, Json]:
-        """As ``plan.json`` holds it; what is not known is left out."""
-        told: dict[str, Any] = {
-            "offers": [asdict(offer) for offer in self.offers],
-            "quotas": [asdict(quota) for quota in self.quotas],
-            "checks": [asdict(check) for check in self.checks],
-            "resume": asdict(self.resume) if self.resume else None,
-            "looked_up_at": self.looked_up_at,
-            "identity": self.identity,
-            backend: self.account,
-        }
-        return {
-            "collected": self.collected,
-            "candidates": [asdict(candidate) for candidate in self.candidates],
-            **{name: value for name, value in told.items() if value},
-        }
 
 
 def gather_facts(job: JobSpec, prices: PriceBook | None = None) -> Facts:
@@ -175,8 +62,10 @@ def gather_facts(job: JobSpec, prices: PriceBook | None = None) -> Facts:
 
 def markets_of(job: JobSpec) -> tuple[Market, ...]:
     """In the order in which the job tries them."""
+    if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
+        return ("on_demand",)
     ways: dict[str, tuple[Market, ...]] = {"spot": ("spot",), "spot_then_on_demand": ("spot", "on_demand")}
-    return ways.get(getattr(job.compute, "purchase", ""), ("on_demand",))
+    return ways.get(job.compute.purchase, ("on_demand",))
 
 
 def offers_of(
@@ -204,7 +93,7 @@ def offers_of(
 
 def _quotas(job: JobSpec, machines: Iterable[InstanceType]) -> Iterator[Quota]:
     """One a quota: the largest machine counts. A reservation's machine is counted when it is reserved."""
-    if getattr(job.compute, "capacity_reservation", None) is not None:
+    if isinstance(job.compute, Ec2Compute) and job.compute.capacity_reservation is not None:
         return
     needs: dict[tuple[Market, str], int] = {}
     units = {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtl_cloud.aws import ClientMaker
@@ -22,8 +22,9 @@ def clients_for(job: JobSpec, *, online: bool | None = None) -> ClientMaker | No
 
     Without a word (``online`` None) AWS is asked where the job rents a machine and credentials seem to be there.
     """
-    region = getattr(job.compute, "region", None)
-    if region is None or online is False:
+    from mtl_cloud.jobspec.job import Ec2Compute, SageMakerCompute
+
+    if not isinstance(job.compute, Ec2Compute | SageMakerCompute) or online is False:
         return None
     if online is None:
         from mtl_cloud.planning.lookup.credentials import can_ask_aws
@@ -32,7 +33,7 @@ def clients_for(job: JobSpec, *, online: bool | None = None) -> ClientMaker | No
             return None
     from mtl_cloud.aws import AwsClients
 
-    return AwsClients(region)
+    return AwsClients(job.compute.region)
 
 
 def facts_of(job: JobSpec, clients: ClientMaker | None, *, now: datetime, thorough: bool = True) -> Facts:
@@ -51,11 +52,13 @@ def facts_of(job: JobSpec, clients: ClientMaker | None, *, now: datetime, thorou
 
 def launch_facts(job: JobSpec, now: datetime) -> Facts:
     """What a launch needs to know. Raises ``PlanError`` with all that stands in its way."""
+    from mtl_cloud.jobspec.job import SageMakerCompute
     from mtl_cloud.planning.plan import require_launchable
 
     compute = job.compute
-    says_all = getattr(compute, "role", None) is not None and getattr(compute, "image", None) is not None
-    clients = clients_for(job, online=not says_all)  # SageMaker's request then needs nothing of the account
+    # With both, SageMaker's request needs nothing of the account.
+    says_all = isinstance(compute, SageMakerCompute) and compute.role is not None and compute.image is not None
+    clients = clients_for(job, online=not says_all)
     facts = facts_of(job, clients, now=now, thorough=False)
     require_launchable(facts)
     return facts
@@ -64,6 +67,7 @@ def launch_facts(job: JobSpec, now: datetime) -> Facts:
 def with_dry_run(plan: PlanRecord, clients: ClientMaker) -> PlanRecord:
     """The plan, with EC2's word on whether its launch would be allowed among the checks."""
     from mtl_cloud.planning.lookup import check_permission
+    from mtl_cloud.runs.dataclass_json import to_json
 
-    checks = cast("list[dict[str, Any]]", plan.facts.get("checks", []))
-    return replace(plan, facts={**plan.facts, "checks": [*checks, asdict(check_permission(clients, plan))]})
+    checks = (*plan.parsed_facts.checks, check_permission(clients, plan))
+    return replace(plan, facts={**plan.facts, "checks": to_json(checks)})

@@ -8,7 +8,7 @@ assumed to be zero.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 
@@ -18,12 +18,12 @@ from mtl_cloud.jobspec.finding import path_of
 from mtl_cloud.jobspec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
 from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.json_types import Json
-from mtl_cloud.planning.estimate import Estimate, Range, estimate
-from mtl_cloud.planning.facts import Candidate, Facts, Offer, gather_facts
+from mtl_cloud.planning.estimate import estimate
+from mtl_cloud.planning.facts import Facts, gather_facts
+from mtl_cloud.runs.plan_facts import Candidate, Estimate, Offer, Range
 from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = [
-    "Candidate",
     "Facts",
     "estimates_of",
     "gather_facts",
@@ -69,7 +69,7 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
         usd_per_hour=facts.usd_per_hour,
         budget_usd=job.compute.budget_usd,
         tags=dict(job.tags),
-        facts=_document(job, facts),
+        facts=replace(facts, estimates=tuple(priced_estimates(job, facts))).document(),
         warnings=list(_warnings(job, facts)),
     )
 
@@ -105,31 +105,17 @@ def estimates_of(job: JobSpec, facts: Facts) -> list[Estimate]:
     return [known for known in found if known]
 
 
-def priced_estimates(job: JobSpec, facts: Facts) -> list[Json]:
-    """The same as ``plan.json`` holds them, with dollars."""
-    return [
-        {
-            **asdict(known),
-            "images_per_s": list(known.images_per_s),
-            "hours": list(known.hours),
-            "usd": _usd_by_market(known, facts),
-        }
-        for known in estimates_of(job, facts)
-    ]
+def priced_estimates(job: JobSpec, facts: Facts) -> list[Estimate]:
+    """The same estimates, with dollars by market."""
+    return [replace(known, usd=_usd_by_market(known, facts)) for known in estimates_of(job, facts)]
 
 
-def _document(job: JobSpec, facts: Facts) -> dict[str, Json]:
-    estimates = priced_estimates(job, facts)
-    return {**facts.document(job.compute.backend), **({"estimates": estimates} if estimates else {})}
-
-
-def _usd_by_market(known: Estimate, facts: Facts) -> dict[str, Json]:
-    """Market -> [least, most] dollars of the whole job, over the zones; None where a price is not known."""
+def _usd_by_market(known: Estimate, facts: Facts) -> dict[str, tuple[float | None, float | None]]:
     markets: dict[str, list[Offer]] = {}
     for offer in facts.offers:
         if offer.machine == known.machine:
             markets.setdefault(offer.market, []).append(offer)
-    return {market: list(_usd(known.hours, offers, facts.machines)) for market, offers in markets.items()}
+    return {market: _usd(known.hours, offers, facts.machines) for market, offers in markets.items()}
 
 
 def _usd(hours: Range, offers: list[Offer], machines: int) -> tuple[float | None, float | None]:
@@ -146,7 +132,7 @@ def _usd(hours: Range, offers: list[Offer], machines: int) -> tuple[float | None
 def _image(job: JobSpec, facts: Facts) -> str | None:
     """As the look-up pinned it by its digest, or as the job names it."""
     named = None if isinstance(job.compute, LocalCompute) else job.compute.image
-    return str(facts.account["image"]) if facts.account else named or facts.image
+    return facts.account.image if facts.account else named or facts.image
 
 
 def inputs_of(job: JobSpec) -> Iterator[str]:

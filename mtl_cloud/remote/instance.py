@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch.tags import RUN_TAG
+from mtl_cloud.names import RUN_TAG, SSH_DOCUMENT
 
 __all__ = ["Instance", "console_host_keys", "find_instance", "require_tools"]
 
@@ -33,7 +33,7 @@ class Instance:
     def proxy_command(self) -> str:
         """A command whose input and output are the instance's ssh port."""
         argv = ["aws", "ssm", "start-session", "--region", self.region, "--target", self.id]
-        return shlex.join([*argv, "--document-name", "AWS-StartSSHSession", "--parameters", "portNumber=22"])
+        return shlex.join([*argv, "--document-name", SSH_DOCUMENT, "--parameters", "portNumber=22"])
 
 
 def find_instance(run_id: str, clients: ClientMaker) -> Instance:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from operator import itemgetter
 
 from mtl_cloud.runs.charges import Bill, Charge
 from mtl_cloud.runs.record import RunRecord
@@ -147,21 +147,20 @@ def _charge_of_boot(
 
 def _price(plan: PlanRecord, machine: str, zone: str, market: str) -> float | None:
     """The plan's price of the offer in this zone, or of the offer for all zones."""
-    offers = [
-        offer
-        for offer in cast("list[dict[str, Any]]", plan.facts.get("offers") or [])
-        if (offer["machine"], offer["market"]) == (machine, market) and offer["zone"] in {zone, None} and offer["price"]
+    found = [
+        (offer.zone is not None, offer.price.usd_per_hour)
+        for offer in plan.parsed_facts.offers
+        if offer.price and (offer.machine, offer.market) == (machine, market) and offer.zone in {zone, None}
     ]
-    if offers:
-        return float(max(offers, key=lambda offer: offer["zone"] is not None)["price"]["usd_per_hour"])
+    if found:
+        return max(found, key=itemgetter(0))[1]
     return _listed(plan, machine) if market == "on_demand" else None
 
 
 def _listed(plan: PlanRecord, machine: str) -> float | None:
     """The on-demand price of a type that was to be bought in another market."""
-    candidates = cast("list[dict[str, Any]]", plan.facts.get("candidates") or [])
-    found = [one["price"]["usd_per_hour"] for one in candidates if one["machine"]["name"] == machine and one["price"]]
-    return float(found[0]) if found else None
+    listed = {one.machine.name: one.price for one in plan.parsed_facts.candidates}.get(machine)
+    return listed.usd_per_hour if listed else None
 
 
 # --- how each ended --------------------------------------------------------------------------------------------------

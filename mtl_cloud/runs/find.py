@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mtl_cloud.errors import MissingExtraError, NotFoundError, RecordError, StorageError, UsageError
+from mtl_cloud.names import ENV_STORAGE
 from mtl_cloud.runs.paths import RUNS
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
@@ -28,7 +29,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-STORAGE_VARIABLE = "MTL_CLOUD_STORAGE"
 _MOST_CANDIDATES = 10
 _READERS = 8
 
@@ -118,8 +118,8 @@ def known_storages(environ: Mapping[str, str] = os.environ) -> Iterator[Storage]
     ``MTL_CLOUD_STORAGE`` replaces them all. A remembered storage that cannot be opened (no network, no credentials, a
     missing extra) is skipped with a warning, so that it does not hide the runs of the others.
     """
-    if environ.get(STORAGE_VARIABLE):
-        yield open_storage(environ[STORAGE_VARIABLE])
+    if environ.get(ENV_STORAGE):
+        yield open_storage(environ[ENV_STORAGE])
         return
     for url in reversed(_remembered(environ)):
         try:

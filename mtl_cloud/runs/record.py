@@ -15,6 +15,7 @@ from itertools import count, takewhile
 from typing import NamedTuple, TypeVar
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, RecordError, RunTakenOverError
+from mtl_cloud.runs.dataclass_json import FieldPath, from_json, json_object
 from mtl_cloud.runs.paths import RunPaths
 from mtl_cloud.runs.schema import (
     AttemptRecord,
@@ -29,6 +30,7 @@ from mtl_cloud.runs.schema import (
     RoundRecord,
     RoundSamples,
     StartRecord,
+    SupervisedJob,
 )
 from mtl_cloud.storage import Storage
 
@@ -98,8 +100,14 @@ class RunRecord:
 
     def spec_json(self) -> bytes:
         """The resolved job with all defaults, as of the newest move."""
-        move = self.moves()
-        return self.storage.read(self.paths.moved_spec_json(move) if move else self.paths.spec_json)
+        return self.storage.read(self._spec_key())
+
+    def max_restarts(self) -> int:
+        """``compute.max_restarts`` of the resolved job."""
+        key = self._spec_key()
+        source = f"{self.storage.url}/{key}"
+        document = json_object(self.storage.read(key), source)
+        return from_json(SupervisedJob, document, FieldPath(source, "job")).compute.max_restarts
 
     def first_spec_json(self) -> bytes:
         """The resolved job as it was submitted."""
@@ -256,6 +264,10 @@ class RunRecord:
         return self.storage.sweep(f"{self.paths.root}/", before)
 
     # --- helpers ---
+
+    def _spec_key(self) -> str:
+        move = self.moves()
+        return self.paths.moved_spec_json(move) if move else self.paths.spec_json
 
     def _read(self, kind: type[R], key: str) -> R:
         return kind.decode(self.storage.read(key), source=f"{self.storage.url}/{key}")

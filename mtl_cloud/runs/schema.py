@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from functools import cache
-from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from functools import cache, cached_property
+from typing import Any, ClassVar, Self, get_type_hints
 
 from mtl_cloud.errors import RecordError
 from mtl_cloud.json_types import Json
+from mtl_cloud.runs.dataclass_json import FieldPath, from_json, is_required, json_classes, json_object
+from mtl_cloud.runs.plan_facts import PlanFacts
 
 __all__ = [
     "AttemptRecord",
@@ -36,6 +37,7 @@ __all__ = [
     "RoundRecord",
     "RoundSamples",
     "StartRecord",
+    "SupervisedJob",
 ]
 
 
@@ -81,9 +83,9 @@ class Record:
         ------
         RecordError
             Not JSON, not an object, an unknown schema version, or a field that is absent or of another JSON kind than
-            declared (inner values are not looked at). ``source`` and the field are named.
+            declared (inner values are not checked). ``source`` and the field are named.
         """
-        document = _parse_object(data, source)
+        document, at = json_object(data, source), FieldPath(source, cls.__name__)
         version = document.pop("schema_version", None)
         if type(version) is not int or version != cls.schema_version:
             raise RecordError(
@@ -91,46 +93,21 @@ class Record:
                 hint="read it with the mtl-cloud that wrote it, or a newer one",
             )
         known = {f.name: f for f in fields(cls) if f.name != "extra"}
-        missing = [name for name, f in known.items() if name not in document and _required(f)]
-        if missing:
-            raise RecordError(f"{source}: the field {missing[0]!r} of a {cls.__name__} is missing")
+        for name, f in known.items():
+            if name not in document and is_required(f):
+                raise at.field(name).missing()
         values = {name: document.pop(name) for name in known if name in document}
-        kinds = _kinds(cls)  # type: ignore[arg-type]  # mypy takes Self's class for unhashable
+        classes = _field_classes(cls)  # type: ignore[arg-type]  # mypy takes Self's class for unhashable
         for name, value in values.items():
-            if type(value) not in kinds[name]:
-                raise RecordError(
-                    f"{source}: the field {name!r} of a {cls.__name__} cannot be {json.dumps(value)[:80]}"
-                )
+            if type(value) not in classes[name]:
+                raise at.field(name).wrong(value)
         return cls(**values, extra=document)
 
 
-def _parse_object(data: bytes, source: str) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{source}: not JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise RecordError(f"{source}: a JSON object is expected, not a {type(document).__name__}")
-    return document
-
-
-def _required(f: Any) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
 @cache
-def _kinds(cls: type[Record]) -> dict[str, tuple[type, ...]]:
-    """The classes that ``json.loads`` makes of each field's declared kind."""
-    hints = get_type_hints(cls)
-    return {name: tuple(_classes(hint)) for name, hint in hints.items()}
-
-
-def _classes(hint: Any) -> Iterator[type]:
-    for option in get_args(hint) if isinstance(hint, UnionType) else (hint,):
-        kind = get_origin(option) or option
-        yield kind
-        if kind is float:
-            yield int
+def _field_classes(cls: type[Record]) -> dict[str, frozenset[type]]:
+    """Field -> the classes that ``json.loads`` makes of its values."""
+    return {name: json_classes(hint) for name, hint in get_type_hints(cls).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +127,7 @@ class PlanRecord(Record):
     """Trainer processes (one a GPU, one on a CPU)."""
     rounds: int
     compute: dict[str, Json] = field(default_factory=dict)
-    """The job's section of that name, every default filled in."""
+    """The job's section of that name, every default filled in. ``mtl_cloud.planning.compute`` reads it."""
     image: str | None = None
     """Reference of the container image; None where no container is used, or where it is not known yet."""
     spec_digest: str = ""
@@ -165,10 +142,40 @@ class PlanRecord(Record):
     budget_usd: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Json] = field(default_factory=dict)
-    """Where prices and machine facts came from, with their dates."""
+    """Where prices and machine facts came from, with their dates; ``parsed_facts`` reads it."""
     requests: dict[str, Json] = field(default_factory=dict)
     """The exact requests that the backend is sent."""
     warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def decode(cls, data: bytes, *, source: str) -> Self:
+        """Parse a file's bytes as `Record.decode` does, and check the facts at every level."""
+        plan = super().decode(data, source=source)
+        plan.__dict__["parsed_facts"] = _parse_facts(plan.facts, source)  # the cache: here the file's name is known
+        return plan
+
+    @cached_property
+    def parsed_facts(self) -> PlanFacts:
+        """``facts`` as types, without fields of a newer writer. Raises ``RecordError`` for a malformed value."""
+        return _parse_facts(self.facts, self.run_id)
+
+
+def _parse_facts(facts: dict[str, Json], source: str) -> PlanFacts:
+    return from_json(PlanFacts, facts, FieldPath(source, PlanRecord.__name__, "facts"))
+
+
+@dataclass(frozen=True)
+class SupervisedCompute:
+    """The ``compute`` section of ``SupervisedJob``."""
+
+    max_restarts: int
+
+
+@dataclass(frozen=True)
+class SupervisedJob:
+    """The part of ``spec.json`` that the supervisor reads, which cannot use the pydantic models of the job."""
+
+    compute: SupervisedCompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +207,7 @@ class BootRecord(Record):
     market: str
     """spot | on-demand | capacity-block, as the instance's metadata call it."""
     phase: str
-    """booting | pulling | running | ended | failed"""
+    """A ``BootPhase``."""
     message: str
     started_at: str
     at: str

@@ -1,10 +1,10 @@
-"""The interface between supervisor and trainer: environment, exit codes and four small files.
+"""The interface between supervisor and trainer: four small files, beside the variables and exit codes of ``names``.
 
 The files are in the attempt's *scratch folder*, which both can write. Each is one JSON object, put in place by an
 atomic rename, so a reader sees the old file, the new one, or none:
 
 ``progress.json``   trainer → supervisor: the newest progress, copied into the heartbeat; its age reveals a hang
-``stop.json``       supervisor → trainer: save, commit and exit with ``EXIT_STOPPED``; checked before each step
+``stop.json``       supervisor → trainer: save, commit and exit with ``TrainerExit.STOPPED``; checked before each step
 ``save.json``       supervisor → trainer: save now and continue; the trainer removes the file
 ``failure.json``    trainer → supervisor: the reason of an exit to come (torchrun hides exit codes)
 """
@@ -21,34 +21,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from mtl_cloud.json_types import Json
+from mtl_cloud.names import ENV_SCRATCH
 
-__all__ = [
-    "ENV_ATTEMPT",
-    "ENV_HANG_S",
-    "ENV_INPUTS",
-    "ENV_RUN_ID",
-    "ENV_SCRATCH",
-    "ENV_STORAGE",
-    "EXIT_DONE",
-    "EXIT_STOPPED",
-    "Failure",
-    "Scratch",
-    "StopReason",
-]
-
-ENV_STORAGE = "MTL_CLOUD_STORAGE"
-ENV_RUN_ID = "MTL_CLOUD_RUN_ID"
-ENV_ATTEMPT = "MTL_CLOUD_ATTEMPT"
-ENV_SCRATCH = "MTL_CLOUD_SCRATCH"
-ENV_HANG_S = "MTL_CLOUD_HANG_S"
-"""Seconds without progress after which each trainer process writes its stack traces and is killed."""
-ENV_INPUTS = "MTL_CLOUD_INPUTS"
-"""JSON object that maps URLs of the job to local paths. Absent: nothing was downloaded ahead."""
-
-EXIT_DONE = 0
-"""All rounds are done and committed."""
-EXIT_STOPPED = 75
-"""Stopped on request, with a checkpoint committed (``EX_TEMPFAIL`` of sysexits.h: try again)."""
+__all__ = ["Failure", "Scratch", "StopReason"]
 
 
 class StopReason(StrEnum):

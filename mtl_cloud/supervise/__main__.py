@@ -1,7 +1,6 @@
 """``python -m mtl_cloud.supervise``: process 1 of the container, or the detached process of a local run.
 
-Exit codes: 0, the run is done; 7, it ended otherwise; 75, another attempt will continue it (this machine is leaving, or
-another attempt owns the run); 73, another process has claimed this attempt; otherwise those of ``errors``.
+It exits with one of ``SupervisorExit``, or with the code of the error that stopped it (``errors``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl_cloud.clock import Clock
-from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunFailedError
+from mtl_cloud.errors import AlreadyExistsError, MtlCloudError
+from mtl_cloud.names import SAGEMAKER_ROOT, SupervisorExit, SupervisorFlag
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
@@ -31,11 +31,6 @@ from mtl_cloud.supervise.supervisor import supervise
 from mtl_cloud.supervise.worker_node import serve_leader
 from mtl_cloud.user_dirs import default_scratch
 
-EXIT_TAKEN = 73
-"""Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
-EXIT_CONTINUES = 75
-"""The run is not over (``EX_TEMPFAIL``)."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
@@ -46,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with SignalWatcher() as signals:
             decision = _supervise(args, signals, container)
     except AlreadyExistsError as error:
-        return _leave(error.with_hint, EXIT_TAKEN, container)
+        return _leave(error.with_hint, SupervisorExit.TAKEN, container)
     except MtlCloudError as error:
         return _leave(error.with_hint, error.exit_code, container)
     return _report(decision, container)
@@ -72,22 +67,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mtl_cloud.supervise", description="Supervise a run on this machine."
     )
-    parser.add_argument("--storage", required=True, metavar="URL", help="storage that holds the run record")
-    parser.add_argument("--run-id", required=True, metavar="ID", help="the run")
-    parser.add_argument("--attempt", type=int, metavar="N", help="attempt to claim (default: the next free one)")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="local folder of the run (default: user state)")
-    parser.add_argument("--spot-notices", action="store_true", help="watch EC2's metadata service for its notices")
-    parser.add_argument("--sagemaker", type=Path, metavar="DIR", help="keep SageMaker's contract in DIR (/opt/ml)")
-    parser.add_argument("--echo", action="store_true", help="copy the trainer's log to standard output")
+    parser.add_argument(SupervisorFlag.STORAGE, required=True, metavar="URL", help="storage that holds the run record")
+    parser.add_argument(SupervisorFlag.RUN_ID, required=True, metavar="ID", help="the run")
+    parser.add_argument(
+        SupervisorFlag.ATTEMPT, type=int, metavar="N", help="attempt to claim (default: the next free one)"
+    )
+    parser.add_argument(
+        SupervisorFlag.SCRATCH, type=Path, metavar="DIR", help="local folder of the run (default: user state)"
+    )
+    parser.add_argument(
+        SupervisorFlag.SPOT_NOTICES, action="store_true", help="watch EC2's metadata service for its notices"
+    )
+    parser.add_argument(
+        SupervisorFlag.SAGEMAKER, type=Path, metavar="DIR", help=f"keep SageMaker's contract in DIR ({SAGEMAKER_ROOT})"
+    )
+    parser.add_argument(SupervisorFlag.ECHO, action="store_true", help="copy the trainer's log to standard output")
     SupervisorOptions.add_flags(parser)
     return parser
 
 
 def _report(decision: Decision, container: SageMakerContainer | None) -> int:
-    otherwise = EXIT_CONTINUES if decision.action == "leave" else RunFailedError.exit_code
-    return _leave(
-        f"{decision.outcome}: {decision.message}", 0 if decision.outcome == Outcome.DONE else otherwise, container
-    )
+    return _leave(f"{decision.outcome}: {decision.message}", _exit_code(decision), container)
+
+
+def _exit_code(decision: Decision) -> SupervisorExit:
+    if decision.outcome == Outcome.DONE:
+        return SupervisorExit.DONE
+    return SupervisorExit.CONTINUES if decision.action == "leave" else SupervisorExit.ENDED
 
 
 def _leave(message: str, exit_code: int, container: SageMakerContainer | None) -> int:

@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from mtl_cloud.errors import LaunchError, MissingExtraError
+from mtl_cloud.names import ENV_ATTEMPT, ENV_HANG_S, ENV_RUN_ID, ENV_SCRATCH, ENV_STORAGE
 from mtl_cloud.runs.attempts import bill_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Heartbeat, PlanRecord
-from mtl_cloud.runs.scratch import (
-    ENV_ATTEMPT,
-    ENV_HANG_S,
-    ENV_RUN_ID,
-    ENV_SCRATCH,
-    ENV_STORAGE,
-    Scratch,
-    StopReason,
-)
+from mtl_cloud.runs.scratch import Scratch, StopReason
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.failure_policy import AttemptEnd, classify
 from mtl_cloud.supervise.graceful_stop import first_stop, supervise_process

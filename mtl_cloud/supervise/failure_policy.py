@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mtl_cloud.names import TrainerExit
 from mtl_cloud.runs.attempts import AttemptOutcome
 from mtl_cloud.runs.schema import Outcome
-from mtl_cloud.runs.scratch import EXIT_DONE, EXIT_STOPPED, Failure, StopReason
+from mtl_cloud.runs.scratch import Failure, StopReason
 from mtl_cloud.supervise.stop_conditions import Stop
 
 __all__ = ["AttemptEnd", "Decision", "classify", "decide"]
@@ -55,7 +56,7 @@ def classify(exit_code: int | None, stop: Stop | None, failure: Failure | None, 
     blank.
     """
     exit_code = _worker_exit_code(exit_code, log_tail)
-    if exit_code == EXIT_DONE:
+    if exit_code == TrainerExit.DONE:
         return AttemptEnd(Outcome.DONE, exit_code, "all rounds are done")
     if stop is not None:
         return AttemptEnd(_STOPPED_FOR[stop.reason], exit_code, f"{stop.message}; {_manner(exit_code)}")
@@ -69,7 +70,7 @@ def _manner(exit_code: int | None) -> str:
     """How the trainer responded to the request to stop."""
     if exit_code is None:
         return "the trainer was not started"
-    if exit_code == EXIT_STOPPED:
+    if exit_code == TrainerExit.STOPPED:
         return "the trainer saved and stopped"
     return f"the trainer {_died(exit_code)} before it had saved: work since its last checkpoint is lost"
 
@@ -84,7 +85,7 @@ def _unexplained(exit_code: int | None, log_tail: Sequence[str]) -> AttemptEnd:
     if exit_code is not None and exit_code < 0:
         memory = " (out of memory?)" if -exit_code == signal.SIGKILL else ""
         return AttemptEnd(Outcome.MACHINE_ERROR, exit_code, f"the trainer {_died(exit_code)}{memory}")
-    if exit_code == EXIT_STOPPED:
+    if exit_code == TrainerExit.STOPPED:
         message = "the trainer saved and stopped, though its supervisor did not ask it to"
         return AttemptEnd(Outcome.MACHINE_ERROR, exit_code, message)
     error = _last_error_line(log_tail)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.runs.scratch import ENV_INPUTS
+from mtl_cloud.names import ENV_INPUTS
 from mtl_cloud.supervise.nodes import Nodes
 
 __all__ = ["SageMakerContainer"]

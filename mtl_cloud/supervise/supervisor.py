@@ -5,8 +5,6 @@ It decides from the run record alone, so a supervisor that takes over on another
 
 from __future__ import annotations
 
-import json
-
 from mtl_cloud.runs.attempts import attempt_outcomes
 from mtl_cloud.runs.lifecycle import claim_attempt, finish_run
 from mtl_cloud.runs.record import RunRecord
@@ -38,7 +36,7 @@ def supervise(run: RunRecord, attempt: int | None, context: SupervisorContext) -
     while True:
         claim_attempt(run, plan, number, now=context.clock.now(), device=device_name())
         _run_attempt(run, plan, number, context)
-        decision = decide([ended for ended in attempt_outcomes(run) if ended.attempt <= number], _max_restarts(run))
+        decision = decide([ended for ended in attempt_outcomes(run) if ended.attempt <= number], run.max_restarts())
         if decision.action == "finish":
             finish_run(run, number, decision.outcome, decision.message, now=context.clock.now())
         if decision.action != "restart":
@@ -57,7 +55,3 @@ def _run_attempt(run: RunRecord, plan: PlanRecord, number: int, context: Supervi
         seconds=round(context.clock.monotonic() - started, 3),
     )
     run.write_exit(number, record)
-
-
-def _max_restarts(run: RunRecord) -> int:
-    return int(json.loads(run.spec_json())["compute"]["max_restarts"])

@@ -17,18 +17,9 @@ import torch
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import MtlCloudError, StorageError, TrainingError, WorkerDiedError
 from mtl_cloud.jobspec.load import job_from_json, relocate
+from mtl_cloud.names import ENV_ATTEMPT, ENV_HANG_S, ENV_INPUTS, ENV_RUN_ID, ENV_STORAGE, TrainerExit
 from mtl_cloud.runs.record import RunRecord
-from mtl_cloud.runs.scratch import (
-    ENV_ATTEMPT,
-    ENV_HANG_S,
-    ENV_INPUTS,
-    ENV_RUN_ID,
-    ENV_STORAGE,
-    EXIT_DONE,
-    EXIT_STOPPED,
-    Failure,
-    Scratch,
-)
+from mtl_cloud.runs.scratch import Failure, Scratch
 from mtl_cloud.storage import open_storage
 from mtl_cloud.storage.retrying import PatientStorage
 from mtl_cloud.train.build import build_trainer, open_data, wants_cuda
@@ -66,7 +57,7 @@ def _train(scratch: Scratch) -> int:
         data = open_data(job, connect=_connect)
         trainer = build_trainer(job, data, run, attempt=attempt, group=group, scratch=scratch)
         trainer.channel.listen(hang_s=float(os.environ[ENV_HANG_S]) if ENV_HANG_S in os.environ else None)
-        return EXIT_DONE if trainer.fit() else EXIT_STOPPED
+        return TrainerExit.DONE if trainer.fit() else TrainerExit.STOPPED
     finally:
         group.leave()
 

@@ -126,7 +126,7 @@ def set_norm(network: nn.Module, norm: str, group: ProcessGroup) -> nn.Module:
     """Apply ``training.norm``: ``local``, ``sync``, ``frozen``; ``auto`` is sync when there are several processes."""
     if norm in {"auto", "sync"} and group.world > 1:
         if group.device.type == "cuda":
-            synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
             return synced
         for module in list(network.modules()):
             for name, child in module.named_children():

@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.names import epoch_line, metrics_line
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import RoundRecord, RoundSamples
 from mtl_cloud.tasks import HEADLINE, Task
@@ -223,17 +224,17 @@ class Trainer:
             return
         self.watch.look()
         means = self.epoch_losses.means()
-        self.learner.weighting.end_epoch({task: loss for task, loss in means.items() if loss is not None})
+        losses = {task: loss for task, loss in means.items() if loss is not None}
+        self.learner.weighting.end_epoch(losses)
         self.epoch_losses.reset()
-        words = "  ".join(f"{task} {loss:.4g}" for task, loss in means.items() if loss is not None)
-        log.info(
-            "epoch %d/%d  loss %s  | %.1f images/s, waiting for data %.0f %%",
+        line = epoch_line(
             self.position.step // self.steps_per_epoch,
             self.job.training.rounds * self.job.training.epochs_per_round,
-            words,
-            self.meter.images_per_s,
-            100 * self.meter.data_wait,
+            losses,
+            images_per_s=self.meter.images_per_s,
+            data_wait=self.meter.data_wait,
         )
+        log.info(line)
 
     def _close_round(self) -> bool:
         """Commit, validate and record a round that has just ended; True when asked to stop meanwhile."""
@@ -274,8 +275,8 @@ class Trainer:
         log.info("round %d/%d done in %.0f s", record.round, self.job.training.rounds, record.seconds + validation_s)
         for task, values in record.metrics.items():
             first = {HEADLINE[task]: values.get(HEADLINE[task]), **values}  # type: ignore[index]
-            words = " ".join(f"{name}={value:.4g}" for name, value in first.items() if value is not None)
-            log.info("metrics round=%d task=%s %s", record.round, task, words)
+            known = {name: value for name, value in first.items() if value is not None}
+            log.info(metrics_line(record.round, task, known))
 
     def _samples(self, round_number: int) -> RoundSamples:
         return draw_samples(

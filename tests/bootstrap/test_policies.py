@@ -18,11 +18,11 @@ from iam_evaluator import Context, Decision, decide
 from moto.iam.access_control import IAMPolicy, PermissionResult
 from run_harness import make_run, supervisor_argv
 from stack_double import Account
+from waiting import PATIENCE_S
 
 from mtl_cloud import cli
 from mtl_cloud.bootstrap.policies import POLICIES, ROLES, policies, trust_policy
-from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import KEY_TAG, PURCHASE_TAG, RUN_TAG
+from mtl_cloud.names import KEY_TAG, PURCHASE_TAG, RUN_TAG, aws_name
 from mtl_cloud.storage import open_storage
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"
@@ -195,7 +195,7 @@ def test_every_request_of_a_real_supervisor_to_s3_is_allowed(
             monkeypatch.setenv(name, value)
         run = make_run(open_storage(f"s3://{s3_servers.BUCKET}/mtl-cloud"), "print('hello')")
         with caplog.at_level(logging.INFO, "werkzeug"):
-            subprocess.run(supervisor_argv(run, tmp_path), check=True, timeout=60)
+            subprocess.run(supervisor_argv(run, tmp_path), check=True, timeout=PATIENCE_S)
     requests = re.findall(rf'"(\w+) /{s3_servers.BUCKET}/?(\S*) HTTP', caplog.text)
     assert len(requests) > 10
     for request in requests:

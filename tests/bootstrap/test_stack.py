@@ -15,9 +15,10 @@ import pytest
 from aws_stack import make_stack
 from moto import mock_aws
 
-from mtl_cloud.aws.stack import STACK, stack_outputs
+from mtl_cloud.aws.stack import stack_outputs
 from mtl_cloud.bootstrap.template import template, template_text
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.names import STACK
 
 ROOT = Path(__file__).parents[2]
 

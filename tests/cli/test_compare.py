@@ -18,6 +18,7 @@ from mtl_cloud.errors import UsageError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json
 from mtl_cloud.report.build import Report
+from mtl_cloud.report.sections import Cell, Column
 from mtl_cloud.storage import FolderStorage
 
 MODELS = {"classification": "vgg16", "detection": "yolov3", "segmentation": "fcn_resnet50"}
@@ -120,5 +121,5 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(storage: Path, tmp_path:
 
 
 def test_pipes_in_a_cell_do_not_break_the_markdown_table() -> None:
-    column = report_compare.Column("a", [report_compare.Cell("x|y", "x|y")])
+    column = Column("a", [Cell("x|y", "x|y")])
     assert report_compare._markdown_table([column]).splitlines()[-1] == "| x\\|y |"

@@ -142,7 +142,7 @@ def test_torchvisions_module_takes_the_state_dict_and_gives_the_same_logits(name
     task, theirs = full_width(name, 5)
     names = tuple("abcde")
     ours = built({"name": name, "width": 1.0}, {task: names})
-    (path,) = FORMATS["state-dict"](Trained(ours, {task: names}, 64, 0), tmp_path)  # type: ignore[arg-type,dict-item]
+    (path,) = FORMATS["state-dict"](Trained(ours, {task: names}, 64, 0), tmp_path)  # type: ignore[dict-item]
     theirs.load_state_dict(load_file(path), strict=True)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -9,15 +9,17 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from run_example import example_report, round_record, write_run
+from run_harness import start_at_terminal
+from waiting import PATIENCE_S
 
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.report.build import Life, Report
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
@@ -50,7 +52,14 @@ def living(tmp_path: Path, storage: str) -> RunRecord:
         lives=(Life(attempt),),
     )
     run = write_run(FolderStorage(storage), report)
-    progress = {"round": 2, "rounds": 5, "step": 411, "steps": 685, "losses": {"detection": 1.5}, "images_per_s": 99.0}
+    progress: dict[str, Json] = {
+        "round": 2,
+        "rounds": 5,
+        "step": 411,
+        "steps": 685,
+        "losses": {"detection": 1.5},
+        "images_per_s": 99.0,
+    }
     run.write_heartbeat(1, Heartbeat(at=now, phase="training", progress=progress))
     return run
 
@@ -199,11 +208,11 @@ def test_status_json_of_a_run_that_is_over(storage: str) -> None:
 
 def test_ctrl_c_detaches_with_130_and_tells_the_way_back(storage: str, living: RunRecord) -> None:
     command = [sys.executable, "-m", "mtl_cloud", "status", "--follow", "living-1", "--storage", storage]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start_at_terminal(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "attempt 1 on elsewhere" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        words = process.communicate(timeout=30)[1]
+        words = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 130
     assert "mtl-cloud status --follow living-1" in words
     assert "Traceback" not in words
@@ -214,7 +223,7 @@ def test_on_a_terminal_progress_is_drawn_with_a_bar(storage: str, living: RunRec
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "mtl_cloud", "status", "--follow", "living-1", "--storage", storage]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+    with start_at_terminal(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
         os.close(theirs)
         drawn = _read_until(ours, "99 images/s")
         process.send_signal(signal.SIGINT)
@@ -225,7 +234,7 @@ def test_on_a_terminal_progress_is_drawn_with_a_bar(storage: str, living: RunRec
 
 
 def _read_until(descriptor: int, words: str) -> str:
-    text, end = "", time.monotonic() + 30
-    while words not in text and time.monotonic() < end:
+    text = ""
+    while words not in text:
         text += os.read(descriptor, 4096).decode("utf-8", "replace")
     return text

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from container_engine import container_run
 from ec2_harness import START, World, ec2_plan
-from run_harness import FAST, make_run, no_cloud_environ, wait_for
+from run_harness import FAST, FakeClock, make_run, no_cloud_environ
 from sagemaker_harness import plan_on
+from waiting import wait_for
 
-from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
 from mtl_cloud.launch.docker import DockerLauncher
@@ -29,34 +28,31 @@ def _local(folder: Path) -> LocalLauncher:
     return LocalLauncher(environ={**no_cloud_environ(), "XDG_STATE_HOME": str(folder)}, settings=FAST)
 
 
-class FastClock(Clock):
-    """A minute goes by in a tenth of a second."""
+class LookedAt(FakeClock):
+    """A clock that every look at it moves: whatever is waited for comes, on however busy a machine."""
 
     def now(self) -> datetime:
-        return START + timedelta(seconds=self.monotonic())
-
-    def monotonic(self) -> float:
-        return 600 * time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds / 600)
+        self.sleep(1)
+        return super().now()
 
 
 @pytest.fixture
 def world() -> World:
-    return World(clock=FastClock())
+    return World(clock=LookedAt(START))
 
 
 @pytest.fixture(params=["docker", "ec2", "local", "memory", "sagemaker"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Launcher:
-    launchers = {
+    launchers: dict[str, Callable[[], Launcher]] = {
         "docker": lambda: DockerLauncher(environ={}, engine=request.getfixturevalue("engine"), settings=FAST),
         "ec2": world.launcher,
         "local": lambda: _local(tmp_path),
         "memory": MemoryLauncher,
-        "sagemaker": lambda: request.getfixturevalue("sagemaker_double") and SageMakerLauncher(),
+        "sagemaker": SageMakerLauncher,
     }
-    return launchers[request.param]()
+    if request.param == "sagemaker":
+        request.getfixturevalue("sagemaker_double")
+    return launchers[str(request.param)]()
 
 
 @pytest.fixture

@@ -17,10 +17,13 @@ from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from examples import examples
 from fault_proxy import FaultProxy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from narrowing import present
 from s3_servers import BUCKET, client
+from waiting import PATIENCE_S
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
 from mtl_cloud.storage import Entry, FolderStorage, MemoryStorage, Storage, open_storage, remote
@@ -126,7 +129,7 @@ KEYS = st.lists(st.sampled_from(["a", "b", "0001.json", "a-b", "Z_=+@,9"]), min_
 ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "create", "delete"]), KEYS, st.binary(max_size=64)), max_size=12)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(15, reuse_fixtures=True)
 @given(actions=ACTIONS)
 def test_any_sequence_of_actions_leaves_what_it_leaves_in_a_dict(
     storage: Storage, actions: list[tuple[str, str, bytes]]
@@ -217,17 +220,21 @@ for number in range(20):
 
 @pytest.mark.parametrize("shared_storage", ["folder", "seaweedfs"], indirect=True)
 def test_one_of_many_processes_creates_a_key(shared_storage: Storage) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     claimants = [
-        subprocess.Popen([sys.executable, "-c", CLAIMANT, shared_storage.url, f"{number}"], **pipes)
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIMANT, shared_storage.url, f"{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for number in range(3)
     ]
     for claimant in claimants:
-        assert claimant.stdout.readline() == "ready\n"
+        assert present(claimant.stdout).readline() == "ready\n"
     for claimant in claimants:
-        claimant.stdin.write("go\n")
-        claimant.stdin.flush()
-    won = [claimant.communicate(timeout=60)[0].split() for claimant in claimants]
+        present(claimant.stdin).write("go\n")
+        present(claimant.stdin).flush()
+    won = [claimant.communicate(timeout=PATIENCE_S)[0].split() for claimant in claimants]
     assert sorted(int(number) for numbers in won for number in numbers) == list(range(20))
     for name, numbers in enumerate(won):
         assert all(shared_storage.read(f"claims/{number}") == f"{name}".encode() for number in numbers)
@@ -334,7 +341,7 @@ def test_a_missing_bucket_is_not_a_missing_object(s3_storage: Storage) -> None:
             use()
         assert not isinstance(caught.value, NotFoundError)
         assert caught.value.__cause__ is not None
-        assert "bucket" in caught.value.hint
+        assert "bucket" in present(caught.value.hint)
 
 
 @pytest.mark.parametrize("s3_storage", ["seaweedfs"], indirect=True)
@@ -344,7 +351,7 @@ def test_a_refusal_is_not_a_missing_object(s3_storage: Storage, monkeypatch: pyt
     with pytest.raises(StorageError, match="cannot read") as caught:
         stranger.read("a")
     assert not isinstance(caught.value, NotFoundError)
-    assert "credentials" in caught.value.hint
+    assert "credentials" in present(caught.value.hint)
     assert "wrong" not in str(caught.value)
 
 
@@ -353,7 +360,7 @@ def test_missing_credentials_are_named(s3_storage: Storage, monkeypatch: pytest.
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StorageError, match="credentials") as caught:
         open_storage(s3_storage.url).read("a")
-    assert "aws configure" in caught.value.hint
+    assert "aws configure" in present(caught.value.hint)
 
 
 @pytest.mark.parametrize("s3_storage", ["moto"], indirect=True)
@@ -361,7 +368,7 @@ def test_an_endpoint_that_does_not_answer_is_named(s3_storage: Storage, monkeypa
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9") as caught:
         open_storage(s3_storage.url).read("a")
-    assert "AWS_ENDPOINT_URL" in caught.value.hint
+    assert "AWS_ENDPOINT_URL" in present(caught.value.hint)
 
 
 @pytest.mark.parametrize("s3_storage", ["seaweedfs"], indirect=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def voc(root: Path, **fields: Any) -> DatasetSpec:
 
 
 def test_every_dataset_that_a_job_may_name_can_be_opened() -> None:
-    assert sorted(DATASETS) == sorted(DatasetSpec.model_fields["name"].annotation.__args__)
+    assert sorted(DATASETS) == sorted(get_args(DatasetSpec.model_fields["name"].annotation))
 
 
 def test_a_whole_dataset_is_opened_as_it_is(voc_root: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_whole_dataset_is_opened_as_it_is(voc_root: Path) -> None:
 
 def test_only_the_chosen_tasks_are_labelled_and_only_such_images_are_left(voc_root: Path) -> None:
     dataset = open_dataset(voc(voc_root, tasks=("segmentation",)), "train")
-    assert (len(dataset), dataset.key(0), dataset.labels(0)) == (1, "VOC2012/a", {"segmentation"})
+    assert (len(dataset), dataset.key(0), dataset.labels(0)) == (1, "VOC2012/a", frozenset({"segmentation"}))
     assert dataset.info.tasks == ("segmentation",)
     assert (dataset[0].classification, dataset[0].detection) == (None, None)
     assert dataset[0].segmentation is not None

@@ -18,7 +18,7 @@ import pytest
 from container_engine import base_image, build_options, built, small_content
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from run_harness import wait_for
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine
@@ -26,8 +26,9 @@ from mtl_cloud.container.image import ImageContent, build_image, image_content, 
 from mtl_cloud.errors import ImageError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json
-from mtl_cloud.launch.docker import DockerLauncher, container_name
+from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.submit import submit_run
+from mtl_cloud.names import container_name
 from mtl_cloud.planning.plan import Facts, plan_run
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import CheckpointManifest

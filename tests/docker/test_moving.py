@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from container_engine import base_image, built
-from run_harness import wait_for
 from shell_harness import Shell, account, push_image, shell
+from waiting import wait_for
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.container.image import image_content
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 from mtl_cloud.testing.sagemaker import SageMakerDouble
@@ -71,10 +71,11 @@ def test_a_run_moves_between_container_ec2_and_sagemaker_with_facts_of_each(
     stack = json.loads(shell("bootstrap", "--yes", "--json"))["outputs"]
     pushed = push_image(account, stack["repository_uri"])
     job = {"name": "moved", "dataset": {"name": "embedded"}, "model": {"width": 0.0625}, "training": TRAINING}
-    place = {"storage": f"{stack['storage']}/ada", "compute": {"backend": "docker", "gpu_count": 0, "image": image}}
+    folder = f"{stack['storage']}/ada"
+    place = {"storage": folder, "compute": {"backend": "docker", "gpu_count": 0, "image": image}}
     (tmp_path / "job.yaml").write_text(json.dumps({**job, **place}))
     shell("submit", "job.yaml", "--run-id", RUN, "--detach")
-    run = RunRecord(open_storage(place["storage"]), RUN)
+    run = RunRecord(open_storage(folder), RUN)
     wait_for(lambda: goes_on(run, 1), LONGEST_S, every_s=0.3)
 
     move(shell, "ec2", instance_type="c5.9xlarge")

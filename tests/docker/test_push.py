@@ -49,14 +49,14 @@ class Registry(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/v2/[^?]+/manifests/([^?]+)", self.path):
             self.manifests[found[1]] = self._body()
             digest = f"sha256:{hashlib.sha256(self.manifests[found[1]]).hexdigest()}"
-            self._answer(201, **{"Docker-Content-Digest": digest, "Location": self.path})
+            self._answer(201, Docker_Content_Digest=digest, Location=self.path)
             return
         upload, _, query = self.path.partition("?")
         digest = query.partition("digest=")[2].replace("%3A", ":")
         data = self.uploads.pop(upload) + self._body()
         assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.blobs[digest] = data
-        self._answer(201, **{"Docker-Content-Digest": digest, "Location": f"/v2/x/blobs/{digest}"})
+        self._answer(201, Docker_Content_Digest=digest, Location=f"/v2/x/blobs/{digest}")
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -70,8 +70,8 @@ class Registry(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, *, length: int = 0, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(name, value)
+        for name, value in {"Content_Length": str(length), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from container_engine import base_image, built
-from run_harness import wait_for
 from s3_servers import BUCKET, CREDENTIALS, moto
 from sagemaker_harness import COMPUTE
 from trainer_harness import facts_of, small_job
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine

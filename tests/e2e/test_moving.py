@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import no_cloud_environ, wait_for
+from run_harness import no_cloud_environ
 from s3_servers import BUCKET, CREDENTIALS, moto
 from sagemaker_harness import COMPUTE
 from trainer_harness import facts_of, small_job
+from waiting import wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.jobspec.job import JobSpec, SageMakerCompute
@@ -34,6 +36,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 
+def _has_rounds(run: RunRecord, count: int) -> bool:
+    return len(run.rounds()) >= count
+
+
 def _plan(job: JobSpec, run_id: str) -> Any:
     return plan_run(job, gather_facts(job), run_id=run_id, now=NOW)
 
@@ -42,6 +48,10 @@ def _final_state(run: RunRecord) -> list[tuple[str, str]]:
     """Names and checksums of the last checkpoint's parts."""
     parts = run.manifest(run.checkpoints()[-1]).parts
     return [(part["key"].rpartition("/")[2], part["crc64nvme"]) for part in parts]
+
+
+def _has_rounds(run: RunRecord, number: int) -> Callable[[], bool]:
+    return lambda: len(run.rounds()) >= number
 
 
 def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
@@ -61,7 +71,7 @@ def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
 
     straight, moved = start("straight-1"), start("moved-1")
     for number, there in enumerate((on_sagemaker, job), 1):
-        wait_for(lambda seen=number: len(moved.rounds()) >= seen, 120)
+        wait_for(partial(_has_rounds, moved, number))
         resume_run(moved, there, _plan(there, "moved-1"), get_launcher=launchers.__getitem__, clock=Clock())
     for run in (moved, straight):
         result = wait_for(run.result, 240)
@@ -84,7 +94,7 @@ def test_the_command_moves_a_run_in_a_bucket(tmp_path: Path) -> None:
         )
         (tmp_path / "job.yaml").write_text(json.dumps({**job, "storage": f"s3://{BUCKET}/moving"}))
         cli("submit", "job.yaml", "--run-id", run_id, "--detach")
-        wait_for(lambda: '"round": 0' not in cli("status", run_id, "--json"), 120)
+        wait_for(lambda: '"round": 0' not in cli("status", run_id, "--json"))
         options = [f"--set=compute.{name}={value}" for name, value in COMPUTE.items() if name != "backend"]
         with double:
             cli("submit", "--resume", run_id, "--backend", "sagemaker", *options)

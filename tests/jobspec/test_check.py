@@ -9,6 +9,7 @@ import pytest
 from mtl_cloud.jobspec.check import check, validate
 from mtl_cloud.jobspec.finding import path_of
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 
 P4D = {"backend": "ec2", "instance_type": "p4d.24xlarge"}
 
@@ -20,7 +21,7 @@ def wrong(**fields: Any) -> list[str]:
 
 
 def test_a_valid_job_is_the_one_that_was_asked_for() -> None:
-    data = {"dataset": {"name": "embedded"}, "training": {"rounds": 3}}
+    data: dict[str, Json] = {"dataset": {"name": "embedded"}, "training": {"rounds": 3}}
     job, findings = check(data)
     assert (job, findings) == (validate(data), [])
     assert isinstance(job, JobSpec)

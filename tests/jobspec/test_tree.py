@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtl_cloud.errors import SpecError
 from mtl_cloud.jobspec.tree import Place, merge, override, read_yaml
+from mtl_cloud.json_types import Json
 
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f"), max_size=12).filter(
     lambda text: all(ord(c) < 0x7F or ord(c) > 0x9F for c in text)
@@ -96,8 +97,8 @@ def test_merging_keeps_all_that_is_above(below: dict[str, Any], above: dict[str,
 
 
 def test_merging_is_by_key_at_every_depth_and_lists_are_replaced() -> None:
-    below = {"t": {"a": 1, "o": {"x": 1, "y": 2}}, "l": [1, 2]}
-    above = {"t": {"b": 2, "o": {"y": 3}}, "l": [3]}
+    below: dict[str, Json] = {"t": {"a": 1, "o": {"x": 1, "y": 2}}, "l": [1, 2]}
+    above: dict[str, Json] = {"t": {"b": 2, "o": {"y": 3}}, "l": [3]}
     assert merge(below, above) == {"t": {"a": 1, "b": 2, "o": {"x": 1, "y": 3}}, "l": [3]}
 
 

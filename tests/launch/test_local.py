@@ -6,7 +6,6 @@ import os
 import pty
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from run_harness import FAST, is_running, make_run, no_cloud_environ, wait_for
+from run_harness import FAST, is_running, make_run, no_cloud_environ, start_at_terminal
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
@@ -35,7 +35,7 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 launcher = LocalLauncher(settings=FAST)
 launcher.submit(launcher.prepare(RunRecord(open_storage(sys.argv[1]), "digits-1").plan()))
 print("submitted", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_is_over_is_left_alone(launcher: LocalLauncher, tmp_path: Pat
 def test_the_run_survives_its_terminal(run: RunRecord, environ: dict[str, str]) -> None:
     ours, theirs = pty.openpty()
     path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
+    with start_at_terminal(
         [sys.executable, "-c", BACKGROUND, run.storage.url],
         stdin=theirs,
         stdout=theirs,
@@ -119,7 +119,7 @@ def test_the_run_survives_its_terminal(run: RunRecord, environ: dict[str, str]) 
         with os.fdopen(ours, "rb", buffering=0) as terminal:
             assert terminal.readline() == b"submitted\r\n"
             trainer = _trainer_pid(run, 1)
-        assert shell.wait(10) == -signal.SIGHUP
+        assert shell.wait(PATIENCE_S) == -signal.SIGHUP
     beat = run.heartbeat(1)
     wait_for(lambda: run.heartbeat(1) != beat)
     assert is_running(trainer)

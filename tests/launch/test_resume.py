@@ -99,9 +99,10 @@ def test_a_backend_that_does_not_let_go_keeps_the_run(run: RunRecord) -> None:
 
     local, clock = Deaf("local"), FakeClock()
     local.submit(local.prepare(run.plan()))
-    with pytest.raises(LaunchError, match="still runs on local after 10 minutes"):
+    with pytest.raises(LaunchError, match="is still running on local after 10 minutes"):
         _resume(run, moved_job(run, backend="ec2", overrides=ON_EC2), local, Named("ec2"), clock=clock)
-    assert (run.moves(), clock.seconds) == (0, pytest.approx(600, abs=5))
+    assert run.moves() == 0
+    assert clock.seconds == pytest.approx(600, abs=5)
 
 
 def test_a_request_that_cannot_be_made_gives_nothing_up(run: RunRecord) -> None:
@@ -135,5 +136,5 @@ def test_a_run_that_ends_does_not_go_on(run: RunRecord, ending: str) -> None:
         run.write_result(result, attempt=1)
     else:
         run.request_cancel(CancelRecord(at="x", by="ann"))
-    with pytest.raises(LaunchError, match="cannot go on"):
+    with pytest.raises(LaunchError, match="cannot be resumed"):
         _resume(run, moved_job(run, backend=None), Named("local"))

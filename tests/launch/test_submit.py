@@ -37,7 +37,7 @@ def _submit(
 def test_the_record_holds_job_plan_and_requests(storage: MemoryStorage, launcher: MemoryLauncher) -> None:
     assert _submit(storage, launcher) == RunHandle.of(PLAN)
     run = RunRecord(storage, PLAN.run_id)
-    assert run.plan() == replace(PLAN, requests={"command": PLAN.command})
+    assert run.plan() == replace(PLAN, requests={"command": [*PLAN.command]})
     assert (run.spec_yaml(), run.spec_json()) == (b"name: digits\n", b"{}")
 
 

@@ -95,7 +95,7 @@ def test_a_thousand_epochs_on_imagenet_take_weeks_and_thousands_of_dollars() -> 
     flop = 1000 * 1281167 * 3 * 30.94e9
     slow, fast = (flop / (156e12 * share) / 3600 for share in (0.40, 0.55))
     assert found.images == 1_281_167_000
-    assert found.hours == (pytest.approx(fast, rel=0.02), pytest.approx(slow, rel=0.02))
+    assert found.hours == pytest.approx((fast, slow), rel=0.02)
     assert found.limit == "gpu"
     assert 380 < found.hours[0] < found.hours[1] < 540
 
@@ -152,7 +152,7 @@ def test_each_gpu_of_the_table_is_one_of_the_catalogue_s(gpu: str) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 100), st.integers(1, 50), st.sampled_from(["fp32", "bf16"]), st.integers(1, 8))
 def test_more_work_never_takes_less_time(rounds: int, epochs: int, precision: str, gpus: int) -> None:
-    settings_ = {
+    settings_: dict[str, Any] = {
         "precision": precision,
         "batch_size": 64 * gpus,
         "compute": {"gpu_count": gpus},

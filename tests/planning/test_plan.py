@@ -18,8 +18,9 @@ from mtl_cloud.catalog import Price
 from mtl_cloud.errors import PlanError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json, parse_job
-from mtl_cloud.planning.facts import Check, Quota, Resume, offers_of
-from mtl_cloud.planning.plan import Candidate, Facts, gather_facts, plan_run, require_launchable, worst_case_usd
+from mtl_cloud.planning.facts import offers_of
+from mtl_cloud.planning.plan import Facts, gather_facts, plan_run, require_launchable, worst_case_usd
+from mtl_cloud.runs.plan_facts import Candidate, Check, Quota, Resume, SageMakerAccount
 from mtl_cloud.runs.schema import PlanRecord
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -52,7 +53,7 @@ def priced(*prices: float | None) -> Facts:
     )
 
 
-ESTIMATE = {
+ESTIMATE: dict[str, Any] = {
     "machine": "p4d.24xlarge",
     "images": 50 * 20 * 4096,
     "gflop_per_image": pytest.approx(3 * 354.2, rel=1e-3),  # torch's count of MTL-Net at 416 pixels, and the backward
@@ -263,8 +264,8 @@ def unpriced_spot(**compute: Any) -> PlanRecord:
 
 def test_offers_stand_in_the_order_in_which_they_are_wanted() -> None:
     planned = unpriced_spot(instance_type=["p4d.24xlarge", "p4de.24xlarge"])
-    offers = [(offer["market"], offer["machine"]) for offer in planned.facts["offers"]]
-    assert offers == [
+    offers: Any = planned.facts["offers"]
+    assert [(offer["market"], offer["machine"]) for offer in offers] == [
         ("spot", "p4d.24xlarge"),
         ("spot", "p4de.24xlarge"),
         ("on_demand", "p4d.24xlarge"),
@@ -273,10 +274,10 @@ def test_offers_stand_in_the_order_in_which_they_are_wanted() -> None:
 
 
 def test_an_unknown_spot_price_is_at_most_the_one_on_demand() -> None:
-    planned = unpriced_spot()
-    (spot, on_demand) = planned.facts["offers"]
+    facts: Any = unpriced_spot().facts
+    (spot, on_demand) = facts["offers"]
     assert (spot["price"], spot["worst_usd_per_hour"]) == (None, on_demand["price"]["usd_per_hour"])
-    (estimate,) = planned.facts["estimates"]
+    (estimate,) = facts["estimates"]
     assert estimate["usd"]["spot"] == [None, estimate["usd"]["on_demand"][1]]
 
 
@@ -318,7 +319,8 @@ def test_a_deadline_that_comes_before_the_end_is_said() -> None:
 def test_what_is_done_is_not_estimated_again() -> None:
     facts = gather_facts(on_ec2())
     resumed = replace(facts, resume=Resume("r-1", rounds=25, step=9, images_per_s=1000.0))
-    (whole,), (left,) = (plan(on_ec2(), some).facts["estimates"] for some in (facts, resumed))
+    estimates: list[Any] = [plan(on_ec2(), some).facts["estimates"] for some in (facts, resumed)]
+    (whole,), (left,) = estimates
     assert (left["images"] * 2, left["limit"]) == (whole["images"], "measured")
 
 
@@ -342,7 +344,7 @@ def test_what_only_could_not_be_asked_stops_nothing() -> None:
 
 
 def test_the_pinned_image_is_the_plan_s() -> None:
-    facts = replace(priced(20.0), account={"image": "r@sha256:1"})
+    facts = replace(priced(20.0), sagemaker=SageMakerAccount(role="r", image="r@sha256:1"))
     assert plan(on_ec2(image="r:tag"), facts).image == "r@sha256:1"
     assert plan(on_ec2(image="r:tag")).image == "r:tag"
 

@@ -1,23 +1,21 @@
-"""exec, pull and ssh against a real sshd on loopback: only AWS's side of the tunnel, sudo and docker are stood in for.
+"""exec, pull and ssh against a real sshd: only AWS's side of the tunnel, sudo and docker are stood in for.
 
-The stand-in for ``aws ssm start-session`` joins its input and output to the sshd's port, as the plugin does; it refuses
-any other arguments than those of the tunnel.
+The stand-in for ``aws ssm start-session`` becomes a sshd that serves its input and output, which the plugin joins to
+the port of one; it refuses any other arguments than those of the tunnel.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from run_harness import wait_for
+from waiting import PATIENCE_S
 
 from mtl_cloud import cli
 from mtl_cloud.errors import LaunchError
@@ -29,18 +27,11 @@ pytestmark = pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin:/usr/bin") 
 INSTANCE = Instance("i-0123456789abcdef0", "us-east-1a", "us-east-1")
 ME = os.environ.get("USER") or "root"
 TUNNEL = f"""#!{sys.executable}
-import os, socket, sys, threading
+import os, sys
 expected = "ssm start-session --region us-east-1 --target {INSTANCE.id} --document-name AWS-StartSSHSession"
 if sys.argv[1:] != [*expected.split(), "--parameters", "portNumber=22"]:
     sys.exit("unexpected: " + " ".join(sys.argv))
-wire = socket.create_connection(("127.0.0.1", PORT))
-def send():
-    while data := os.read(0, 65536):
-        wire.sendall(data)
-    os._exit(0)
-threading.Thread(target=send, daemon=True).start()
-while data := wire.recv(65536):
-    os.write(1, data)
+os.execv("/usr/sbin/sshd", ["/usr/sbin/sshd", "-i", "-f", "CONFIG"])
 """
 SUDO = '#!/bin/sh\nexec "$@"\n'
 DOCKER = """#!/bin/sh
@@ -51,11 +42,8 @@ esac
 echo "unexpected: $*" >&2; exit 64
 """
 CONFIG = """
-Port {port}
-ListenAddress 127.0.0.1
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/authorized
-PidFile {folder}/pid
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
@@ -91,34 +79,21 @@ class Aws:
 
 
 @pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
+def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
     """A machine with an sshd, and the way to it on PATH."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, text in {"aws": TUNNEL.replace("PORT", str(port)), "sudo": SUDO, "docker": DOCKER}.items():
+    config = tmp_path / "config"
+    for name, text in {"aws": TUNNEL.replace("CONFIG", str(config)), "sudo": SUDO, "docker": DOCKER}.items():
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "host_key")], check=True)
     (tmp_path / "authorized").touch()
-    (tmp_path / "config").write_text(CONFIG.format(port=port, folder=tmp_path, bin=binaries))
+    config.write_text(CONFIG.format(folder=tmp_path, bin=binaries))
     if os.geteuid() == 0:  # else sshd separates no privileges, and needs no folder for it
         Path("/run/sshd").mkdir(exist_ok=True)
-    command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "config")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(lambda: _answers(port))
-            yield Aws(tmp_path)
-        finally:
-            server.terminate()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    return Aws(tmp_path)
 
 
 @pytest.fixture
@@ -214,7 +189,7 @@ def test_a_shell_goes_through_the_same_tunnel(session: Session, aws: Aws, tmp_pa
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
     aws.send_ssh_public_key(SSHPublicKey=(tmp_path / "key.pub").read_text())
     (tmp_path / "hosts").mkdir()
-    done = subprocess.run([*command, "echo", "hello"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*command, "echo", "hello"], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (0, "hello\n")
     assert INSTANCE.id in (tmp_path / "hosts" / INSTANCE.id).read_text()
     assert "StrictHostKeyChecking=yes" in session.shell_command(tmp_path / "key")

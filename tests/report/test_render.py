@@ -76,7 +76,14 @@ def test_a_finished_run_shows_every_section_and_closes_every_tag(page: Page) -> 
 
 def test_every_number_of_every_round_is_on_the_page(page: Page) -> None:
     for record in example_report().rounds:
-        scalars = {record.round, record.epoch, record.step, record.images, record.images_per_s, record.data_wait}
+        scalars: set[float | None] = {
+            record.round,
+            record.epoch,
+            record.step,
+            record.images,
+            record.images_per_s,
+            record.data_wait,
+        }
         scalars |= {record.seconds, record.validation_s, record.learning_rate, record.usd, record.attempt}
         scalars |= {*record.train_losses.values(), *record.val_losses.values()}
         scalars |= {value for values in record.metrics.values() for value in values.values()}

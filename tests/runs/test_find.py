@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_a_whole_id_wins_over_longer_ones_and_needs_no_further_storage() -> None
     submit(storage, "voc-3fa1c9")
     submit(storage, "voc-3fa1c9-again-000000")
 
-    def asked_in_turn() -> object:
+    def asked_in_turn() -> Iterator[Storage]:
         yield storage
         raise AssertionError
 
@@ -249,7 +250,10 @@ def test_seconds_and_dollars_are_summed_over_attempts(run: RunRecord) -> None:
 
 def test_a_summary_holds_rounds_and_headlines_and_the_result_has_the_last_word(run: RunRecord) -> None:
     begin(run, 1, NOON)
-    metrics = {"classification": {"top1": 0.5, "top5": 0.9}, "detection": {"map50_voc": None}}
+    metrics: dict[str, dict[str, float | None]] = {
+        "classification": {"top1": 0.5, "top5": 0.9},
+        "detection": {"map50_voc": None},
+    }
     record = RoundRecord(
         round=1,
         attempt=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -107,7 +108,9 @@ def test_a_living_run_is_told_as_it_goes(clock: FakeClock, writer: Writer) -> No
     clock.at(2, lambda: writer.claim(1))
     clock.at(4, lambda: writer.log(1, b"one\n"))
     clock.at(6, lambda: writer.round(1))
-    clock.at(8, lambda: (writer.log(1, b"two\n"), writer.exit(1, Outcome.DONE), writer.result()))
+    clock.at(8, lambda: writer.log(1, b"two\n"))
+    clock.at(8, lambda: writer.exit(1, Outcome.DONE))
+    clock.at(8, writer.result)
     kinds = [type(event) for event in follow(writer.run, clock=clock)]
     assert kinds == [AttemptStarted, LogLines, RoundDone, LogLines, AttemptEnded, Finished]
 
@@ -115,7 +118,9 @@ def test_a_living_run_is_told_as_it_goes(clock: FakeClock, writer: Writer) -> No
 def test_an_attempt_that_vanished_is_followed_by_the_next(clock: FakeClock, writer: Writer) -> None:
     writer.claim(1)
     writer.log(1, b"old\n")
-    clock.at(5, lambda: (writer.log(1, b"last\n"), writer.claim(2), writer.log(2, b"new\n")))
+    clock.at(5, lambda: writer.log(1, b"last\n"))
+    clock.at(5, lambda: writer.claim(2))
+    clock.at(5, lambda: writer.log(2, b"new\n"))
     clock.at(9, lambda: (writer.exit(2, Outcome.DONE), writer.result(2)))
     told = [event for event in follow(writer.run, clock=clock) if isinstance(event, LogLines | AttemptEnded)]
     assert told[:4] == [LogLines(1, "old\n"), LogLines(1, "last\n"), AttemptEnded(1, None), LogLines(2, "new\n")]
@@ -239,7 +244,7 @@ def _play(writer: Writer, actions: list[tuple[str, float]]) -> list[RunEvent]:
     for number, (action, pause) in enumerate(actions):
         attempt += action == "next"
         time += pause
-        writer.clock.at(time, lambda a=action, n=number, k=attempt: do(a, n, k))
+        writer.clock.at(time, partial(do, action, number, attempt))
     writer.clock.at(time + 1, lambda: writer.result(attempt))
     return told
 

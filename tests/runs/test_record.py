@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,8 +44,14 @@ EXIT = ExitRecord(ended_at="now", outcome="interrupted", exit_code=None, message
 MANIFEST = CheckpointManifest(step=10, attempt=1, round=0, created_at="now", reason="time", parts=[], meta={}).sealed()
 
 
-def an_attempt(number: int, **changes: object) -> AttemptRecord:
-    fields = {"number": number, "started_at": "15:00", "host": f"host-{number}", "pid": 1, "backend": "local"}
+def an_attempt(number: int, **changes: Any) -> AttemptRecord:
+    fields: dict[str, Any] = {
+        "number": number,
+        "started_at": "15:00",
+        "host": f"host-{number}",
+        "pid": 1,
+        "backend": "local",
+    }
     return AttemptRecord(**(fields | changes))
 
 
@@ -88,6 +95,29 @@ def test_a_run_is_read_back_by_another_reader(run: RunRecord) -> None:
     assert (reader.plan(), reader.spec_yaml(), reader.spec_json()) == (PLAN, b"name: voc\n", b"{}")
 
 
+def test_the_supervisor_s_limit_is_that_of_the_job_as_it_was_moved() -> None:
+    run = RunRecord(MemoryStorage(), "voc-3fa1c9")
+    run.create(PLAN, spec_yaml=b"", spec_json=b'{"name": "voc", "compute": {"max_restarts": 3, "backend": "local"}}')
+    assert run.max_restarts() == 3
+    run.move(PLAN, spec_json=b'{"compute": {"max_restarts": 5}}')
+    assert run.max_restarts() == 5
+
+
+@pytest.mark.parametrize(
+    ("spec_json", "message"),
+    [
+        (b"{}", r"spec\.json: the field 'compute' of a job is missing"),
+        (b'{"compute": {"max_restarts": "3"}}', r"spec\.json: the field 'compute\.max_restarts' of a job cannot be"),
+        (b"[]", r"spec\.json: a JSON object is expected"),
+    ],
+)
+def test_a_job_without_that_limit_is_refused_by_name(spec_json: bytes, message: str) -> None:
+    run = RunRecord(MemoryStorage(), "voc-3fa1c9")
+    run.create(PLAN, spec_yaml=b"", spec_json=spec_json)
+    with pytest.raises(RecordError, match=message):
+        run.max_restarts()
+
+
 def test_a_run_exists_once(run: RunRecord) -> None:
     with pytest.raises(AlreadyExistsError, match=r"voc-3fa1c9/plan\.json"):
         run.create(PLAN, spec_yaml=b"name: voc\n", spec_json=b"{}")
@@ -109,11 +139,12 @@ def test_the_plan_comes_last_and_an_interrupted_making_can_be_taken_up_again() -
                 raise ConnectionError(key)
             super().create(key, data)
 
-    run = RunRecord(Failing(), "voc-3fa1c9")
+    storage = Failing()
+    run = RunRecord(storage, "voc-3fa1c9")
     with pytest.raises(ConnectionError, match=r"plan\.json"):
         run.create(PLAN, spec_yaml=b"y", spec_json=b"j")
     assert not run.exists()
-    run.storage.left = 9
+    storage.left = 9
     run.create(PLAN, spec_yaml=b"y", spec_json=b"j")
     assert run.exists()
 
@@ -320,7 +351,7 @@ def test_a_checkpoint_exists_from_its_manifest_to_its_deletion(run: RunRecord) -
 def test_a_deletion_that_is_interrupted_leaves_no_checkpoint(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     run.storage.write(run.paths.checkpoint(10, 1) + "a-part", b"1")
     run.commit_checkpoint(MANIFEST)
-    deleted = []
+    deleted: list[str] = []
     monkeypatch.setattr(run.storage, "delete", deleted.append)
     run.delete_checkpoint(CheckpointId(10, 1))
     assert deleted[0] == run.paths.manifest(10, 1)

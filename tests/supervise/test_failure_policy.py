@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from narrowing import present
+from waiting import PATIENCE_S
 
 from mtl_cloud.runs.attempts import AttemptOutcome
 from mtl_cloud.runs.schema import Outcome
@@ -131,9 +131,12 @@ def test_an_error_that_took_its_peers_along_is_the_cause() -> None:
 
 
 LIVES_TOGETHER = """
-import os, signal, torch
+import os, signal, sys, torch
 import torch.distributed as dist
-dist.init_process_group("gloo")
+rank, port = map(int, sys.argv[1:])
+store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0, wait_for_workers=False)
+print(store.port, flush=True)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 for step in range(100):
     if step == 20 and dist.get_rank() == 0:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -144,16 +147,13 @@ for step in range(100):
 @pytest.mark.slow
 def test_what_gloo_says_when_a_peer_is_killed_is_understood(tmp_path: Path) -> None:
     """Each process on a host of its own, as their supervisors see it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    environ = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command, log = [sys.executable, "-c", LIVES_TOGETHER], (tmp_path / "log.txt").open("wb+")
+    command = [sys.executable, "-c", LIVES_TOGETHER]
     with (
-        log,
-        subprocess.Popen(command, env=environ | {"RANK": "0"}) as first,
-        subprocess.Popen(command, env=environ | {"RANK": "1"}, stderr=log) as second,
+        (tmp_path / "log.txt").open("wb+") as log,
+        subprocess.Popen([*command, "0", "0"], stdout=subprocess.PIPE) as first,
+        subprocess.Popen([*command, "1", present(first.stdout).readline().strip()], stdout=log, stderr=log) as second,
     ):
-        assert (first.wait(120), second.wait(120)) == (-signal.SIGKILL, 1)
+        assert (first.wait(PATIENCE_S), second.wait(PATIENCE_S)) == (-signal.SIGKILL, 1)
     ending = classify(1, None, None, tail(tmp_path / "log.txt", 200))
     assert ending.outcome == Outcome.MACHINE_ERROR
     assert "the trainer lost another process of its training: RuntimeError: " in ending.message

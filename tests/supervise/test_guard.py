@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from run_harness import is_running, wait_for
+from narrowing import present
+from run_harness import is_running
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.supervise import guard
 
@@ -46,62 +48,63 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 TREE = """
 import os, subprocess, sys, time
-session = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+session = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+hear, tell = os.pipe()
 if os.fork() == 0:
     if os.fork() == 0:  # a daemon: its parent ends at once
         os.setsid()
-        open(sys.argv[1] + ".daemon", "w").write(str(os.getpid()))
-        time.sleep(60)
+        os.write(tell, str(os.getpid()).encode())
+        time.sleep(600)
     os._exit(0)
-while not os.path.exists(sys.argv[1] + ".daemon"):
-    time.sleep(0.01)
-daemon = open(sys.argv[1] + ".daemon").read()
-open(sys.argv[1] + ".part", "w").write(f"{os.getpid()} {session.pid} {daemon}")
-os.rename(sys.argv[1] + ".part", sys.argv[1])
-time.sleep(float(sys.argv[2]))
+print(os.getpid(), session.pid, os.read(hear, 100).decode(), flush=True)
+time.sleep(float(sys.argv[1]))
 """
 
 
-def _pids(path: Path) -> list[int]:
-    return [int(word) for word in wait_for(lambda: path.exists() and path.read_text().split())]
+def _pids(process: subprocess.Popen[bytes]) -> list[int]:
+    """Of the child, of its session and of its daemon, which the tree prints when all three live."""
+    return [int(word) for word in present(process.stdout).readline().split()]
 
 
 @pytest.mark.parametrize("code", [0, 1, 75, 255])
 def test_the_exit_code_is_the_childs(code: int, start: Start) -> None:
     process = start(PYTHON, "-c", f"raise SystemExit({code})")
-    assert process.wait(10) == code
+    assert process.wait(PATIENCE_S) == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_the_guard_dies_by_the_signal_that_its_child_died_by(number: int, start: Start) -> None:
     process = start(PYTHON, "-c", f"import os; os.kill(os.getpid(), {number})")
-    assert process.wait(10) == -number
+    assert process.wait(PATIENCE_S) == -number
 
 
 def test_a_command_that_cannot_start_is_named_and_ends_with_127(start: Start) -> None:
     process = start("/no/such/program")
-    assert process.wait(10) == 127
-    assert b"cannot start '/no/such/program': No such file" in process.stdout.read()
+    assert process.wait(PATIENCE_S) == 127
+    assert b"cannot start '/no/such/program': No such file" in present(process.stdout).read()
 
 
-def test_a_closed_lifeline_kills_other_sessions_and_daemons_too(tmp_path: Path, start: Start) -> None:
-    process = start(PYTHON, "-c", TREE, str(tmp_path / "pids"), "60")
-    pids = _pids(tmp_path / "pids")
+def test_a_closed_lifeline_kills_other_sessions_and_daemons_too(start: Start) -> None:
+    process = start(PYTHON, "-c", TREE, "600")
+    pids = _pids(process)
+    assert len(pids) == 3
     assert all(is_running(pid) for pid in pids)
-    process.stdin.close()
-    assert process.wait(10) == -signal.SIGKILL
+    present(process.stdin).close()
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_a_child_that_ends_by_itself_leaves_no_process_behind(tmp_path: Path, start: Start) -> None:
-    process = start(PYTHON, "-c", TREE, str(tmp_path / "pids"), "0")
-    assert process.wait(10) == 0
-    assert not any(is_running(pid) for pid in _pids(tmp_path / "pids"))
+def test_a_child_that_ends_by_itself_leaves_no_process_behind(start: Start) -> None:
+    process = start(PYTHON, "-c", TREE, "0")
+    assert process.wait(PATIENCE_S) == 0
+    pids = _pids(process)
+    assert len(pids) == 3
+    assert not any(is_running(pid) for pid in pids)
 
 
-def test_the_child_dies_with_a_guard_that_is_killed(tmp_path: Path, start: Start) -> None:
-    process = start(PYTHON, "-c", TREE, str(tmp_path / "pids"), "60")
-    child, session, daemon = _pids(tmp_path / "pids")
+def test_the_child_dies_with_a_guard_that_is_killed(start: Start) -> None:
+    process = start(PYTHON, "-c", TREE, "600")
+    child, session, daemon = _pids(process)
     process.kill()
     process.wait()
     wait_for(lambda: not is_running(child))
@@ -115,9 +118,9 @@ def test_sigterm_reaches_the_child(start: Start) -> None:
         "-c",
         "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); signal.pause()",
     )
-    assert process.stdout.readline() == b"1\n"
+    assert present(process.stdout).readline() == b"1\n"
     process.terminate()
-    assert process.wait(10) == 75
+    assert process.wait(PATIENCE_S) == 75
 
 
 def test_shared_memory_of_a_killed_child_is_freed(start: Start, tmp_path: Path) -> None:
@@ -128,6 +131,6 @@ print(SharedMemory(create=True, size=1000).name, flush=True)
 os.kill(os.getpid(), 9)
 """
     process = start(PYTHON, "-c", code)
-    name = process.stdout.readline().decode().strip()
-    assert process.wait(10) == -signal.SIGKILL
+    name = present(process.stdout).readline().decode().strip()
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not (Path("/dev/shm") / name.lstrip("/")).exists()

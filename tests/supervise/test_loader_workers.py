@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_harness import start_supervisor, wait_for
+from run_harness import start_supervisor
 from small_run import end_state, make_small_run
+from waiting import wait_for
 
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.scratch import Scratch
@@ -43,8 +44,8 @@ def _parent(pid: int) -> int:
 
 def strike(number: signal.Signals, at_step: int) -> Callable[[int, Scratch], None]:
     def disturb(supervisor: int, scratch: Scratch) -> None:
-        wait_for(lambda: int(str(scratch.progress().get("step", 0))) >= at_step, seconds=120)
-        os.kill(wait_for(lambda: loader_workers(supervisor), seconds=30)[0], number)
+        wait_for(lambda: int(str(scratch.progress().get("step", 0))) >= at_step)
+        os.kill(wait_for(lambda: loader_workers(supervisor))[0], number)
 
     return disturb
 

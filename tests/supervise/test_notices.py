@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from fake_imds import MAINTENANCE, REBALANCE, SPOT, FakeImds
 from fork_harness import start_forked
-from run_harness import supervisor_flags, wait_for
+from run_harness import supervisor_flags
 from small_run import make_small_run
+from waiting import wait_for
 
 from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.runs.schema import CancelRecord
@@ -97,7 +98,7 @@ def stopped(machine: Machine, act: Act | None) -> CheckpointId:
     """What was committed, within the notice, after a trainer that was under way was asked to stop."""
     told = 0
     if act is not None:
-        wait_for(lambda: machine.step(1) > 0, 100)
+        wait_for(lambda: machine.step(1) > 0)
         act(machine)
         told = machine.step(1)
     ended_by, code = in_two_minutes(), machine.exit_code()
@@ -109,7 +110,9 @@ def stopped(machine: Machine, act: Act | None) -> CheckpointId:
     assert end.exit_code == 75, end
     assert manifest.reason in {"stop", "round"}  # the wish may come as a round ends, which saves too
     assert datetime.fromisoformat(manifest.created_at) < ended_by
-    assert max(told, beat.progress["step"] - 1) <= newest.step
+    step = beat.progress["step"]
+    assert isinstance(step, int)
+    assert max(told, step - 1) <= newest.step
     return newest
 
 
@@ -124,7 +127,7 @@ def test_who_is_interrupted_commits_in_time_and_goes_on_from_there(
     assert (end.outcome, machine.run.result()) == ("interrupted", None)
     machine.imds.documents = {}
     machine.start(2)
-    start = wait_for(lambda: machine.run.start(2), 100)
+    start = wait_for(lambda: machine.run.start(2))
     assert (start.checkpoint_step, start.checkpoint_attempt) == newest
 
 
@@ -148,8 +151,8 @@ def test_who_is_ended_commits_the_last_step(
 
 def test_a_rebalance_recommendation_is_a_checkpoint_ahead_of_time(start_machine: Callable[..., Machine]) -> None:
     machine = start_machine(epochs_per_round=1000)
-    wait_for(lambda: machine.step(1) > 0, 100)
+    wait_for(lambda: machine.step(1) > 0)
     assert machine.run.checkpoints() == []
     machine.imds.documents[REBALANCE] = {"noticeTime": "2026-01-01T00:00:30Z"}
-    (early,) = wait_for(machine.run.checkpoints, 100)
-    wait_for(lambda: machine.step(1) > early.step, 100)
+    (early,) = wait_for(machine.run.checkpoints)
+    wait_for(lambda: machine.step(1) > early.step)

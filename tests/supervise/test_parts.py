@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from run_harness import PLAN, make_run
+from waiting import PATIENCE_S
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, StorageError
@@ -103,7 +104,7 @@ def test_a_periodic_action_survives_failures_and_reports_each_spell_once() -> No
             raise StorageError("503")
 
     with Periodic("log", act, interval_s=lambda _age_s: 0 if answers else 60, report=reports.append, clock=Clock()):
-        assert over.wait(10)
+        assert over.wait(PATIENCE_S)
     assert (
         reports
         == [

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from fake_imds import MAINTENANCE, REBALANCE, SPOT, FakeImds
-from run_harness import FakeClock, logged, make_run, start_supervisor, wait_for
+from run_harness import FakeClock, logged, make_run, start_supervisor
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.runs.scratch import Scratch, StopReason
 from mtl_cloud.storage import FolderStorage
@@ -134,7 +135,7 @@ def test_a_recommendation_reaches_the_trainer_and_a_notice_ends_the_attempt(
         imds.documents[REBALANCE] = RECOMMENDATION
         wait_for(logged(run, "\nearly\n"))
         imds.documents[SPOT] = {"action": "stop", "time": (datetime.now(UTC) + timedelta(minutes=2)).isoformat()}
-        assert process.wait(20) == 75
+        assert process.wait(PATIENCE_S) == 75
     end = run.exit(1)
     assert end is not None
     assert (end.outcome, end.exit_code, run.result()) == ("interrupted", 75, None)

@@ -9,18 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ, wait_for
+from run_harness import FAST, PRELUDE, logged, make_run, no_cloud_environ
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
+from mtl_cloud.names import ENV_INPUTS
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
-from mtl_cloud.runs.scratch import ENV_INPUTS
-from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import FolderStorage
 from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.sagemaker import SageMakerContainer
@@ -30,10 +29,14 @@ SUM_RANKS = """
 import atexit, torch, torch.distributed as dist
 dist.init_process_group("gloo")
 atexit.register(dist.destroy_process_group)  # else gloo's threads may abort the process as it ends
+def meet(where):  # through torchrun's store: gloo loses a connection whose one end closes while the other still reads
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"{where} {dist.get_rank()}", "")
+    store.wait([f"{where} {rank}" for rank in range(dist.get_world_size())])
 total = torch.tensor(float(dist.get_rank() + 1))
 dist.all_reduce(total)
 print("sum", int(total), "of", dist.get_world_size(), flush=True)
-time.sleep(1)  # gloo: who closes its end while the other still reads is a lost connection there
+meet("summed")
 """
 
 
@@ -42,9 +45,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A function that starts a container's process 1; none outlives the test."""
     with ExitStack() as stack:
 
-        def start(run: RunRecord, root: Path, settings: SupervisorOptions = FAST) -> subprocess.Popen[bytes]:
+        def start(run: RunRecord, root: Path) -> subprocess.Popen[bytes]:
             argv = [sys.executable, "-m", "mtl_cloud.supervise", "--storage", run.storage.url, "--run-id", run.run_id]
-            argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *settings.to_flags()]
+            argv += ["--sagemaker", str(root), "--scratch", str(root / "tmp"), "--echo", *FAST.to_flags()]
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=no_cloud_environ())
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -81,7 +84,7 @@ def test_a_folder_that_sagemaker_did_not_fill_is_refused(tmp_path: Path) -> None
 def test_a_container_that_is_done_ends_with_0_and_has_printed_its_log(tmp_path: Path, start: Start) -> None:
     run = make_run(FolderStorage(tmp_path / "storage"), "print('metrics round=1 task=detection map=0.5')")
     container = start(run, write_opt_ml(tmp_path / "ml"))
-    output, _ = container.communicate(timeout=20)
+    output, _ = container.communicate(timeout=PATIENCE_S)
     assert container.returncode == 0
     assert b"\nmetrics round=1 task=detection map=0.5\n" in output
     assert output == run.read_log(1)
@@ -90,7 +93,7 @@ def test_a_container_that_is_done_ends_with_0_and_has_printed_its_log(tmp_path: 
 
 def test_a_users_error_ends_with_7_and_stands_in_the_failure_file(tmp_path: Path, start: Start) -> None:
     run = make_run(FolderStorage(tmp_path / "storage"), "raise ValueError('é' * 3000)")
-    assert start(run, write_opt_ml(tmp_path / "ml")).wait(20) == 7
+    assert start(run, write_opt_ml(tmp_path / "ml")).wait(PATIENCE_S) == 7
     failure = (tmp_path / "ml/output/failure").read_bytes()
     assert failure.startswith("user_error: the trainer ended with code 1: ValueError: éé".encode())
     assert len(failure) == 1024
@@ -98,21 +101,20 @@ def test_a_users_error_ends_with_7_and_stands_in_the_failure_file(tmp_path: Path
 
 def test_sigterm_is_obeyed_with_a_save_and_the_next_container_goes_on(tmp_path: Path, start: Start) -> None:
     """StopTrainingJob and a spot interruption both look like this; SageMaker restarts the latter's container."""
-    run = make_run(FolderStorage(tmp_path / "storage"), "print('up', flush=True); work(60 if attempt == 1 else 0)")
+    run = make_run(FolderStorage(tmp_path / "storage"), "print('up', flush=True); attempt == 1 and work()")
     first = start(run, write_opt_ml(tmp_path / "ml"))
     wait_for(logged(run, "up"))
     first.terminate()
-    assert first.wait(20) == 75
+    assert first.wait(PATIENCE_S) == 75
     assert b"saved" in run.read_log(1)
-    assert start(run, write_opt_ml(tmp_path / "ml")).wait(20) == 0
+    assert start(run, write_opt_ml(tmp_path / "ml")).wait(PATIENCE_S) == 0
     ends = [run.exit(attempt.number) for attempt in run.attempts()]
     assert [end.outcome for end in ends if end] == [Outcome.INTERRUPTED, Outcome.DONE]
 
 
 def _two_hosts(run: RunRecord, folder: Path, start: Start) -> list[subprocess.Popen[bytes]]:
     hosts = ("127.0.0.1", "127.0.0.2")  # all of 127.0.0.0/8 is this machine
-    patient = replace(FAST, grace_s=60)  # on a busy machine torchrun takes seconds to leave after its trainers
-    return [start(run, write_opt_ml(folder / host, host=host, hosts=hosts, interface="lo"), patient) for host in hosts]
+    return [start(run, write_opt_ml(folder / host, host=host, hosts=hosts, interface="lo")) for host in hosts]
 
 
 def _run_of_two(folder: Path, code: str) -> RunRecord:
@@ -126,7 +128,7 @@ def _run_of_two(folder: Path, code: str) -> RunRecord:
 def test_two_hosts_train_as_one_and_only_the_first_writes(tmp_path: Path, start: Start) -> None:
     run = _run_of_two(tmp_path, SUM_RANKS)
     containers = _two_hosts(run, tmp_path, start)
-    outputs = [container.communicate(timeout=200)[0] for container in containers]
+    outputs = [container.communicate(timeout=PATIENCE_S)[0] for container in containers]
     assert [container.returncode for container in containers] == [0, 0]
     assert all(b"sum 3 of 2" in output for output in outputs)
     assert [attempt.pid for attempt in run.attempts()] == [containers[0].pid]
@@ -138,15 +140,15 @@ def test_sigterm_to_all_hosts_ends_in_one_save_and_one_exit(tmp_path: Path, star
     code = SUM_RANKS + (
         "while True:\n"
         "    stop = torch.tensor(float(scratch.stop_reason() is not None)); dist.all_reduce(stop)\n"
-        "    if stop: print('saved', flush=True); sys.exit(75)\n"
+        "    if stop: meet('stop'); print('saved', flush=True); sys.exit(75)\n"
         "    time.sleep(0.05)\n"
     )
     run = _run_of_two(tmp_path, code)
     leader, follower = _two_hosts(run, tmp_path, start)
-    wait_for(logged(run, "sum 3 of 2"), 60)
+    wait_for(logged(run, "sum 3 of 2"))
     for container in (follower, leader):
         os.kill(container.pid, 15)
-    assert [leader.wait(30), follower.wait(30)] == [75, 75]
+    assert [leader.wait(PATIENCE_S), follower.wait(PATIENCE_S)] == [75, 75]
     end = run.exit(1)
     assert end is not None
     assert (end.outcome, end.exit_code) == (Outcome.INTERRUPTED, 75)
@@ -157,7 +159,7 @@ def test_a_machines_fault_restarts_all_hosts_together(tmp_path: Path, start: Sta
     code = SUM_RANKS + "if attempt == 1: scratch.write_progress('training', step=1); os.kill(os.getpid(), 9)\n"
     run = _run_of_two(tmp_path, code)
     containers = _two_hosts(run, tmp_path, start)
-    outputs = [container.communicate(timeout=120)[0] for container in containers]
+    outputs = [container.communicate(timeout=PATIENCE_S)[0] for container in containers]
     assert [container.returncode for container in containers] == [0, 0]
     assert all(output.count(b"sum 3 of 2") == 2 for output in outputs)
     assert len(run.attempts()) == 2

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 import pytest
 from run_harness import FAST, PRELUDE, make_run, start_supervisor
+from waiting import PATIENCE_S
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import StorageError
 from mtl_cloud.runs.schema import Outcome
-from mtl_cloud.storage import FolderStorage, MemoryStorage
+from mtl_cloud.storage import Data, FolderStorage, MemoryStorage
 from mtl_cloud.storage.retrying import PatientStorage
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.supervisor import supervise
@@ -34,7 +35,7 @@ class Stormy(MemoryStorage):
     def read(self, key: str) -> bytes:
         return self._maybe(lambda: super(Stormy, self).read(key))
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._maybe(lambda: super(Stormy, self).write(key, data))
 
     def create(self, key: str, data: bytes) -> None:
@@ -80,10 +81,10 @@ def test_a_storage_that_fails_all_the_time_loses_neither_a_line_nor_the_end(seed
 def test_a_worker_killed_below_torchrun_is_a_machines_fault(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     script = tmp_path / "train.py"
-    script.write_text(PRELUDE + "os.environ['LOCAL_RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(60)")
+    script.write_text(PRELUDE + "os.environ['LOCAL_RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(600)")
     run = make_run(FolderStorage(tmp_path / "storage"), command=["python", str(script)], processes=2, max_restarts=0)
     with start_supervisor(run, tmp_path / "scratch") as process:
-        assert process.wait(60) == 7
+        assert process.wait(PATIENCE_S) == 7
     end = run.exit(1)
     assert end is not None
     assert (end.outcome, end.exit_code) == (Outcome.MACHINE_ERROR, -9)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from interleaving import act_in_turns
+from narrowing import result_of
 from run_harness import PLAN, FakeClock
 
 from mtl_cloud.errors import AlreadyExistsError, MtlCloudError, RunTakenOverError
@@ -104,7 +106,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "device_name", lambda: "cpu")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, reuse_fixtures=True)
 @given(order=orders())
 def test_one_of_two_supervisors_ends_the_run_and_the_other_says_who_has_it(order: Sequence[int]) -> None:
     storage = Chronicle()
@@ -130,7 +132,7 @@ def test_one_of_two_supervisors_ends_the_run_and_the_other_says_who_has_it(order
 def committed_by(run: RunRecord, key: str) -> int | None:
     """The attempt that committed a round, a checkpoint or the result; None for all else."""
     if key == run.paths.result:
-        return run.result().attempts
+        return result_of(run).attempts
     if key.startswith(run.paths.rounds):
         return next(record.attempt for record in run.rounds() if run.paths.round(record.round) == key)
     found = run.paths.checkpoint_of(key)

@@ -37,7 +37,7 @@ class Answers:
         self._replies: dict[tuple[str, str], Callable[[Any], tuple[AWSResponse, Reply]]] = {}
         for service in services:
             for retries in ("standard", "none"):
-                events = clients(service, retries=retries).meta.events  # type: ignore[arg-type]  # a Literal's values
+                events = clients(service, retries=retries).meta.events
                 events.register("before-call", partial(self._respond, service))
 
     def give(self, service: str, operation: str, reply: Reply) -> None:

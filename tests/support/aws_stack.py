@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mtl_cloud.aws.stack import STACK, Bootstrap, stack_outputs
+from mtl_cloud.aws.stack import Bootstrap, stack_outputs
 from mtl_cloud.bootstrap.template import template_text
+from mtl_cloud.names import STACK
 
 __all__ = ["keep_outputs", "make_stack"]
 

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import is_running, make_run, wait_for
+from run_harness import is_running, make_run
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.container.engine import ENGINE_VARIABLE, Engine
 from mtl_cloud.container.image import BuildOptions, ImageContent, build_image, image_content
 from mtl_cloud.errors import EngineError
-from mtl_cloud.launch.docker import container_name
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import Storage
 
 BASE = "mtl-base:bookworm"
 _STATE = Path(tempfile.gettempdir()) / f"mtl-cloud-test-engine-{os.getuid()}"
-_START_S = 60.0
 _MAKE_BASE = Path(__file__).parents[2] / "docker" / "make-base"
 _OF_PYDANTIC = {"annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection"}
 _OF_RICH = {"markdown-it-py", "mdurl", "pygments", "rich"}
@@ -86,14 +86,14 @@ def _started_engine() -> Engine:
         process = subprocess.Popen([daemon], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     (_STATE / "dockerd.pid").write_text(str(process.pid))
     process.returncode = 0  # not ours alone: the last user of all test processes stops it
-    end = time.monotonic() + _START_S
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         # Asked again, from the first on: some clients had asked just before it was up.
         if _answering_engine() and (engine := _answering_engine()):
             return engine
         time.sleep(0.5)
     tail = (_STATE / "dockerd.log").read_text(errors="replace")[-500:]
-    pytest.skip(f"dockerd did not answer within {_START_S:.0f} s; its log ends: {tail}")
+    pytest.skip(f"dockerd did not answer within {PATIENCE_S:.0f} s; its log ends: {tail}")
 
 
 def _tidy_if_unused(engine: Engine, users: int) -> None:
@@ -117,7 +117,7 @@ def _stop(daemon: int) -> None:
     """Wait until the engine has ended: it still answers for some seconds, which would mislead the next user."""
     with suppress(ProcessLookupError):
         os.kill(daemon, signal.SIGTERM)
-    wait_for(lambda: not is_running(daemon), 60, every_s=0.1)
+    wait_for(lambda: not is_running(daemon), every_s=0.1)
 
 
 def base_image(engine: Engine) -> str:

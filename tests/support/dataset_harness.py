@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,7 +104,8 @@ def write_cifar_batches(root: Path) -> None:
 def write_cifar_pack(path: Path, split: str = "train", rows: int = 10) -> None:
     """The same small JPEG ``rows`` times, with the classes in turn."""
     image = np.frombuffer(jpeg(32, 32), np.uint8)
-    arrays = {"jpeg": np.tile(image, rows), "offsets": np.arange(rows + 1) * len(image), "labels": np.arange(rows) % 10}
+    arrays: dict[str, Any] = {"jpeg": np.tile(image, rows), "labels": np.arange(rows) % 10}
+    arrays["offsets"] = np.arange(rows + 1) * len(image)
     np.savez(path, **{f"{split}_{name}": value for name, value in arrays.items()})
 
 

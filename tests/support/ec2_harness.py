@@ -14,9 +14,9 @@ from run_harness import FakeClock
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
-from mtl_cloud.launch.ec2.names import aws_name
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.names import KEY_TAG, aws_name
 from mtl_cloud.planning.plan import gather_facts, plan_run
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, Heartbeat, Outcome, PlanRecord, ResultRecord
@@ -49,7 +49,7 @@ def ec2_plan(run_id: str = "digits-1", *, facts: dict[str, Any] | None = None, *
         }
     )
     plan = plan_run(job, gather_facts(job), run_id=run_id, now=START)
-    found = {"identity": "arn:aws:iam::123456789012:user/ada", "ec2": {**FACTS, **(facts or {})}}
+    found: dict[str, Json] = {"identity": "arn:aws:iam::123456789012:user/ada", "ec2": {**FACTS, **(facts or {})}}
     return replace(plan, facts={**plan.facts, **found}, spec_digest="3fa9c1" + 58 * "0")
 
 
@@ -61,6 +61,12 @@ class World:
         self.cloud = CloudDouble(self.clock, zones={subnet: zone for zone, subnet in SUBNETS.items()}, **account)
         self.storage: Storage = MemoryStorage("bucket")
         self._keys = count(1)
+
+    @property
+    def fake_clock(self) -> FakeClock:
+        """The clock of a world that was made without another."""
+        assert isinstance(self.clock, FakeClock)
+        return self.clock
 
     def launcher(self, clients: Callable[[str], Any] | None = None) -> Ec2Launcher:
         """A new launcher without state, as each command creates one."""

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from waiting import PATIENCE_S
+
 __all__ = ["KINDS", "READ_KINDS", "FaultProxy"]
 
 KINDS = (
@@ -113,10 +115,12 @@ class FaultProxy:
     def stall(self, part: float = 1.0) -> None:
         time.sleep(part * self._stall_s)
 
-    def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, list, bytes]:
+    def forward(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of the server's answer. Each thread reuses its connection."""
         if not hasattr(self._local, "connection"):
-            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=30)
+            self._local.connection = http.client.HTTPConnection(self._upstream, timeout=PATIENCE_S)
             self._connections.append(self._local.connection)
         connection = self._local.connection
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

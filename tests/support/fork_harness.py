@@ -52,7 +52,8 @@ def _supervise(argv: list[str], environ: dict[str, str], errors: str) -> None:
     os.setsid()
     os.environ |= environ
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    trainer.subprocess = guard.subprocess = _Subprocess  # type: ignore[assignment]
+    for module in (trainer, guard):
+        vars(module)["subprocess"] = _Subprocess
     _leave(lambda: program.main(argv))
 
 
@@ -66,10 +67,10 @@ class _Forked(subprocess.Popen[bytes]):
         if self.pid == 0:
             _leave(lambda: _become(how))
         self._child_created = True
-        self._close_pipe_fds(*(how[end] for end in _ENDS))
+        self._close_pipe_fds(*(how[end] for end in _ENDS))  # type: ignore[attr-defined]  # private: in no stub
 
 
-_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)
+_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]  # as above
 _ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 

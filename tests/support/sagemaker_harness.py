@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from run_harness import no_cloud_environ
 from s3_servers import CREDENTIALS
+from waiting import PATIENCE_S
 
 from mtl_cloud.testing.sagemaker import SageMakerDouble
 
@@ -28,7 +29,8 @@ def plan_on(backend: str, **compute: Any) -> dict[str, Any]:
 @pytest.fixture
 def sagemaker_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMakerDouble]:
     """The fake service that this test's launchers and commands use."""
-    with SageMakerDouble(tmp_path / "sagemaker", environ=no_cloud_environ(), pending_s=30, grace_s=10) as double:
+    patience = {"pending_s": PATIENCE_S, "grace_s": PATIENCE_S}
+    with SageMakerDouble(tmp_path / "sagemaker", environ=no_cloud_environ(), **patience) as double:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", double.url)
         for name, value in CREDENTIALS.items():
             monkeypatch.setenv(name, value)

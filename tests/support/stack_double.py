@@ -17,7 +17,7 @@ import botocore.session
 from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
-from mtl_cloud.aws.stack import STACK
+from mtl_cloud.names import STACK
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from narrowing import present
 from sklearn.linear_model import LogisticRegression
 
 from mtl_cloud.datasets import open_splits
@@ -70,6 +71,6 @@ def test_a_published_classifier_is_far_above_a_linear_one(
     )
     trainer = make_trainer(job)
     assert trainer.fit()
-    top1 = trainer.run.rounds()[0].metrics["classification"]["top1"]
+    top1 = present(trainer.run.rounds()[0].metrics["classification"]["top1"])
     print(f"{network}: {top1:.3f} against {linear:.3f}")
     assert top1 > linear + 0.15

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtl_cloud.jobspec.job import DivergenceSpec
+from mtl_cloud.tasks import Task
 from mtl_cloud.train.divergence import DivergenceError, DivergenceWatch, require_finite
 
-TASKS = ("classification", "detection")
+TASKS: tuple[Task, ...] = ("classification", "detection")
 
 
 def watch(*, every_steps: int = 1) -> DivergenceWatch:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mortality import Killed, Life, MortalStorage, mortal
 from trainer_harness import ALONE, digest, facts_of, open_attempt, small_job
@@ -104,14 +105,14 @@ def kill_at_random(draw: st.DataObject, story: Story, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("story", [tiny_job], indirect=True)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, reuse_fixtures=True, derandomize=True)
 @given(draw=st.data())
 def test_random_kills_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
     kill_at_random(draw, story, tmp_path)
 
 
 @pytest.mark.parametrize("story", [stormy_job], indirect=True)
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(4, reuse_fixtures=True, derandomize=True)
 @given(draw=st.data())
 def test_random_kills_of_a_run_that_rewinds_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
     kill_at_random(draw, story, tmp_path)

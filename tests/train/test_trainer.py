@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_harness import Altered
+from torch import Tensor
 from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
 from mtl_cloud.datasets.base import Sample, Shrink
@@ -17,6 +18,7 @@ from mtl_cloud.datasets.wrappers import SkippingDataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.runs.scratch import StopReason
 from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.tasks import Task
 from mtl_cloud.train.build import JobData, network_classes, open_data
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.trainer import Trainer, _finite
@@ -54,7 +56,8 @@ def test_a_run_records_every_round_with_the_metrics_of_all_tasks(make_trainer: T
 @pytest.mark.parametrize("fit", ["crop", "letterbox"])
 def test_the_images_of_a_rounds_record_are_as_validation_sees_them(make_trainer: TrainerMaker, fit: str) -> None:
     trainer = make_trainer(small_job(fit=fit))
-    drawn, found = trainer.sample_batch(), {}
+    drawn = trainer.sample_batch()
+    found: dict[str, Tensor] = {}
     for batch in trainer.validation_batches():
         found.update(zip(batch.keys, batch.to(ALONE.device).images, strict=True))
     assert len(set(drawn.keys)) == len(drawn) > 1
@@ -158,8 +161,10 @@ def test_lower_precision_trains_too(make_trainer: TrainerMaker, precision: str) 
         ({"classification": ("cat",), "segmentation": ("background", "sky")}, ("background", "sky")),
     ],
 )
-def test_a_task_without_labels_borrows_its_classes(labelled: dict, expected: tuple[str, ...]) -> None:
-    wanted = ("classification", "detection", "segmentation")
+def test_a_task_without_labels_borrows_its_classes(
+    labelled: dict[Task, tuple[str, ...]], expected: tuple[str, ...]
+) -> None:
+    wanted: tuple[Task, ...] = ("classification", "detection", "segmentation")
     assert network_classes(wanted, labelled)["segmentation"] == expected
 
 

@@ -18,7 +18,7 @@ from mtl_cloud.errors import RunFailedError, UsageError
 if TYPE_CHECKING:
     from mtl_cloud.dry_run import Evidence, MemoryNeed, Row
     from mtl_cloud.jobspec.job import JobSpec
-    from mtl_cloud.json_types import Json
+    from mtl_cloud.runs.plan_facts import Estimate
 
 _COLOURS = {"ok": "green", "failed": "red", "not checked": "yellow", "not reached": "yellow"}
 
@@ -133,18 +133,18 @@ def _say(text: str) -> None:
 def _silent(_text: str) -> None: ...
 
 
-def _document(job: JobSpec, rows: list[Row], need: MemoryNeed | None, estimates: list[Json]) -> dict[str, Any]:
+def _document(job: JobSpec, rows: list[Row], need: MemoryNeed | None, estimates: list[Estimate]) -> dict[str, Any]:
     return {
         "job": job.name,
         "backend": job.compute.backend,
         "ok": all(row.is_good for row in rows),
         "checks": [asdict(row) for row in rows],
         "memory": asdict(need) if need else None,
-        "estimates": estimates,
+        "estimates": [asdict(known) for known in estimates],
     }
 
 
-def _print(rows: list[Row], estimates: list[Json]) -> None:
+def _print(rows: list[Row], estimates: list[Estimate]) -> None:
     from mtl_cloud.cli.plan_view import print_estimates
 
     width = max(len(row.check) for row in rows)

@@ -11,6 +11,7 @@ import click
 
 from mtl_cloud.cli.common import examples, output_options, region_option
 from mtl_cloud.cli.output import print_json
+from mtl_cloud.names import STORAGE_PREFIX
 
 if TYPE_CHECKING:
     from mtl_cloud.bootstrap.policies import Policy
@@ -24,7 +25,7 @@ WHO = ("user", "instance", "group", "sagemaker")
 @click.argument("who", type=click.Choice(WHO), required=False, metavar="[WHO]")
 @region_option("Which region.")
 @click.option("--account", default="ACCOUNT_ID", metavar="ID", help="Account id; default: a placeholder.")
-@click.option("--prefix", default="mtl-cloud", show_default=True, help="The bucket's prefix that runs may use.")
+@click.option("--prefix", default=STORAGE_PREFIX, show_default=True, help="The bucket's prefix that runs may use.")
 @output_options
 def command(*, who: str | None, region: str, account: str, prefix: str, as_json: bool) -> None:
     """Print the policies of WHO: user (who submits), instance (EC2), group (assumed by an instance to close its

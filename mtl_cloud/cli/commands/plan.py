@@ -14,7 +14,7 @@ from mtl_cloud.cli.output import print_json
 
 if TYPE_CHECKING:
     from mtl_cloud.jobspec.job import JobSpec
-    from mtl_cloud.planning.facts import Facts, Resume
+    from mtl_cloud.runs.plan_facts import Resume
     from mtl_cloud.runs.schema import PlanRecord
 
 _NO_RUN = "000000"
@@ -56,7 +56,7 @@ def command(
     from mtl_cloud.launch.submit import with_requests_if_known
 
     job = load_job(file, overrides=overrides).job
-    plan, facts = _plan(job, offline=offline, run_id=run_id)
+    plan = _plan(job, offline=offline, run_id=run_id)
     if requests_only:
         known, refusal = with_requests_if_known(plan)
         if refusal:
@@ -67,10 +67,10 @@ def command(
     else:
         from mtl_cloud.cli.plan_view import print_plan
 
-        print_plan(plan, facts)
+        print_plan(plan)
 
 
-def _plan(job: JobSpec, *, offline: bool | None, run_id: str | None) -> tuple[PlanRecord, Facts]:
+def _plan(job: JobSpec, *, offline: bool | None, run_id: str | None) -> PlanRecord:
     from mtl_cloud.launch.submit import with_requests_if_known
     from mtl_cloud.planning.gather import clients_for, facts_of, with_dry_run
     from mtl_cloud.planning.plan import plan_run
@@ -80,11 +80,11 @@ def _plan(job: JobSpec, *, offline: bool | None, run_id: str | None) -> tuple[Pl
     facts = replace(facts_of(job, clients, now=now), resume=_resume(job, run_id))
     plan = plan_run(job, facts, run_id=run_id or f"{job.name}-{_NO_RUN}", now=now)
     if not facts.candidates:  # nothing is rented: there is nothing that would be asked for
-        return plan, facts
+        return plan
     plan, refusal = with_requests_if_known(plan)
     if refusal and facts.account:
         plan = replace(plan, warnings=[*plan.warnings, f"no exact requests: {refusal}"])
-    return (with_dry_run(plan, clients) if clients and facts.account else plan), facts
+    return with_dry_run(plan, clients) if clients and facts.account else plan
 
 
 def _resume(job: JobSpec, run_id: str | None) -> Resume | None:

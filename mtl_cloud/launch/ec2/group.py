@@ -1,11 +1,11 @@
-"""What a run has at AWS: a launch template and a group of one, made, looked at and removed by name.
+"""A run's resources at AWS: a launch template and an Auto Scaling group of one, created, described and removed by name.
 
-The two share a key, which is a tag of both and stands in the template's script: with it, and nothing else, the run's
-machine may close the group. Whoever makes the group takes the key of the template that is there.
+The two share a key: a tag of both, which the template's boot script contains. Only with this key may the run's machine
+close the group. A group is created with the key of the existing template.
 
-Every method may be repeated after a crash anywhere inside of it: what is made already is adopted, what is gone already
-is passed over. Writes go by name and never rest on an earlier look, because a look may be seconds behind; the group
-alone names its template by the id, for the key's sake.
+Every method may be repeated after a crash at any point: existing resources are adopted, missing ones are ignored.
+Writes go by name and never depend on an earlier read, because reads may be seconds old; only the group refers to its
+template by id, because of the key.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, Self, TypeAlias
 
 from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError, LaunchError
 from mtl_cloud.json_types import Json
-from mtl_cloud.launch.ec2.names import aws_name, read_tags
 from mtl_cloud.launch.ec2.request import PLANNED, Template
-from mtl_cloud.launch.tags import KEY_TAG, RUN_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import KEY_TAG, RUN_TAG, aws_name
 
 __all__ = ["ALIVE", "Group", "GroupState"]
+
+Requests: TypeAlias = Mapping[str, Mapping[str, Json]]
+"""Operation -> its parameters."""
 
 _TAKEN = {"AlreadyExists", "AlreadyExistsFault", "InvalidLaunchTemplateName.AlreadyExistsException"}
 _ABSENT = {"InvalidLaunchTemplateName.NotFoundException", "InvalidLaunchTemplateId.NotFound"}
@@ -31,22 +34,22 @@ _GROUP_ABSENT = "not found"
 _REMOVAL_S = 900.0
 _LOOK_S = 5.0
 _LOOKS = 12
-"""At a template that is said to be there."""
+"""Attempts to read a template that AWS reports as existing."""
 _SETTLED_S = 15.0
-"""AWS's looks may be some seconds old."""
+"""AWS's reads may be some seconds old."""
 ALIVE = ["pending", "running", "shutting-down", "stopping", "stopped"]
 """States of an instance that is not terminated."""
 
 
 @dataclass(frozen=True)
 class GroupState:
-    """A look at the group."""
+    """The state of the group."""
 
     wanted: int
     instances: tuple[str, ...]
-    """Ids of those that are in it, at whatever stage."""
+    """Ids of its instances, in any lifecycle state."""
     in_service: bool
-    """One of them runs."""
+    """Whether one of them is in service."""
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Self:
@@ -68,80 +71,82 @@ class Group:
         self.name = aws_name(run_id)
 
     def find(self) -> GroupState | None:
-        """None when there is none, or it is being deleted."""
+        """The state of the group; None if it does not exist or is being deleted."""
         groups = [group for group in self._described() if not group.get("Status")]
         return GroupState.of(groups[0]) if groups else None
 
     def _described(self) -> list[dict[str, Any]]:
-        """As AWS tells it: at most one, which may be on its way out."""
+        """AWS's description: at most one group, which may be in deletion."""
         with translated("autoscaling", where=self._run_id):
             answer = self._clients("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
-        return cast("list[dict[str, Any]]", answer["AutoScalingGroups"])
+        groups: list[dict[str, Any]] = answer["AutoScalingGroups"]
+        return groups
 
     def activities(self) -> list[dict[str, Any]]:
-        """The newest hundred launches and terminations, refused ones too, oldest first; none when there is no group."""
-        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
+        """The newest hundred launches and terminations, failed ones included, oldest first; empty without a group."""
+        with translated("autoscaling", where=self._run_id), _ignoring(absent=True):
             answer = self._clients("autoscaling").describe_scaling_activities(AutoScalingGroupName=self.name)
-            return cast("list[dict[str, Any]]", answer["Activities"][::-1])
+            activities: list[dict[str, Any]] = answer["Activities"][::-1]
+            return activities
         return []
 
-    def make(self, requests: Callable[[Template], Mapping[str, Json]], *, key: str) -> None:
+    def make(self, requests: Callable[[Template], Requests], *, key: str) -> None:
         """Template and group, the group at size zero. ``key`` is that of a template that is made now.
 
-        A group is bound to the template whose key it has, by its id: if that one is removed meanwhile, AWS refuses the
-        group, even if another template has the name by then.
+        The group refers by id to the template whose key it has: if that template is removed meanwhile, AWS refuses the
+        group, even if another template has the same name by then.
         """
         request = requests(self._template(requests, key))["create_auto_scaling_group"]
-        with translated("autoscaling", where=self._run_id), _passing_over(taken=True):
-            self._clients("autoscaling").create_auto_scaling_group(**cast("dict[str, Any]", request))
+        with translated("autoscaling", where=self._run_id), _ignoring(taken=True):
+            self._clients("autoscaling").create_auto_scaling_group(**request)
 
-    def _template(self, requests: Callable[[Template], Mapping[str, Json]], key: str) -> Template:
-        """Made with ``key``; or the one that an earlier submit has made, as soon as AWS tells of it."""
+    def _template(self, requests: Callable[[Template], Requests], key: str) -> Template:
+        """Create the template with ``key``, or wait for AWS to show the one that an earlier submit created."""
         request = requests(replace(PLANNED, key=key))["create_launch_template"]
         for _ in range(_LOOKS):
-            with translated("ec2", where=self._run_id), _passing_over(taken=True):
-                made = self._clients("ec2").create_launch_template(**cast("dict[str, Any]", request))
+            with translated("ec2", where=self._run_id), _ignoring(taken=True):
+                made = self._clients("ec2").create_launch_template(**request)
                 return Template(id=made["LaunchTemplate"]["LaunchTemplateId"], key=key)
             if found := self._found_template():
                 return found
             self._clock.sleep(_LOOK_S)
         raise LaunchError(
-            f"{self._run_id}: AWS has a launch template {self.name}, and does not tell its tag {KEY_TAG}",
+            f"{self._run_id}: AWS has a launch template {self.name}, but does not show its tag {KEY_TAG}",
             hint="submit again in a minute; one that has no such tag is of an older mtl-cloud: gc removes it",
         )
 
     def _found_template(self) -> Template | None:
-        """None while AWS does not tell of it and its key."""
-        with translated("ec2", where=self._run_id), _passing_over(absent=True):
+        """The existing template; None while AWS does not show it with its key."""
+        with translated("ec2", where=self._run_id), _ignoring(absent=True):
             answer = self._clients("ec2").describe_launch_templates(LaunchTemplateNames=[self.name])
             (found,) = answer["LaunchTemplates"]
             key = read_tags(found.get("Tags", [])).get(KEY_TAG)
             return Template(id=found["LaunchTemplateId"], key=key) if key else None
         return None
 
-    def open(self, requests: Mapping[str, Json]) -> None:
-        """Put up the wall, then ask for the machine. A group whose expiry has passed is refused by AWS."""
+    def open(self, requests: Requests) -> None:
+        """Schedule scale-to-zero, then set capacity to 1. AWS refuses a schedule in the past."""
         for operation in ("put_scheduled_update_group_action", "update_auto_scaling_group"):
             with translated("autoscaling", where=self._run_id):
-                getattr(self._clients("autoscaling"), operation)(**cast("dict[str, Any]", requests[operation]))
+                getattr(self._clients("autoscaling"), operation)(**requests[operation])
 
     def remove(self) -> None:
-        """``delete``, and ``finish``."""
+        """``delete``, then ``finish``."""
         self.delete()
         self.finish()
 
     def delete(self) -> None:
-        """Have AWS delete the group together with its instances, which get the time to shut down."""
-        with translated("autoscaling", where=self._run_id), _passing_over(absent=True):
+        """Delete the group with its instances, which have time to shut down."""
+        with translated("autoscaling", where=self._run_id), _ignoring(absent=True):
             self._clients("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=self.name, ForceDelete=True)
 
     def finish(self) -> None:
-        """Return when AWS confirms that no group and no instance is left; the template goes last.
+        """Wait until AWS confirms that no group and no instance is left, then delete the template.
 
-        Nothing may be seen for a while: one look alone may be from before the last machine was. An instance that is
-        alive without a group is terminated.
+        Several reads must show nothing, since one may be from before the last launch. An instance without a group is
+        terminated.
 
-        Raises ``LaunchError`` when something is there after fifteen minutes still.
+        Raises ``LaunchError`` when something still exists after fifteen minutes.
         """
         start = clear_since = self._clock.monotonic()
         while (now := self._clock.monotonic()) - clear_since < _SETTLED_S:
@@ -153,11 +158,11 @@ class Group:
                     f"{self._run_id}: AWS has not removed {', '.join(left)} within {_REMOVAL_S / 60:.0f} minutes",
                     hint=f"mtl-cloud cancel {self._run_id} tries again; gc removes it past its expiry",
                 )
-        with translated("ec2", where=self._run_id), _passing_over(absent=True):
+        with translated("ec2", where=self._run_id), _ignoring(absent=True):
             self._clients("ec2").delete_launch_template(LaunchTemplateName=self.name)
 
     def _left(self) -> list[str]:
-        """Names of what is there; what AWS is too busy to look for counts as being there."""
+        """Names of what still exists; if AWS is too busy to answer, the group counts as existing."""
         try:
             return [group["AutoScalingGroupName"] for group in self._described()] or self._stray_instances()
         except CloudError as error:
@@ -166,7 +171,7 @@ class Group:
             raise
 
     def _stray_instances(self) -> list[str]:
-        """Ids of the run's instances that are not terminated yet; each of them is told to."""
+        """Ids of the run's instances that are not terminated yet, after asking AWS to terminate them."""
         filters = [
             {"Name": f"tag:{RUN_TAG}", "Values": [self._run_id]},
             {"Name": "instance-state-name", "Values": ALIVE},
@@ -181,8 +186,8 @@ class Group:
 
 
 @contextmanager
-def _passing_over(*, taken: bool = False, absent: bool = False) -> Iterator[None]:
-    """Swallow AWS's word that what is made is there already, or that what is removed is gone already."""
+def _ignoring(*, taken: bool = False, absent: bool = False) -> Iterator[None]:
+    """Ignore AWS's error that a new resource exists already, or that a removed one does not exist."""
     from botocore.exceptions import ClientError
 
     try:

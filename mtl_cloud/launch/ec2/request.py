@@ -8,16 +8,19 @@ ever asked for whose end is not arranged.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.json_types import Json
-from mtl_cloud.launch.ec2.names import aws_name
 from mtl_cloud.launch.ec2.user_data import MAX_USER_DATA, Boot, user_data
-from mtl_cloud.launch.tags import KEY_TAG, run_tags
+from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.names import KEY_TAG, SPOT_THEN_ON_DEMAND, aws_name
+from mtl_cloud.planning.compute import compute_of
+from mtl_cloud.runs.plan_facts import Offer, Reservation
 from mtl_cloud.runs.schema import PlanRecord
 
 __all__ = ["CLOSED", "OPEN", "PLANNED", "Ec2Facts", "Template", "capacity_timeout", "expires_at", "requests"]
@@ -44,7 +47,7 @@ PLANNED: Final = Template(id="lt-made-by-submit", key="made-by-submit")
 
 @dataclass(frozen=True, kw_only=True)
 class Ec2Facts:
-    """What the plan found in the account: ``facts.ec2`` of ``plan.json``."""
+    """What the requests need of the account, from ``facts.ec2`` of ``plan.json`` and the job's own fields."""
 
     ami: str
     root_device: str
@@ -60,36 +63,43 @@ class Ec2Facts:
     """Reference of the container image."""
     owner: str
     """Last part of the ARN of who planned."""
-    reservation: Mapping[str, str] | None
-    """``zone`` and ``kind`` (default | capacity-block) of ``compute.capacity_reservation``; None without one."""
+    reservation: Reservation | None
+    """``compute.capacity_reservation``; None without one."""
 
     @classmethod
-    def of(cls, plan: PlanRecord) -> Self:
+    def of(cls, plan: PlanRecord, compute: Ec2Compute) -> Self:
         """Raises ``LaunchError`` naming the first fact that the plan lacks."""
-        facts = cast("dict[str, Any]", plan.facts.get("ec2") or {})
-        try:
-            return cls(
-                ami=facts["ami"]["id"],
-                root_device=facts["ami"]["root_device"],
-                subnets=_offering(plan, facts["subnets"]),
-                security_group=facts["security_group"],
-                instance_profile=facts["instance_profile"],
-                group_role=facts["group_role"],
-                image=plan.image or facts["image"],
-                owner=str(plan.facts.get("identity") or "unknown").rpartition("/")[2],
-                reservation=facts["reservation"] if plan.compute.get("capacity_reservation") else None,
-            )
-        except KeyError as error:
-            raise LaunchError(
-                f"{plan.run_id}: the plan lacks the fact ec2.{error.args[0]}: nobody looked at the account",
-                hint="plan with credentials, in a region where `mtl-cloud bootstrap` has run",
-            ) from error
+        facts = plan.parsed_facts
+        account = facts.ec2
+        if account is None:
+            raise _unknown(plan, "ami")
+        if account.group_role is None:
+            raise _unknown(plan, "group_role")
+        if compute.capacity_reservation and account.reservation is None:
+            raise _unknown(plan, "reservation")
+        return cls(
+            ami=account.ami.id,
+            root_device=account.ami.root_device,
+            subnets=_offering(facts.offers, account.subnets),
+            security_group=account.security_group,
+            instance_profile=account.instance_profile,
+            group_role=account.group_role,
+            image=plan.image or account.image,
+            owner=facts.owner,
+            reservation=account.reservation if compute.capacity_reservation else None,
+        )
 
 
-def _offering(plan: PlanRecord, subnets: Mapping[str, str]) -> Mapping[str, str]:
+def _unknown(plan: PlanRecord, fact: str) -> LaunchError:
+    return LaunchError(
+        f"{plan.run_id}: the plan lacks the fact ec2.{fact}: nobody looked at the account",
+        hint="plan with credentials, in a region where `mtl-cloud bootstrap` has run",
+    )
+
+
+def _offering(offers: Iterable[Offer], subnets: Mapping[str, str]) -> Mapping[str, str]:
     """Zones that no offer of the plan names are left out; all stay where it names none."""
-    offers = cast("list[dict[str, Json]]", plan.facts.get("offers") or [])
-    zones = {offer.get("zone") for offer in offers} & subnets.keys()
+    zones = {offer.zone for offer in offers} & subnets.keys()
     return {zone: subnet for zone, subnet in subnets.items() if zone in zones} if zones else subnets
 
 
@@ -106,30 +116,31 @@ def expires_at(plan: PlanRecord) -> datetime:
 
 def capacity_timeout(plan: PlanRecord) -> timedelta | None:
     """How long AWS may look for the first machine; None for as long as the run may last."""
-    minutes = cast("float | None", plan.compute.get("capacity_timeout_minutes"))
+    minutes = compute_of(plan, Ec2Compute).capacity_timeout_minutes
     return None if minutes is None else timedelta(minutes=minutes)
 
 
-def requests(plan: PlanRecord, template: Template = PLANNED) -> dict[str, Json]:
+def requests(plan: PlanRecord, template: Template = PLANNED) -> dict[str, dict[str, Json]]:
     """Operation -> its parameters, in the order in which they are sent. The first one makes the template, with its key.
 
     Raises ``LaunchError`` where the plan lacks what a machine needs.
     """
     if not plan.storage.startswith("s3://"):
         raise LaunchError(f"{plan.run_id}: storage: an instance needs a bucket, not {plan.storage}", hint="s3://bucket")
-    facts, name = Ec2Facts.of(plan), aws_name(plan.run_id)
+    compute, name = compute_of(plan, Ec2Compute), aws_name(plan.run_id)
+    facts = Ec2Facts.of(plan, compute)
     tags = {"Name": name, **run_tags(plan, owner=facts.owner, expires_at=expires_at(plan))}
     key_tag = {KEY_TAG: template.key}
     return {
         "create_launch_template": {
             "LaunchTemplateName": name,
-            "LaunchTemplateData": _machine(plan, facts, tags, template.key),
+            "LaunchTemplateData": _machine(plan, compute, facts, tags, template.key),
             "TagSpecifications": [_tagged("launch-template", tags | key_tag)],
         },
         "create_auto_scaling_group": {
             "AutoScalingGroupName": name,
             **CLOSED,
-            **_purchase(plan, facts, template.id),
+            **_purchase(compute, facts, template.id),
             "VPCZoneIdentifier": ",".join(_subnets(facts)),
             "HealthCheckType": "EC2",
             "HealthCheckGracePeriod": 300,
@@ -159,7 +170,9 @@ def _group_tags(tags: Mapping[str, str], *, propagate: bool) -> list[Json]:
 # --- what the machine is ---------------------------------------------------------------------------------------------
 
 
-def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str], key: str) -> dict[str, Json]:
+def _machine(
+    plan: PlanRecord, compute: Ec2Compute, facts: Ec2Facts, tags: Mapping[str, str], key: str
+) -> dict[str, Json]:
     return {
         "ImageId": facts.ami,
         "InstanceInitiatedShutdownBehavior": "terminate",
@@ -172,30 +185,29 @@ def _machine(plan: PlanRecord, facts: Ec2Facts, tags: Mapping[str, str], key: st
                 "DeviceName": facts.root_device,
                 "Ebs": {
                     "VolumeType": "gp3",
-                    "VolumeSize": plan.compute["disk_gib"],
+                    "VolumeSize": compute.disk_gib,
                     "Encrypted": True,
                     "DeleteOnTermination": True,
                 },
             }
         ],
-        "UserData": b64encode(_script(plan, facts, key)).decode(),
+        "UserData": b64encode(_script(plan, compute, facts, key)).decode(),
         "TagSpecifications": [_tagged(resource, tags) for resource in ("instance", "volume", "network-interface")],
-        **_reserved(plan, facts),
+        **_reserved(compute, facts),
     }
 
 
-def _script(plan: PlanRecord, facts: Ec2Facts, key: str) -> bytes:
-    compute = cast("dict[str, Any]", plan.compute)
+def _script(plan: PlanRecord, compute: Ec2Compute, facts: Ec2Facts, key: str) -> bytes:
     boot = Boot(
         run_id=plan.run_id,
         group=aws_name(plan.run_id),
         group_role=facts.group_role,
         key=key,
-        region=compute["region"],
+        region=compute.region,
         storage=plan.storage.rstrip("/"),
         image=facts.image,
-        gpus=compute["gpu_count"],
-        on_demand_after=compute["on_demand_after"] if compute["purchase"] == "spot_then_on_demand" else 0,
+        gpus=compute.gpu_count,
+        on_demand_after=compute.on_demand_after if compute.purchase == SPOT_THEN_ON_DEMAND else 0,
     )
     script = user_data(boot, expires_at(plan)).encode()
     if len(script) > MAX_USER_DATA:
@@ -203,16 +215,16 @@ def _script(plan: PlanRecord, facts: Ec2Facts, key: str) -> bytes:
     return script
 
 
-def _reserved(plan: PlanRecord, facts: Ec2Facts) -> dict[str, Json]:
+def _reserved(compute: Ec2Compute, facts: Ec2Facts) -> dict[str, Json]:
     """A reservation is of one type, and a capacity block must be asked for as a market of its own."""
     if facts.reservation is None:
         return {}
     block: dict[str, Json] = {"InstanceMarketOptions": {"MarketType": "capacity-block"}}
-    target: dict[str, Json] = {"CapacityReservationId": plan.compute["capacity_reservation"]}
+    target: dict[str, Json] = {"CapacityReservationId": compute.capacity_reservation}
     return {
-        "InstanceType": _types(plan)[0],
+        "InstanceType": compute.instance_types[0],
         "CapacityReservationSpecification": {"CapacityReservationTarget": target},
-        **(block if facts.reservation["kind"] == "capacity-block" else {}),
+        **(block if facts.reservation.kind == "capacity-block" else {}),
     }
 
 
@@ -223,7 +235,7 @@ def _subnets(facts: Ec2Facts) -> list[str]:
     """One a zone; a reservation has one zone."""
     if facts.reservation is None:
         return list(facts.subnets.values())
-    zone = facts.reservation["zone"]
+    zone = facts.reservation.zone
     if zone not in facts.subnets:
         raise LaunchError(
             f"compute.capacity_reservation: it is in {zone}, where the network has no subnet",
@@ -232,16 +244,16 @@ def _subnets(facts: Ec2Facts) -> list[str]:
     return [facts.subnets[zone]]
 
 
-def _purchase(plan: PlanRecord, facts: Ec2Facts, template_id: str) -> dict[str, Json]:
+def _purchase(compute: Ec2Compute, facts: Ec2Facts, template_id: str) -> dict[str, Json]:
     template: dict[str, Json] = {"LaunchTemplateId": template_id, "Version": "1"}
     if facts.reservation is not None:  # a mixed group cannot run in a capacity block
         return {"LaunchTemplate": template}
-    on_demand = plan.compute["purchase"] == "on_demand"
+    on_demand = compute.purchase == "on_demand"
     return {
         "MixedInstancesPolicy": {
             "LaunchTemplate": {
                 "LaunchTemplateSpecification": template,
-                "Overrides": [{"InstanceType": name} for name in _types(plan)],
+                "Overrides": [{"InstanceType": name} for name in compute.instance_types],
             },
             "InstancesDistribution": {
                 "OnDemandBaseCapacity": 0,
@@ -251,9 +263,3 @@ def _purchase(plan: PlanRecord, facts: Ec2Facts, template_id: str) -> dict[str, 
             },
         }
     }
-
-
-def _types(plan: PlanRecord) -> list[str]:
-    """In the job's order of preference."""
-    named = plan.compute["instance_type"]
-    return [named] if isinstance(named, str) else cast("list[str]", named)

@@ -1,7 +1,7 @@
-"""What runs have left at AWS, found by tags alone: no state of this machine is asked, so any machine may sweep.
+"""Find and remove AWS resources that runs left behind, by their tags alone, so that any machine may do it.
 
-A run's things stay while it may go on. They are removed when its expiry has passed, when its record says that it is
-over, and when nothing has asked for a machine for an hour (a submit that was killed, a machine that failed to boot).
+Resources stay while their run may continue. They are removed when the run has expired, when its record has a result,
+and when no machine was requested for an hour (a submit that was killed, a machine that failed to boot).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mtl_cloud.aws import ClientMaker, ErrorClass, translated
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CloudError
 from mtl_cloud.launch.ec2.group import ALIVE, Group
-from mtl_cloud.launch.ec2.names import read_tags
 from mtl_cloud.launch.leftover import Leftover
-from mtl_cloud.launch.tags import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import EXPIRES_TAG, OWNER_TAG, RUN_TAG, STORAGE_TAG
 
 __all__ = ["Look", "enabled_regions", "find_leftovers", "look_in", "remove_leftovers"]
 
@@ -29,7 +29,7 @@ _IDLE = timedelta(hours=1)
 
 @dataclass
 class _Found:
-    """What carries one run's tag."""
+    """All resources with one run's tag."""
 
     tags: dict[str, str]
     names: list[str] = field(default_factory=list)
@@ -44,18 +44,18 @@ class _Found:
 
 
 def enabled_regions(clients: ClientMaker) -> list[str]:
-    """Those in which the account may have machines."""
+    """The regions that are enabled for the account."""
     with translated("ec2"):
         return sorted(region["RegionName"] for region in clients("ec2").describe_regions()["Regions"])
 
 
 class Look(NamedTuple):
-    """At one region."""
+    """The search of one region."""
 
     region: str
     found: list[Leftover]
     refused: CloudError | None = None
-    """Why AWS does not let us look: an organisation may close regions to its accounts."""
+    """AWS's refusal, if any: an organisation may close regions to its accounts."""
 
 
 def look_in(
@@ -67,7 +67,7 @@ def look_in(
 ) -> list[Look]:
     """``find_leftovers`` in several regions at once, in their order. ``clients`` maps a region to its maker of clients.
 
-    Raises ``CloudError`` where none of them may be looked at, and for any error but a denied permission.
+    Raises ``CloudError`` if every region refuses, and for any error other than a denied permission.
     """
 
     def look(region: str) -> Look:
@@ -87,9 +87,9 @@ def look_in(
 
 
 def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[str, str], bool]) -> list[Leftover]:
-    """Runs of the region that should have nothing there, by their ids.
+    """Resources in the region whose runs should have none, sorted by run id.
 
-    ``is_over`` tells from a run id and its storage's URL whether the run has a result.
+    ``is_over`` maps a run id and the URL of its storage to whether the run has a result.
     """
     leftovers = []
     for run_id, found in sorted(_look(clients).items()):
@@ -103,7 +103,7 @@ def find_leftovers(clients: ClientMaker, *, now: datetime, is_over: Callable[[st
 def remove_leftovers(
     leftovers: list[Leftover], clients: Callable[[str], ClientMaker], clock: Clock
 ) -> Iterator[Leftover]:
-    """Have all of them deleted at once, then yield each when AWS confirms that it is gone.
+    """Delete all of them at once, then yield each when AWS confirms its removal.
 
     ``clients`` maps a region to its maker of clients.
     """
@@ -116,7 +116,7 @@ def remove_leftovers(
 
 
 def _reason(run_id: str, found: _Found, now: datetime, is_over: Callable[[str, str], bool]) -> str:
-    """Empty for what may stay."""
+    """The reason to remove them; empty if they may stay."""
     expiry = found.tags.get(EXPIRES_TAG)
     if expiry is None:
         return "has no expiry"
@@ -151,7 +151,7 @@ def _look(clients: ClientMaker) -> dict[str, _Found]:
 
 
 def _pages(clients: ClientMaker, service: str, operation: str, what: str) -> Iterator[dict[str, Any]]:
-    """Everything that carries a run's tag."""
+    """Every resource with a run's tag."""
     with translated(service):
         pages = clients(service).get_paginator(operation).paginate(Filters=[{"Name": "tag-key", "Values": [RUN_TAG]}])
         for page in pages:

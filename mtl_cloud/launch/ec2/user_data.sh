@@ -1,9 +1,11 @@
-# user_data.py puts the interpreter, the wall and the run's names ahead of this.
+# user_data.py puts the interpreter, the shutdown timer and the run's own values (RUN_ID, GROUP, …) ahead of this, and
+# replaces each @NAME@ by a name that another program uses too: the supervisor, the trainer's image, the policies, or
+# the readers of the run record.
 #
-# The wall stands before anything can fail: the machine is gone at the run's expiry, whoever else is dead. What follows
-# ends in `finish`, from wherever it ends: the output is shipped if it failed, and the machine is switched off.
+# The timer is armed before anything can fail: the machine is off at the run's expiry, whatever else happens. Every path
+# below ends in `finish`, which ships the output if the boot failed, and switches the machine off.
 
-# cloud-init writes all that this script says there, and to the console.
+# cloud-init writes all output of this script there, and to the console.
 LOG=/var/log/cloud-init-output.log
 IMDS=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 INSTANCE=unknown TYPE=unknown ZONE=unknown MARKET=unknown FAILURE=
@@ -11,16 +13,19 @@ STARTED=$(date -u +%FT%TZ) DISK=/var/lib/mtl-cloud
 export HOME=/root AWS_DEFAULT_REGION=$REGION AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=5
 export AWS_STS_REGIONAL_ENDPOINTS=regional AWS_PAGER=
 
-# Never to standard output, which may be on its way into a variable.
+# Never to standard output, which a caller may be reading into a variable.
 say() { echo "mtl-cloud $(date -u +%FT%TZ): $*" >&2; }
 
-# --- what it tells the run record ---
+# --- the run record ---
 
-# Words lose their quotes: no JSON tool is sure to be there.
+# The message loses its quotes: there may be no JSON tool on the machine.
 record() {
-  printf '{"schema_version": 1, "instance": "%s", "instance_type": "%s", "zone": "%s", "market": "%s", "phase": "%s", "message": "%s", "started_at": "%s", "at": "%s"}\n' \
-    "$INSTANCE" "$TYPE" "$ZONE" "$MARKET" "$1" "$(tr -d '"\\\n' <<<"${2:-}")" "$STARTED" "$(date -u +%FT%TZ)" |
-    timeout 60 aws s3 cp --only-show-errors - "$RECORD/boots/$INSTANCE.json"
+  local phase=$1 message now
+  message=$(tr -d '"\\\n' <<<"${2:-}")
+  now=$(date -u +%FT%TZ)
+  timeout 60 aws s3 cp --only-show-errors - "$STORAGE/@BOOT_KEY@" <<JSON
+@BOOT_RECORD@
+JSON
 }
 
 phase() {
@@ -28,8 +33,8 @@ phase() {
   record "$@" || say "the record does not take the phase: $1"
 }
 
-count() { # objects of the record's boots that end with $1
-  aws s3 ls "$RECORD/boots/" | grep -c "$1\$" || true
+count() { # objects of the record's boots whose names end with $1
+  aws s3 ls "$STORAGE/@BOOTS_KEY@" | grep -c "$1\$" || true
 }
 
 # --- the end, reached from everywhere ---
@@ -41,28 +46,28 @@ finish() {
   set +eu
   INSTANCE=${INSTANCE:-unknown} # a metadata service that failed has left it empty
   case $code in
-    0 | 7) phase ended "the run is over (supervisor: $code)" && close_group ;;
-    73 | 75) phase ended "the run goes on elsewhere (supervisor: $code)" ;;
+    @EXIT_DONE@ | @EXIT_ENDED@) phase @PHASE_ENDED@ "the run is over (supervisor: $code)" && close_group ;;
+    @EXIT_TAKEN@ | @EXIT_CONTINUES@) phase @PHASE_ENDED@ "the run goes on elsewhere (supervisor: $code)" ;;
     *) fail "$code" ;;
   esac
   shutdown -P now
 }
 
 fail() {
-  phase failed "${FAILURE:-exit code $1}"
-  timeout 60 aws s3 cp --only-show-errors "$LOG" "$RECORD/boots/$INSTANCE.log"
-  if (($(count .log) >= MAX_FAILURES)); then
+  phase @PHASE_FAILED@ "${FAILURE:-exit code $1}"
+  timeout 60 aws s3 cp --only-show-errors "$LOG" "$STORAGE/@BOOT_LOG_KEY@"
+  if (($(count @BOOT_LOG_SUFFIX@) >= MAX_FAILURES)); then
     say "$MAX_FAILURES machines have failed: no other is asked for"
     close_group
   fi
 }
 
-# In the name of the groups' role, which the key ties to this group. Its credentials are for the one call: they are
-# neither exported nor among anybody's arguments. A bare `return` would give, within the trap, the status before it.
+# As the group role, which the key ties to this group. Its credentials are for this one call: they are not exported, and
+# they are no process's arguments. A bare `return` would give, within the trap, the status before it.
 update_group() {
   local credentials id secret token
   credentials=$(timeout 60 aws sts assume-role --role-arn "$GROUP_ROLE" --role-session-name "$INSTANCE" \
-    --duration-seconds 900 --tags "Key=mtl-cloud-key,Value=$KEY" \
+    --duration-seconds 900 --tags "Key=@KEY_TAG@,Value=$KEY" \
     --query 'Credentials.[AccessKeyId, SecretAccessKey, SessionToken]' --output text) || return 1
   read -r id secret token <<<"$credentials"
   AWS_ACCESS_KEY_ID=$id AWS_SECRET_ACCESS_KEY=$secret AWS_SESSION_TOKEN=$token timeout 120 \
@@ -75,11 +80,11 @@ close_group() {
 }
 
 trap finish EXIT
-trap 'exit 75' TERM
+trap 'exit @EXIT_CONTINUES@' TERM
 trap 'FAILURE="$BASH_COMMAND (exit code $?)"; say "failed: $FAILURE"' ERR
 set -Eeuo pipefail
 
-# --- who am I ---
+# --- this instance ---
 
 imds() { curl -sSf --retry 5 --max-time 10 -H "X-aws-ec2-metadata-token: $TOKEN" "$IMDS/latest/meta-data/$1"; }
 
@@ -91,14 +96,14 @@ identify() {
   MARKET=$(imds instance-life-cycle)
 }
 
-# After ON_DEMAND_AFTER interruptions the next machine is bought on demand. This one, if it is a spot machine still,
-# changes what the group buys and makes room.
+# After ON_DEMAND_AFTER interruptions the next machine is bought on demand. This one, if it is still a spot machine,
+# changes the group's purchase option and terminates, so that the group replaces it.
 buy_on_demand() {
-  [[ $ON_DEMAND_AFTER -gt 0 && $MARKET == spot && $(count .json) -gt $ON_DEMAND_AFTER ]] || return 0
+  [[ $ON_DEMAND_AFTER -gt 0 && $MARKET == spot && $(count @BOOT_SUFFIX@) -gt $ON_DEMAND_AFTER ]] || return 0
   if update_group --min-size 0 --max-size 1 --mixed-instances-policy \
     '{"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100}}'; then
     say "interrupted $ON_DEMAND_AFTER times: the next machine is bought on demand"
-    exit 75
+    exit @EXIT_CONTINUES@
   fi
   say "the group cannot be changed to on demand: the run goes on with spot"
 }
@@ -128,7 +133,7 @@ mount_disks() {
   install -d -m 1777 "$DISK/tmp"
 }
 
-# Bound over, so that the engine's own configuration (the GPU runtime) stays as the AMI made it.
+# Bind mounts, so that the engine's own configuration (the GPU runtime) stays as the AMI made it.
 move_docker() {
   systemctl stop docker.socket docker containerd
   mkdir -p /var/lib/docker /var/lib/containerd
@@ -153,7 +158,7 @@ pull() {
   return 1
 }
 
-# The token lives for twelve hours: it is asked for here, at the pull.
+# The token is valid for twelve hours, so it is requested here, at the pull.
 log_in() {
   [[ -z $2 ]] || aws ecr get-login-password --region "$2" | docker login --username AWS --password-stdin "$1"
 }
@@ -161,23 +166,23 @@ log_in() {
 run() {
   local options=()
   ((GPUS == 0)) || options+=(--gpus "$GPUS")
-  docker run --name "$GROUP" --hostname "$INSTANCE" --stop-timeout 115 \
+  docker run --name "@CONTAINER@" --hostname "$INSTANCE" --stop-timeout @STOP_TIMEOUT_S@ \
     --read-only --cap-drop ALL --security-opt no-new-privileges \
     --shm-size "$(awk '/^MemTotal/ {print int($2 / 2)}' /proc/meminfo)k" \
     --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=1048576:1048576 \
     --volume "$DISK/tmp:/tmp" --env AWS_REGION="$REGION" --env AWS_DEFAULT_REGION="$REGION" \
-    "${options[@]}" "$IMAGE" --storage "$STORAGE" --run-id "$RUN_ID" --spot-notices --grace-s 100
+    "${options[@]}" "$IMAGE" @SUPERVISOR_ARGUMENTS@
 }
 
 identify
-phase booting
+phase @PHASE_BOOTING@
 systemctl stop apt-daily.timer apt-daily-upgrade.timer unattended-upgrades 2>/dev/null || true
 buy_on_demand
 mount_disks
 move_docker
-phase pulling "$IMAGE"
+phase @PHASE_PULLING@ "$IMAGE"
 pull || exit 1
-phase running
+phase @PHASE_RUNNING@
 code=0
 run || code=$?
 FAILURE="the container ended with code $code"

@@ -1,7 +1,7 @@
-"""News of a run's machines, from the group's scaling activities and from what the machines say of themselves.
+"""News of a run's machines, from the group's scaling activities and the machines' boot records.
 
-AWS repeats a launch that it could not fill by itself. Here is decided only when that is of no use any more: at once for
-a quota, a permission or a request that cannot be right, and after ``capacity_timeout_minutes`` for a lack of machines.
+AWS retries failed launches itself. This module decides when retrying is useless: at once for a quota, a permission or
+an invalid request, and after ``capacity_timeout_minutes`` for a lack of capacity.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any, Self
 from mtl_cloud.aws import Diagnosis, ErrorClass, read_reason
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import CapacityError, CloudError, LaunchError
+from mtl_cloud.jobspec.job import Ec2Compute
 from mtl_cloud.launch.base import MachineNews
 from mtl_cloud.launch.ec2.group import Group
 from mtl_cloud.launch.ec2.request import capacity_timeout
+from mtl_cloud.names import BootPhase
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import BootRecord, PlanRecord
 
@@ -26,7 +29,7 @@ __all__ = ["Activity", "Ec2Watch"]
 
 _EVERY_S = 10.0
 _SKEW = timedelta(minutes=2)
-"""The clocks of this machine and of AWS may differ by so much."""
+"""The clocks of this machine and of AWS may differ by this much."""
 _FATAL = {ErrorClass.QUOTA, ErrorClass.PERMISSION, ErrorClass.CREDENTIALS, ErrorClass.PERMANENT}
 _SCARCE = {ErrorClass.CAPACITY, ErrorClass.NOT_OFFERED, ErrorClass.SUBNET}
 _INSTANCE = re.compile(r"\bi-[0-9a-f]+")
@@ -34,7 +37,7 @@ _INSTANCE = re.compile(r"\bi-[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Activity:
-    """One launch or termination of the group, as far as AWS has come with it."""
+    """One scaling activity of the group: a launch or a termination, and its progress."""
 
     started_at: datetime
     launches: bool
@@ -42,9 +45,9 @@ class Activity:
     """Failed | Cancelled | Successful | InProgress | ... of the Auto Scaling API."""
     zone: str
     instance: str
-    """Empty where none came of it."""
+    """Empty if no instance was launched."""
     reason: str
-    """AWS's words: why it failed, or why the group changed."""
+    """AWS's explanation of the failure or the change."""
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Self:
@@ -72,7 +75,7 @@ class Ec2Watch:
     """Implements ``MachineWatch`` for a group."""
 
     def __init__(self, run: RunRecord, group: Group, clock: Clock, *, since: datetime | None) -> None:
-        """Activities before ``since``, from an earlier life of the group, are past."""
+        """Activities before ``since`` belong to an earlier group of the run and are ignored."""
         self._run = run
         self._plan = run.plan()
         self._group = group
@@ -92,25 +95,25 @@ class Ec2Watch:
         fresh = [(key, news) for key, news in _keyed(self._all(activities, boots)) if key not in self._told]
         self._told.update(key for key, _ in fresh)
         if not fresh:
-            self._judge(activities, boots)
+            self._check(activities, boots)
         return [news for _, news in fresh]
 
     def _all(self, activities: list[Activity], boots: list[BootRecord]) -> Iterator[MachineNews]:
         yield _announced(self._plan)
         yield from sorted([*_of_activities(activities), *map(_of_boot, boots)], key=lambda news: news.at)
 
-    def _judge(self, activities: list[Activity], boots: list[BootRecord]) -> None:
-        """Raise if no machine will come any more. Asked after a look that told nothing new: the news come first."""
+    def _check(self, activities: list[Activity], boots: list[BootRecord]) -> None:
+        """Raise if no machine will come any more. Called only after a look without news, so that news come first."""
         group = self._group.find()
-        if self._run.result() is not None:  # asked for after the group: a run that is over closes its group
+        if self._run.result() is not None:  # read after the group, since a run that is over closes its group
             return
         refused = [activity for activity in activities if activity.refused]
         if refused and refused[-1] is activities[-1]:
-            self._judge_refusal(refused, had_one=bool(boots))
+            self._check_refusal(refused, had_one=bool(boots))
         if group is None or not (group.wanted or group.instances):
             raise self._closed(boots)
 
-    def _judge_refusal(self, refused: list[Activity], *, had_one: bool) -> None:
+    def _check_refusal(self, refused: list[Activity], *, had_one: bool) -> None:
         found = read_reason(refused[-1].reason)
         timeout = capacity_timeout(self._plan)
         waited = self._clock.now() - datetime.fromisoformat(self._plan.created_at)
@@ -133,7 +136,7 @@ class Ec2Watch:
         )
 
     def _unfilled(self, refused: list[Activity], timeout: timedelta) -> CloudError:
-        """The reasons, each place's last one. Capacity only if AWS named nothing else."""
+        """The last reason of each zone. A capacity error only if AWS gave no other kind of reason."""
         last = {activity.place: activity for activity in refused}
         classes = {read_reason(activity.reason).error_class for activity in last.values()}
         kind = CapacityError if ErrorClass.CAPACITY in classes and classes <= _SCARCE else CloudError
@@ -146,25 +149,24 @@ class Ec2Watch:
         )
 
     def _closed(self, boots: list[BootRecord]) -> LaunchError:
-        failed = [boot for boot in boots if boot.phase == "failed"]
+        failed = [boot for boot in boots if boot.phase == BootPhase.FAILED]
         why = f"; {failed[-1].instance} failed: {failed[-1].message}" if failed else ""
         hint = (
             f"its boot log: {self._run.storage.url}/{self._run.paths.boot_log(failed[-1].instance)}" if failed else None
         )
         return LaunchError(
-            f"{self._run.run_id}: its group asks for no machine, and the run is not over{why}", hint=hint
+            f"{self._run.run_id}: the Auto Scaling group is scaled to 0 but the run has not finished{why}", hint=hint
         )
 
 
 def _announced(plan: PlanRecord) -> MachineNews:
-    named = plan.compute["instance_type"]
-    types = named if isinstance(named, str) else " or ".join(map(str, named if isinstance(named, list) else []))
-    purchase = str(plan.compute["purchase"]).replace("_", " ")
-    return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {plan.compute['region']}")
+    compute = compute_of(plan, Ec2Compute)
+    types, purchase = " or ".join(compute.instance_types), compute.purchase.replace("_", " ")
+    return MachineNews(plan.created_at, "requesting", f"{types}, {purchase}, in {compute.region}")
 
 
 def _keyed(every: Iterator[MachineNews]) -> Iterator[tuple[tuple[str, str, str], MachineNews]]:
-    """News by what makes them new: a refusal is, if a machine has come since it was last told."""
+    """News with the key that makes them unique: a refusal counts again once a machine has come in between."""
     machine = ""
     for news in every:
         machine = news.message if news.phase == "launched" else machine
@@ -172,7 +174,7 @@ def _keyed(every: Iterator[MachineNews]) -> Iterator[tuple[tuple[str, str, str],
 
 
 def _of_activities(activities: list[Activity]) -> Iterator[MachineNews]:
-    """Until a machine comes, a refusal is told once for each place and reason, however often AWS tries."""
+    """Until a machine comes, a refusal is reported once for each zone and reason, however often AWS retries."""
     told: set[tuple[str, str]] = set()
     for activity in activities:
         at = activity.started_at.isoformat()

@@ -9,16 +9,17 @@ is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from mtl_cloud.aws import AwsClients, ClientMaker
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.jobspec.job import SageMakerCompute
 from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.sagemaker.jobs import Job, TrainingJobs
 from mtl_cloud.launch.sagemaker.logs import log_lines
-from mtl_cloud.launch.sagemaker.request import job_name, request, sagemaker_compute
+from mtl_cloud.launch.sagemaker.request import job_name, request
 from mtl_cloud.launch.sagemaker.watch import SageMakerWatch
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.charges import Charge
 from mtl_cloud.runs.schema import PlanRecord
 
@@ -48,11 +49,11 @@ class SageMakerLauncher:
         run = record_of(submission.handle)
         if run.result() is not None:
             return submission.handle
-        jobs = self._jobs(run.plan())
+        plan = run.plan()
+        jobs = self._jobs(plan)
         known = jobs.of_run(run.run_id)
         if not known or known[-1].state is BackendState.ENDED:
-            wanted = cast("dict[str, object]", submission.request["create_training_job"])
-            jobs.create({**wanted, "TrainingJobName": job_name(run.run_id, len(known) + 1)})  # type: ignore[dict-item]
+            jobs.create({**request(plan), "TrainingJobName": job_name(run.run_id, len(known) + 1)})
         return submission.handle
 
     def describe(self, handle: RunHandle) -> BackendState:
@@ -115,7 +116,7 @@ class SageMakerLauncher:
         return TrainingJobs(self._region(plan))
 
     def _region(self, plan: PlanRecord) -> ClientMaker:
-        return self._clients(sagemaker_compute(plan).region)
+        return self._clients(compute_of(plan, SageMakerCompute).region)
 
 
 def _charge(plan: PlanRecord, number: int, job: Job) -> Charge:
@@ -125,7 +126,7 @@ def _charge(plan: PlanRecord, number: int, job: Job) -> Charge:
         instance=job.name,
         machine=job.instance_type,
         zone=None,
-        market=sagemaker_compute(plan).purchase,
+        market=compute_of(plan, SageMakerCompute).purchase,
         seconds=float(job.training_s or 0),
         usd_per_hour=None if price is None else price * (1 - (job.spot_saving or 0.0)),
         on_demand_usd_per_hour=price,

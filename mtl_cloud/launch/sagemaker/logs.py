@@ -7,10 +7,9 @@ from typing import Any
 
 from mtl_cloud.aws import translated
 from mtl_cloud.errors import CloudError
+from mtl_cloud.names import SAGEMAKER_LOG_GROUP
 
-__all__ = ["LOG_GROUP", "log_lines"]
-
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+__all__ = ["log_lines"]
 
 
 def log_lines(client: Any, job: str) -> Iterator[str]:
@@ -25,8 +24,8 @@ def log_lines(client: Any, job: str) -> Iterator[str]:
 def _streams(client: Any, job: str) -> list[str]:
     pages = client.get_paginator("describe_log_streams")
     try:
-        with translated("logs", where=LOG_GROUP):
-            found = pages.paginate(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job}/")
+        with translated("logs", where=SAGEMAKER_LOG_GROUP):
+            found = pages.paginate(logGroupName=SAGEMAKER_LOG_GROUP, logStreamNamePrefix=f"{job}/")
             return [stream["logStreamName"] for page in found for stream in page["logStreams"]]
     except CloudError as error:
         if error.code == "ResourceNotFoundException":  # the account's first training job makes the group
@@ -39,7 +38,9 @@ def _lines(client: Any, stream: str) -> Iterator[str]:
     token: dict[str, str] = {}
     while True:
         with translated("logs", where=stream):
-            page = client.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **token)
+            page = client.get_log_events(
+                logGroupName=SAGEMAKER_LOG_GROUP, logStreamName=stream, startFromHead=True, **token
+            )
         yield from (event["message"] for event in page["events"])
         if token.get("nextToken") == page["nextForwardToken"]:
             return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mtl_cloud.json_types import Json
+from mtl_cloud.names import SPEED_REGEX, loss_regex, metric_regex
 
 __all__ = ["metric_definitions"]
 
-_NUMBER = "([-+0-9.e]+)"
 _METRICS = {
     "classification": ("top1", "top5", "recall_macro"),
     "detection": ("map50_voc", "map", "recall50"),
@@ -17,11 +17,7 @@ _METRICS = {
 
 def metric_definitions() -> list[Json]:
     """Names and regular expressions for ``CreateTrainingJob``. Lines of other tasks or backends match none of them."""
-    metrics = {
-        f"{task}:{name}": f"metrics round=[0-9]+ task={task} .*?{name}={_NUMBER}"
-        for task, names in _METRICS.items()
-        for name in names
-    }
-    losses = {f"{task}:loss": f"epoch [0-9]+/[0-9]+  loss .*?{task} {_NUMBER}" for task in _METRICS}
-    speed = {"images_per_s": rf"\| {_NUMBER} images/s"}
-    return [{"Name": name, "Regex": regex} for name, regex in {**metrics, **losses, **speed}.items()]
+    regexes = {f"{task}:{name}": metric_regex(task, name) for task, names in _METRICS.items() for name in names}
+    regexes |= {f"{task}:loss": loss_regex(task) for task in _METRICS}
+    regexes["images_per_s"] = SPEED_REGEX
+    return [{"Name": name, "Regex": regex} for name, regex in regexes.items()]

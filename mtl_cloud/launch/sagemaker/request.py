@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from mtl_cloud import catalog
 from mtl_cloud.errors import LaunchError
@@ -19,10 +19,13 @@ from mtl_cloud.jobspec.job import SageMakerCompute
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch.sagemaker.metrics import metric_definitions
 from mtl_cloud.launch.tags import run_tags
+from mtl_cloud.names import SAGEMAKER_ROOT, SAGEMAKER_SCRATCH, SUPERVISOR_MODULE, SupervisorFlag, aws_name
+from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.paths import RunPaths
 from mtl_cloud.runs.schema import PlanRecord
+from mtl_cloud.runs.supervisor_options import SupervisorOptions
 
-__all__ = ["SageMakerFacts", "job_name", "request", "sagemaker_compute"]
+__all__ = ["SageMakerFacts", "job_name", "request"]
 
 GRACE_S = 105
 """Of the 120 s between SageMaker's SIGTERM and its SIGKILL; the rest is for the last log lines and the exit record."""
@@ -38,29 +41,30 @@ _ARGUMENT_LENGTH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SageMakerFacts:
-    """What the plan found in the account: ``facts.sagemaker`` of ``plan.json``. The job's own fields stand above it."""
+    """Role, image and owner of the training job: the job's own fields, or else ``facts.sagemaker`` of ``plan.json``."""
 
     role: str
     image: str
     owner: str
 
     @classmethod
-    def of(cls, plan: PlanRecord) -> Self:
+    def of(cls, plan: PlanRecord, compute: SageMakerCompute) -> Self:
         """Raises ``LaunchError`` naming the first fact that neither the job nor the plan holds."""
-        facts = cast("dict[str, str]", plan.facts.get("sagemaker") or {})
-        found = {"role": plan.compute.get("role") or facts.get("role"), "image": plan.image or facts.get("image")}
-        for name, value in found.items():
-            if not value:
-                raise LaunchError(
-                    f"{plan.run_id}: compute.{name} is not given, and the plan was made without a look at the account",
-                    hint=f"set compute.{name}, or plan with credentials where `mtl-cloud bootstrap` has run",
-                )
-        return cls(role=str(found["role"]), image=str(found["image"]), owner=facts.get("owner") or "unknown")
+        facts = plan.parsed_facts
+        role = compute.role or (facts.sagemaker and facts.sagemaker.role)
+        image = plan.image or (facts.sagemaker and facts.sagemaker.image)
+        if not role:
+            raise _unknown(plan, "role")
+        if not image:
+            raise _unknown(plan, "image")
+        return cls(role=role, image=image, owner=facts.owner)
 
 
-def sagemaker_compute(plan: PlanRecord) -> SageMakerCompute:
-    """The plan's compute section as its type."""
-    return SageMakerCompute.model_validate(plan.compute)
+def _unknown(plan: PlanRecord, field: str) -> LaunchError:
+    return LaunchError(
+        f"{plan.run_id}: compute.{field} is not given, and the plan was made without a look at the account",
+        hint=f"set compute.{field}, or plan with credentials where `mtl-cloud bootstrap` has run",
+    )
 
 
 def job_name(run_id: str, number: int = 1) -> str:
@@ -69,7 +73,7 @@ def job_name(run_id: str, number: int = 1) -> str:
     A run id that SageMaker would not take, or that looks like another's second job, is made a name by its digest.
     """
     suffix = "" if number == 1 else f"--{number}"
-    name = f"mtl-cloud-{run_id}"
+    name = aws_name(run_id)
     if _NAME.fullmatch(name) and not _NUMBERED.fullmatch(name) and len(name) + 5 <= _NAME_LENGTH:
         return name + suffix
     digest = sha256(run_id.encode()).hexdigest()[:8]
@@ -82,15 +86,15 @@ def request(plan: PlanRecord) -> dict[str, Json]:
 
     Raises ``LaunchError`` where the plan lacks what SageMaker needs.
     """
-    compute, facts = sagemaker_compute(plan), SageMakerFacts.of(plan)
-    channels = _channels(plan, compute)
+    compute = compute_of(plan, SageMakerCompute)
+    facts, channels = SageMakerFacts.of(plan, compute), _channels(plan, compute)
     return {
         "TrainingJobName": job_name(plan.run_id),
         "RoleArn": facts.role,
         "AlgorithmSpecification": {
             "TrainingImage": facts.image,
             "TrainingInputMode": "File" if compute.input_mode == "file" else "FastFile",
-            "ContainerEntrypoint": ["python", "-m", "mtl_cloud.supervise"],
+            "ContainerEntrypoint": ["python", "-m", SUPERVISOR_MODULE],
             "ContainerArguments": _arguments(plan),
             "MetricDefinitions": metric_definitions(),
         },
@@ -101,7 +105,7 @@ def request(plan: PlanRecord) -> dict[str, Json]:
         "EnableInterContainerTrafficEncryption": False,  # it may halve the bandwidth; a VPC keeps others out
         "Environment": dict(plan.env),
         "Tags": _tags(plan, compute, facts),
-        **({"HyperParameters": cast("Json", channels)} if channels else {}),
+        **({"HyperParameters": {**channels}} if channels else {}),
         **({"InputDataConfig": [_channel(name, url, compute) for name, url in channels.items()]} if channels else {}),
         **_vpc(compute),
         **_retries(compute),
@@ -113,8 +117,9 @@ def request(plan: PlanRecord) -> dict[str, Json]:
 
 
 def _arguments(plan: PlanRecord) -> list[Json]:
-    arguments = ["--storage", plan.storage, "--run-id", plan.run_id, "--sagemaker", "/opt/ml"]
-    arguments += ["--scratch", "/tmp/mtl-cloud", "--echo", "--grace-s", str(GRACE_S)]  # noqa: S108  # one job, one box
+    arguments = [SupervisorFlag.STORAGE, plan.storage, SupervisorFlag.RUN_ID, plan.run_id]
+    arguments += [SupervisorFlag.SAGEMAKER, SAGEMAKER_ROOT, SupervisorFlag.SCRATCH, SAGEMAKER_SCRATCH]
+    arguments += [SupervisorFlag.ECHO, *SupervisorOptions(grace_s=GRACE_S).to_flags()]
     for argument in arguments:
         if len(argument) > _ARGUMENT_LENGTH:
             message = f"{plan.run_id}: SageMaker takes arguments of {_ARGUMENT_LENGTH} characters: {argument[:80]}…"

@@ -9,7 +9,7 @@ from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.aws.stack import stack_outputs
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.jobspec.job import Ec2Compute, SageMakerCompute
-from mtl_cloud.json_types import Json
+from mtl_cloud.runs.plan_facts import Ec2Account, MachineImage, Reservation, SageMakerAccount
 
 __all__ = ["AMI_PARAMETER", "look_up_account", "look_up_identity"]
 
@@ -28,8 +28,10 @@ def look_up_identity(clients: ClientMaker) -> str:
         return str(clients("sts").get_caller_identity()["Arn"])
 
 
-def look_up_account(clients: ClientMaker, compute: Ec2Compute | SageMakerCompute, *, image_tag: str) -> dict[str, Json]:
-    """What the backend's requests need: ``facts.ec2`` or ``facts.sagemaker`` of the plan.
+def look_up_account(
+    clients: ClientMaker, compute: Ec2Compute | SageMakerCompute, *, image_tag: str
+) -> Ec2Account | SageMakerAccount:
+    """What the backend's requests need.
 
     A job that names no image gets the one with ``image_tag`` of the stack's repository.
 
@@ -39,16 +41,16 @@ def look_up_account(clients: ClientMaker, compute: Ec2Compute | SageMakerCompute
         stack = stack_outputs(clients("cloudformation"))
     image = _trainer_image(clients, compute.image or f"{stack.repository_uri}:{image_tag}")
     if isinstance(compute, SageMakerCompute):
-        return {"role": compute.role or stack.sagemaker_role_arn, "image": image}
-    return {
-        "ami": _machine_image(clients, compute.disk_gib),
-        "subnets": dict(stack.subnets),
-        "security_group": stack.security_group,
-        "instance_profile": stack.instance_profile,
-        "group_role": stack.group_role_arn,
-        "image": image,
-        "reservation": _reservation(clients, compute.capacity_reservation) if compute.capacity_reservation else None,
-    }
+        return SageMakerAccount(role=compute.role or stack.sagemaker_role_arn, image=image)
+    return Ec2Account(
+        ami=_machine_image(clients, compute.disk_gib),
+        subnets=dict(stack.subnets),
+        security_group=stack.security_group,
+        instance_profile=stack.instance_profile,
+        group_role=stack.group_role_arn,
+        image=image,
+        reservation=_reservation(clients, compute.capacity_reservation) if compute.capacity_reservation else None,
+    )
 
 
 def _trainer_image(clients: ClientMaker, reference: str) -> str:
@@ -62,7 +64,7 @@ def _trainer_image(clients: ClientMaker, reference: str) -> str:
     return f"{found['repository']}@{answer['imageDetails'][0]['imageDigest']}"
 
 
-def _machine_image(clients: ClientMaker, disk_gib: int) -> dict[str, Json]:
+def _machine_image(clients: ClientMaker, disk_gib: int) -> MachineImage:
     """Pinned: a plan names one image, and a machine that replaces another boots the same."""
     with translated("ssm", where=AMI_PARAMETER):
         ami = clients("ssm").get_parameter(Name=AMI_PARAMETER)["Parameter"]["Value"]
@@ -75,10 +77,10 @@ def _machine_image(clients: ClientMaker, disk_gib: int) -> dict[str, Json]:
             f"compute.disk_gib: {disk_gib} GiB is less than the {disks[root]} GiB of the machine image {ami}",
             hint=f"write disk_gib: {disks[root]} or more",
         )
-    return {"id": ami, "name": image.get("Name", ""), "root_device": root, "parameter": AMI_PARAMETER}
+    return MachineImage(id=ami, name=image.get("Name", ""), root_device=root, parameter=AMI_PARAMETER)
 
 
-def _reservation(clients: ClientMaker, reservation_id: str) -> dict[str, Json]:
+def _reservation(clients: ClientMaker, reservation_id: str) -> Reservation:
     with translated("ec2", where="compute.capacity_reservation"):
         answer = clients("ec2").describe_capacity_reservations(CapacityReservationIds=[reservation_id])
     (found,) = answer["CapacityReservations"]
@@ -88,9 +90,9 @@ def _reservation(clients: ClientMaker, reservation_id: str) -> dict[str, Json]:
             hint="name an active one, or leave it out",
         )
     ends = found.get("EndDate")
-    return {
-        "zone": found["AvailabilityZone"],
-        "kind": found.get("ReservationType", "default"),
-        "free": found["AvailableInstanceCount"],
-        "ends_at": ends.isoformat() if ends else None,
-    }
+    return Reservation(
+        zone=found["AvailabilityZone"],
+        kind=found.get("ReservationType", "default"),
+        free=found["AvailableInstanceCount"],
+        ends_at=ends.isoformat() if ends else None,
+    )

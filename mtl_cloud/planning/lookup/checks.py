@@ -7,7 +7,7 @@ from functools import partial
 
 from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.planning.facts import Check
+from mtl_cloud.runs.plan_facts import Check
 
 __all__ = ["check_inputs", "check_storage", "tried"]
 

@@ -15,10 +15,11 @@ from mtl_cloud.catalog.prices import PriceBook
 from mtl_cloud.container.image import CLOUD_PLATFORM, image_content
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.jobspec.job import Ec2Compute, JobSpec, SageMakerCompute
-from mtl_cloud.planning.facts import Candidate, Check, Facts, Quota, gather_facts, markets_of, offers_of
+from mtl_cloud.planning.facts import Facts, gather_facts, markets_of, offers_of
 from mtl_cloud.planning.lookup.account import look_up_account, look_up_identity
 from mtl_cloud.planning.lookup.checks import check_inputs, check_storage
 from mtl_cloud.planning.lookup.prices import look_up_on_demand, look_up_spot_now
+from mtl_cloud.runs.plan_facts import Candidate, Check, Ec2Account, Quota, SageMakerAccount
 
 __all__ = ["look_up"]
 
@@ -84,7 +85,8 @@ def look_up(
         checks=(*questions.checks, *reached),
         looked_up_at=now.isoformat(),
         identity=identity,
-        account=account,
+        ec2=account if isinstance(account, Ec2Account) else None,
+        sagemaker=account if isinstance(account, SageMakerAccount) else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from mtl_cloud.planning.facts import Resume
+from mtl_cloud.runs.plan_facts import Resume
 from mtl_cloud.runs.record import RunRecord
 
 __all__ = ["find_resume"]

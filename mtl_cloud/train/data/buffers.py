@@ -60,7 +60,7 @@ class _Shared:
     is_free = False
 
     def __init__(self, size: int) -> None:
-        self._all: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._all: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
         self.bytes: npt.NDArray[np.uint8] = self._all.numpy()
 
     def tensor(self, size: int) -> Tensor:

@@ -48,7 +48,7 @@ class SummedBackward:
             dict(zip(tasks, losses, strict=True)), dict(zip(tasks, present.float().unbind(), strict=True))
         )
         # The data-parallel wrapper averages gradients, hence the factor; the weighting's own are not wrapped.
-        self.scaler.scale(objective * self.group.world).backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
+        self.scaler.scale(objective * self.group.world).backward()
         for parameter in self.weighting.parameters():
             if parameter.grad is not None:
                 parameter.grad /= self.group.world

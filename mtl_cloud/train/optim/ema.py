@@ -37,7 +37,7 @@ class MovingAverage:
         """Move towards the network, after its step."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         own, current = ([tensor.detach() for tensor in side] for side in zip(*self._averaged, strict=True))
-        get_ema_multi_avg_fn(decay)(own, current, self._updates)  # type: ignore[no-untyped-call]  # torch leaves it bare
+        get_ema_multi_avg_fn(decay)(own, current, self._updates)
         for counter, newest in self._copied:
             counter.copy_(newest)
         self._updates += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,10 +169,10 @@ def test_a_damaged_pack_is_named(tmp_path: Path, damage: bytes) -> None:
 
 def test_a_damaged_image_of_the_pack_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pack.npz"
-    arrays = {"test_jpeg": np.zeros(30, np.uint8), "test_offsets": np.arange(0, 33, 3), "test_labels": np.arange(10)}
-    np.savez(path, **arrays)
+    arrays: dict[str, Any] = {"test_jpeg": np.zeros(30, np.uint8), "test_labels": np.arange(10)}
+    np.savez(path, **arrays, test_offsets=np.arange(0, 33, 3))
     with pytest.raises(DatasetError, match=r"pack.npz: test_batch/4: damaged, or not an image"):
         open_cifar10(str(path), "test")[4]
-    np.savez(path, **arrays | {"test_offsets": np.arange(0, 30, 3)})
+    np.savez(path, **arrays, test_offsets=np.arange(0, 30, 3))
     with pytest.raises(DatasetError, match=r"pack.npz: test has 10 labels, and its offsets do not fit them"):
         open_cifar10(str(path), "test")

@@ -12,6 +12,7 @@ import pytest
 from dataset_harness import jpeg, voc_annotation, voc_object, write_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import present
 
 from mtl_cloud.datasets.base import IGNORE, Sample
 from mtl_cloud.datasets.formats.voc import CLASSES, VocObject, boxes, class_set, open_voc, parse_annotation
@@ -36,9 +37,9 @@ def samples(real_data: Callable[[str], Path]) -> dict[str, list[Sample]]:
 @pytest.mark.real_data
 def test_the_real_subset_has_its_published_counts(samples: dict[str, list[Sample]]) -> None:
     both = samples["train"] + samples["val"]
-    images = Counter(CLASSES[c] for s in both for c in set(s.detection.classes.tolist()))
-    objects = Counter(CLASSES[c] for s in both for c in s.detection.classes.tolist())
-    difficult = sum(int(s.detection.difficult.sum()) for s in both)
+    images = Counter(CLASSES[c] for s in both for c in set(present(s.detection).classes.tolist()))
+    objects = Counter(CLASSES[c] for s in both for c in present(s.detection).classes.tolist())
+    difficult = sum(int(present(s.detection).difficult.sum()) for s in both)
     masks = {split: sum(s.segmentation is not None for s in samples[split]) for split in samples}
 
     assert " ".join(f"{name} {images[name]} {objects[name]}" for name in CLASSES) == IMAGES_AND_BOXES
@@ -63,9 +64,10 @@ def test_boxes_and_images_are_those_that_torchvision_reads(
         image, objects = reference[f"{sample.key.removeprefix('VOC2012/')}.jpg"]
         corners = [[float(o["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
         assert np.array_equal(sample.image, np.asarray(image))
-        assert np.array_equal(sample.detection.xyxy, np.array(corners) - [1, 1, 0, 0])
-        assert [CLASSES[c] for c in sample.detection.classes] == [o["name"] for o in objects]
-        assert sample.detection.difficult.tolist() == [o["difficult"] == "1" for o in objects]
+        boxes = present(sample.detection)
+        assert np.array_equal(boxes.xyxy, np.array(corners) - [1, 1, 0, 0])
+        assert [CLASSES[c] for c in boxes.classes] == [o["name"] for o in objects]
+        assert boxes.difficult.tolist() == [o["difficult"] == "1" for o in objects]
 
 
 @pytest.mark.real_data
@@ -86,7 +88,8 @@ def test_masks_are_those_that_torchvision_reads(
 def test_the_classes_of_box_and_mask_and_set_agree(samples: dict[str, list[Sample]]) -> None:
     """In this subset every mask shows the classes of the boxes, difficult ones included."""
     for sample in samples["train"] + samples["val"]:
-        boxed = set(sample.detection.classes.tolist())
+        boxed = set(present(sample.detection).classes.tolist())
+        assert isinstance(sample.classification, np.ndarray)
         assert set(np.flatnonzero(sample.classification).tolist()) == boxed
         if sample.segmentation is not None:
             assert {int(v) - 1 for v in np.unique(sample.segmentation) if v not in {0, IGNORE}} == boxed
@@ -203,7 +206,7 @@ def test_an_image_of_the_segmentation_list_alone_needs_no_boxes(voc_root: Path) 
     dataset = open_voc(str(voc_root), "val")
     sample = dataset[0]
     assert dataset.info.classes == {"segmentation": ("background", *CLASSES)}
-    assert (sample.classification, sample.detection, dataset.labels(0)) == (None, None, {"segmentation"})
+    assert (sample.classification, sample.detection, dataset.labels(0)) == (None, None, frozenset({"segmentation"}))
 
 
 @pytest.mark.parametrize("up", [0, 1, 2])

@@ -27,6 +27,7 @@ from dataset_harness import (
 )
 from PIL import Image
 from s3_servers import BUCKET, CREDENTIALS, moto
+from waiting import wait_for
 
 from mtl_cloud.datasets import DatasetInfo, open_dataset
 from mtl_cloud.datasets.formats.imagenet import open_imagenet
@@ -36,7 +37,7 @@ from mtl_cloud.datasets.preparation.shard_job import QUARANTINE
 from mtl_cloud.datasets.shards import DatasetManifest, open_shards, read_manifest
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
-from mtl_cloud.storage import FolderStorage, Storage, open_storage
+from mtl_cloud.storage import Data, FolderStorage, Storage, open_storage
 
 WNIDS = ("n00000001", "n00000002")
 
@@ -101,7 +102,7 @@ class Mortal(FolderStorage):
         super().__init__(root)
         self.left, self.made = dies_at, made
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         self._live(lambda: super(Mortal, self).write(key, data))
 
     def delete(self, key: str) -> None:
@@ -471,25 +472,19 @@ def test_processes_killed_at_random_moments_leave_the_same_bytes(tmp_path: Path)
     assert not (tmp_path / "killed/manifest.json").exists()
     subprocess.run([*command, str(tmp_path / "killed"), *options], check=True, capture_output=True)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert _processes_left(f"MARKER={tmp_path}") == 0
+    wait_for(lambda: not _processes_left(f"MARKER={tmp_path}"))  # they end when their parent does
 
 
 def _wait_for_parts(target: Path, more: int, process: subprocess.Popen[bytes]) -> None:
     """Until so many more shards are finished than now."""
     wanted = len(list(target.glob("parts/*/*.npz"))) + more
-    while len(list(target.glob("parts/*/*.npz"))) < wanted:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: process.poll() is not None or len(list(target.glob("parts/*/*.npz"))) >= wanted)
+    assert process.poll() is None
 
 
 def _processes_left(marker: str) -> int:
-    """Processes with ``marker`` in their environment, as workers inherit it. They end when their parent does."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        left = [status for status in map(_status, Path("/proc").glob("[0-9]*/environ")) if marker.encode() in status]
-        if not left:
-            break
-    return len(left)
+    """Processes with ``marker`` in their environment, as workers inherit it."""
+    return sum(marker.encode() in _status(path) for path in Path("/proc").glob("[0-9]*/environ"))
 
 
 def _status(path: Path) -> bytes:

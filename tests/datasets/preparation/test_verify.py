@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_cloud.datasets import Dataset
@@ -26,7 +27,7 @@ def test_what_is_whole_is_read_whole_and_nothing_is_said(prepared: Prepared) -> 
     assert sum(seen) == total_bytes(read_manifest(storage)) == sum(entry.size for entry in storage.list("")) - manifest
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, reuse_fixtures=True)
 @given(data=st.data())
 @pytest.mark.parametrize("prepared", ["voc"], indirect=True)
 def test_no_flipped_bit_goes_unseen(prepared: Prepared, data: st.DataObject) -> None:

@@ -22,7 +22,7 @@ from ec2_harness import ec2_plan
 from run_harness import make_run
 
 from mtl_cloud.launch.ec2.request import Template, requests
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.names import KEY_TAG
 from mtl_cloud.runs.schema import BootRecord, PlanRecord, ResultRecord
 from mtl_cloud.storage import FolderStorage
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from ec2_harness import ec2_plan, end_run, work
-from run_harness import wait_for
 from s3_servers import BUCKET, CREDENTIALS, moto
+from waiting import wait_for
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.launch.ec2 import Ec2Launcher
@@ -69,7 +69,7 @@ def alive(aws: AwsClients) -> list[Any]:
 
 def hear(run: RunRecord) -> None:
     """The container, which hears the wish."""
-    wait_for(run.cancel_request, seconds=120)
+    wait_for(run.cancel_request)
     end_run(run, Outcome.CANCELLED)
 
 

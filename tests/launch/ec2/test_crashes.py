@@ -223,7 +223,7 @@ def test_a_template_without_a_key_gets_no_group_and_a_word_on_what_to_do() -> No
     world = fresh()
     begin(world, world.cloud.clients)
     world.cloud.state.templates[GROUP]["Tags"].clear()
-    with pytest.raises(LaunchError, match="digits-1: AWS has a launch template mtl-cloud-digits-1, and does not tell"):
+    with pytest.raises(LaunchError, match="digits-1: AWS has a launch template mtl-cloud-digits-1, but does not show"):
         submit(world, world.cloud.clients)
     assert world.cloud.state.groups == {}
 

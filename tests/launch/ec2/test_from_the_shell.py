@@ -11,8 +11,8 @@ from ec2_harness import end_run, work
 from shell_harness import Shell, account, push_image, shell
 
 from mtl_cloud.aws import AwsClients
-from mtl_cloud.launch.ec2.names import read_tags
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.launch.tags import read_tags
+from mtl_cloud.names import KEY_TAG
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import open_storage
 
@@ -53,7 +53,8 @@ def assert_key_is_kept(account: AwsClients, bucket: str, shown: list[str]) -> No
 def test_a_run_from_an_empty_account_to_nothing_left(account: AwsClients, shell: Shell, tmp_path: Path) -> None:
     outputs = json.loads(shell("bootstrap", "--yes", "--json"))["outputs"]
     push_image(account, outputs["repository_uri"])
-    job = {"compute": COMPUTE, "dataset": {"name": "embedded"}, "storage": f"{outputs['storage']}/ada"}
+    folder = f"{outputs['storage']}/ada"
+    job = {"compute": COMPUTE, "dataset": {"name": "embedded"}, "storage": folder}
     (tmp_path / "job.yaml").write_text(json.dumps({"name": "digits", **job}))
 
     planned = json.loads(shell("plan", "job.yaml", "--run-id", RUN, "--json"))
@@ -67,7 +68,7 @@ def test_a_run_from_an_empty_account_to_nothing_left(account: AwsClients, shell:
     account("ec2").terminate_instances(InstanceIds=[first])
     (second,) = alive(account)
     assert second != first
-    run = RunRecord(open_storage(job["storage"]), RUN)
+    run = RunRecord(open_storage(folder), RUN)
     work(run, second, datetime.now(UTC), instance_type="c5.9xlarge")
     assert json.loads(shell("status", RUN, "--json"))["state"] == "running"
     assert shell("logs", RUN) == "epoch 1\n"

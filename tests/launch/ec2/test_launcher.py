@@ -111,7 +111,7 @@ def test_stopping_waits_until_aws_confirms_even_where_looks_are_old_and_refused(
     world.cloud.refuse_next("DescribeInstances", "RequestLimitExceeded")
     world.launcher().stop(HANDLE)
     assert world.cloud.what_is_left() == []
-    assert world.clock.seconds >= 60  # the time that the double's machines take to go
+    assert world.fake_clock.seconds >= 60  # the time that the double's machines take to go
 
 
 def test_a_run_that_is_over_is_left_alone(world: World, run: RunRecord) -> None:
@@ -139,7 +139,7 @@ def test_a_group_that_was_closed_is_opened_again_behind_a_new_wall(world: World,
 
 def test_a_run_whose_time_is_over_is_refused_with_what_to_do(world: World, run: RunRecord) -> None:
     world.pass_time(hours=12)
-    with pytest.raises(LaunchError, match="digits-1: its time at AWS was over at 2026-01-01 11:30 UTC") as caught:
+    with pytest.raises(LaunchError, match="digits-1: the run expired at 2026-01-01 11:30 UTC") as caught:
         world.submit(PLAN)
     assert "new run" in str(caught.value.hint)
 

@@ -61,8 +61,7 @@ def instances(aws: AwsClients) -> list[dict[str, Any]]:
 def test_from_the_plan_to_nothing_left(aws: AwsClients) -> None:
     plan, storage, clock = planned(aws), MemoryStorage("bucket"), FakeClock(datetime.now(UTC))
     launcher = Ec2Launcher(clients=lambda _: aws, storages=lambda _: storage, clock=clock)
-    for _ in range(2):
-        handle = submit_run(plan, spec_yaml=b"", spec_json=b"{}", storage=storage, launcher=launcher)
+    handle, _ = (submit_run(plan, spec_yaml=b"", spec_json=b"{}", storage=storage, launcher=launcher) for _ in range(2))
     (first,) = instances(aws)
     assert {tag["Key"]: tag["Value"] for tag in first["Tags"]}["mtl-cloud:run"] == plan.run_id
     (wall,) = aws("autoscaling").describe_scheduled_actions()["ScheduledUpdateGroupActions"]

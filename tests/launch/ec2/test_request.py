@@ -19,9 +19,10 @@ from botocore.validate import ParamValidator
 from ec2_harness import START, ec2_plan
 
 from mtl_cloud.errors import LaunchError
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, expires_at, requests
-from mtl_cloud.launch.tags import KEY_TAG
+from mtl_cloud.names import KEY_TAG
 from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -147,6 +148,8 @@ def test_the_expiry_leaves_room_for_waiting_the_deadline_and_saving() -> None:
     [
         (replace(ec2_plan(), storage="/runs"), "storage: an instance needs a bucket, not /runs"),
         (replace(ec2_plan(), facts={}), "the plan lacks the fact ec2.ami"),
+        (ec2_plan(facts={"group_role": None}), "the plan lacks the fact ec2.group_role"),
+        (ec2_plan(capacity_reservation="cr-1"), "the plan lacks the fact ec2.reservation"),
         (replace(ec2_plan(), deadline_s=None), "the plan has no deadline"),
         (
             ec2_plan(capacity_reservation="cr-1", facts={"reservation": {"zone": "us-east-1f", "kind": "default"}}),
@@ -161,7 +164,9 @@ def test_a_plan_without_what_a_machine_needs_is_refused_by_name(plan: PlanRecord
 
 def test_zones_that_do_not_offer_the_type_are_not_asked() -> None:
     plan = ec2_plan()
-    offers = [{"machine": "p4d.24xlarge", "zone": zone, "market": "on_demand"} for zone in ("us-east-1b", "us-east-1d")]
+    offers: list[Json] = [
+        {"machine": "p4d.24xlarge", "zone": zone, "market": "on_demand"} for zone in ("us-east-1b", "us-east-1d")
+    ]
     group: Any = requests(replace(plan, facts={**plan.facts, "offers": offers}))["create_auto_scaling_group"]
     assert group["VPCZoneIdentifier"] == "subnet-0b"
 

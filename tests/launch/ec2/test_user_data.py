@@ -13,8 +13,16 @@ import pytest
 
 from mtl_cloud.launch.ec2.user_data import Boot, user_data
 
-NAMES = {"run_id": "digits-1", "group": "mtl-cloud-digits-1", "group_role": "arn:aws:iam::1:role/r", "key": 16 * "0f"}
-BOOT = Boot(**NAMES, region="us-east-1", storage="s3://b/r", image="i:1", gpus=8)
+BOOT = Boot(
+    run_id="digits-1",
+    group="mtl-cloud-digits-1",
+    group_role="arn:aws:iam::1:role/r",
+    key=16 * "0f",
+    region="us-east-1",
+    storage="s3://b/r",
+    image="i:1",
+    gpus=8,
+)
 EXPIRY = datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -78,7 +78,7 @@ def test_a_refusal_is_news_again_once_a_machine_has_come_and_gone() -> None:
         world.cloud._script.update(scarce)
         world.cloud.end(world.cloud.alive()[0])
 
-    world.clock.at(600, interrupt)
+    world.fake_clock.at(600, interrupt)
     told = watched(world, ec2_plan(purchase="spot"), minutes=30)
     zones = [message[3:13] for phase, message in told if phase == "refused"]
     assert [phase for phase, _ in told] == ["requesting", "refused", "launched", "gone", *["refused"] * 3, "launched"]
@@ -93,7 +93,7 @@ def test_a_pool_that_dries_up_for_ever_ends_with_every_zones_reason_when_the_pat
         watched(world, ec2_plan(capacity_timeout_minutes=20))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["us-east-1a", "us-east-1b", "us-east-1c"]
-    assert 20 * 60 <= world.clock.seconds < 23 * 60
+    assert 20 * 60 <= world.fake_clock.seconds < 23 * 60
     assert world.cloud.what_is_left() == []
 
 
@@ -121,7 +121,7 @@ def test_what_waiting_does_not_help_stops_at_once_and_leaves_nothing(refusal: st
     assert caught.value.error_class == error_class
     assert not isinstance(caught.value, CapacityError)
     assert caught.value.hint
-    assert world.clock.seconds < 300
+    assert world.fake_clock.seconds < 300
     assert world.cloud.what_is_left() == []
 
 
@@ -183,7 +183,7 @@ def test_following_a_run_tells_its_machines_news_beside_its_record_and_ends_with
     run = world.make_run(plan)
     launcher = world.launcher()
     handle = launcher.submit(launcher.prepare(plan))
-    world.clock.at(3600, lambda: end_run(run))
+    world.fake_clock.at(3600, lambda: end_run(run))
     events = list(follow(run, clock=world.clock, machine=launcher.watch(handle)))
     assert [event.phase for event in events if isinstance(event, MachineNews)] == ["requesting", "launched"]
     assert isinstance(events[-1], Finished)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import FakeClock, logged, make_run, wait_for
+from run_harness import FakeClock, logged, make_run
 from s3_servers import CREDENTIALS, moto
 from sagemaker_harness import plan_on
+from waiting import wait_for
 
 from mtl_cloud.aws import ErrorClass
 from mtl_cloud.clock import Clock
@@ -48,11 +49,9 @@ def _submit(launcher: SageMakerLauncher, run: RunRecord) -> RunHandle:
     return launcher.submit(launcher.prepare(run.plan()))
 
 
-def _ended(launcher: SageMakerLauncher, handle: RunHandle, seconds: float = 30) -> Job:
+def _ended(launcher: SageMakerLauncher, handle: RunHandle) -> Job:
     """The newest job, after its end."""
-    return wait_for(
-        lambda: next((j for j in launcher.jobs(handle)[-1:] if j.state is BackendState.ENDED), None), seconds
-    )
+    return wait_for(lambda: next((j for j in launcher.jobs(handle)[-1:] if j.state is BackendState.ENDED), None))
 
 
 def test_a_run_goes_through_sagemakers_states_to_its_end(
@@ -101,7 +100,7 @@ def test_many_submits_at_once_make_one_job(
 def test_a_run_whose_job_has_ended_goes_on_in_the_next_and_one_that_is_over_is_left_alone(
     tmp_path: Path, launcher: SageMakerLauncher
 ) -> None:
-    run = _run(tmp_path, "work(60 if attempt == 1 else 0)")
+    run = _run(tmp_path, "attempt == 1 and work()")
     handle = _submit(launcher, run)
     wait_for(lambda: run.heartbeat(1))
     launcher.stop(handle)
@@ -117,7 +116,7 @@ def test_a_run_whose_job_has_ended_goes_on_in_the_next_and_one_that_is_over_is_l
 def test_spot_takes_the_machine_and_the_same_job_goes_on_with_the_next_attempt(
     tmp_path: Path, launcher: SageMakerLauncher, sagemaker_double: SageMakerDouble
 ) -> None:
-    run = _run(tmp_path, "print('up', flush=True); work(60 if attempt == 1 else 1)", purchase="spot")
+    run = _run(tmp_path, "print('up', flush=True); work() if attempt == 1 else work(1)", purchase="spot")
     handle = _submit(launcher, run)
     wait_for(logged(run, "up"))
     sagemaker_double.interrupt(NAME)

@@ -13,7 +13,8 @@ from mtl_cloud.launch.sagemaker.metrics import metric_definitions
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import MemoryStorage
 
-DEFINITIONS: dict[str, str] = {d["Name"]: d["Regex"] for d in metric_definitions()}  # type: ignore[index,call-overload]
+LISTED: Any = metric_definitions()
+DEFINITIONS: dict[str, str] = {d["Name"]: d["Regex"] for d in LISTED}
 
 
 @pytest.fixture(scope="module")

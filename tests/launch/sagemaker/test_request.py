@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.json_types import Json
 from mtl_cloud.launch.sagemaker.request import job_name, request
 from mtl_cloud.planning.plan import gather_facts, plan_run
 from mtl_cloud.runs.schema import PlanRecord
@@ -111,9 +112,9 @@ def test_the_independent_check_of_the_shape_can_fail() -> None:
 
 
 def test_what_the_account_offers_stands_in_for_what_the_job_leaves_open() -> None:
-    facts = {"role": ROLE, "image": "found:2", "owner": "ada"}
+    facts: dict[str, Json] = {"role": ROLE, "image": "found:2", "owner": "ada"}
     bare = replace(plan(role=None, image=None), image=None)
-    made: Any = request(replace(bare, facts={"sagemaker": facts}))
+    made: Any = request(replace(bare, facts={"identity": "arn:aws:iam::123456789012:user/ada", "sagemaker": facts}))
     tags = {tag["Key"]: tag["Value"] for tag in made["Tags"]}
     assert (made["RoleArn"], made["AlgorithmSpecification"]["TrainingImage"]) == (ROLE, "found:2")
     assert (tags["mtl-cloud:owner"], tags["mtl-cloud:run"], tags["team"]) == ("ada", "voc-3fa1c9", "vision")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,9 +22,10 @@ from mtl_cloud.container.image import CLOUD_PLATFORM, image_content
 from mtl_cloud.errors import PlanError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.launch.submit import with_requests
-from mtl_cloud.planning.facts import Check, Facts
+from mtl_cloud.planning.facts import Facts
 from mtl_cloud.planning.lookup import check_permission, look_up, look_up_prices
 from mtl_cloud.planning.plan import plan_run, require_launchable
+from mtl_cloud.runs.plan_facts import Check, Ec2Account, Reservation, SageMakerAccount
 from mtl_cloud.runs.schema import PlanRecord
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -119,14 +120,13 @@ def test_an_account_in_which_all_is_well(clients: AwsClients) -> None:
 
 def test_the_account_s_facts_are_those_that_the_requests_need(clients: AwsClients, aws: Answers) -> None:
     account = facts_of(clients, on_ec2()).account
-    assert account
-    assert sorted(account) == [
+    assert isinstance(account, Ec2Account)
+    assert sorted(asdict(account)) == [
         "ami", "group_role", "image", "instance_profile", "reservation", "security_group", "subnets",
     ]  # fmt: skip
-    ami: Any = account["ami"]
-    assert ami["id"].startswith("ami-")
-    assert ami["root_device"] in {"/dev/sda1", "/dev/xvda"}
-    assert str(account["image"]).startswith("123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:")
+    assert account.ami.id.startswith("ami-")
+    assert account.ami.root_device in {"/dev/sda1", "/dev/xvda"}
+    assert account.image.startswith("123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:")
 
 
 def test_the_plan_has_its_requests_and_their_dry_run_is_allowed(clients: AwsClients, aws: Answers) -> None:
@@ -148,7 +148,7 @@ def test_an_image_is_pinned_by_its_digest(clients: AwsClients) -> None:
     digest = push(clients, "v2")
     account = facts_of(clients, on_ec2(image=f"{REPOSITORY}:v2")).account
     assert account
-    assert account["image"] == f"{REPOSITORY}@{digest}"
+    assert account.image == f"{REPOSITORY}@{digest}"
 
 
 def test_an_image_that_is_not_there_fails_before_it_costs(clients: AwsClients, aws: Answers) -> None:
@@ -266,13 +266,13 @@ def test_a_reservation_tells_its_zone_and_kind_and_must_be_active(clients: AwsCl
     reserved |= {"AvailableInstanceCount": 1, "ReservationType": "capacity-block", "EndDate": NOW}  # type: ignore[dict-item]
     aws.give("ec2", "DescribeCapacityReservations", {"CapacityReservations": [reserved]})
     account = facts_of(clients, on_ec2(capacity_reservation="cr-1")).account
-    assert account
-    assert account["reservation"] == {
-        "zone": "us-east-1b",
-        "kind": "capacity-block",
-        "free": 1,
-        "ends_at": NOW.isoformat(),
-    }
+    assert isinstance(account, Ec2Account)
+    assert account.reservation == Reservation(
+        zone="us-east-1b",
+        kind="capacity-block",
+        free=1,
+        ends_at=NOW.isoformat(),
+    )
 
 
 def test_an_expired_reservation_is_refused(clients: AwsClients, aws: Answers) -> None:
@@ -290,9 +290,9 @@ def test_sagemaker_s_role_image_price_and_quota(clients: AwsClients, aws: Answer
     facts = facts_of(clients, on_ec2(backend="sagemaker", instance_type="ml.p4d.24xlarge"))
     assert facts.usd_per_hour == 25.0
     assert [(quota.name, quota.have, quota.need) for quota in facts.quotas] == [(name, 1.0, 1)]
-    assert facts.account
-    assert str(facts.account["role"]).startswith("arn:aws:iam::123456789012:role/")
-    assert sorted(facts.account) == ["image", "role"]
+    assert isinstance(facts.account, SageMakerAccount)
+    assert facts.account.role.startswith("arn:aws:iam::123456789012:role/")
+    assert sorted(asdict(facts.account)) == ["image", "role"]
 
 
 def test_a_launch_asks_for_no_more_than_it_needs(clients: AwsClients, aws: Answers) -> None:

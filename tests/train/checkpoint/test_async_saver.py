@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from trainer_harness import small_job
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord
-from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.storage import Data, MemoryStorage
 from mtl_cloud.train.checkpoint.async_saver import Saver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, read_checkpoint
 from mtl_cloud.train.checkpoint.snapshot import HostBuffers, take_snapshot
+from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.trainer import Trainer
 
 
@@ -28,9 +30,9 @@ class GatedStorage(MemoryStorage):
         self.gate = threading.Event()
         self.failures: list[StorageError] = []
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: Data) -> None:
         if "part-" in key:
-            assert self.gate.wait(30)
+            assert self.gate.wait(PATIENCE_S)
             if self.failures:
                 raise self.failures.pop()
         super().write(key, data)
@@ -41,6 +43,11 @@ def run() -> RunRecord:
     run = RunRecord(GatedStorage(), "voc-3fa1c9")
     claim(run, 1)
     return run
+
+
+def gated(run: RunRecord) -> GatedStorage:
+    assert isinstance(run.storage, GatedStorage)
+    return run.storage
 
 
 def claim(run: RunRecord, number: int) -> None:
@@ -67,7 +74,7 @@ def test_what_training_changes_during_an_upload_is_not_in_the_checkpoint(run: Ru
         saver.save({"w": weight}, step=step, round=0, reason="time")
     weight.fill_(3)
     assert run.checkpoints() == []
-    run.storage.gate.set()
+    gated(run).gate.set()
     saver.save({"w": weight}, step=3, round=0, reason="time")
     weight.fill_(4)
     saver.drain()
@@ -86,21 +93,23 @@ def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRec
     for step in (1, 2):
         saver.save({"w": torch.ones(9)}, step=step, round=0, reason="round")
         assert saver.is_busy
+    first = saver._running[0][0]
     third = threading.Thread(target=lambda: saver.save({"w": torch.ones(9)}, step=3, round=0, reason="stop"))
     third.start()
-    third.join(0.2)
-    assert third.is_alive()
-    run.storage.gate.set()
-    third.join(30)
+    wait_for(lambda: first._condition._waiters)  # type: ignore[attr-defined]
+    assert len(copies) == 2
+    gated(run).gate.set()
+    third.join(PATIENCE_S)
     saver.drain()
     assert (sorted(saved_weights(run)), len(copies), saver.is_busy) == ([1, 2, 3], 2, False)
 
 
 def test_the_memory_of_one_snapshot_serves_the_next() -> None:
-    buffers, state = HostBuffers(), {"a": torch.ones(100), "b": [torch.ones(7, dtype=torch.int64)]}
+    a, buffers = torch.ones(100), HostBuffers()
+    state = {"a": a, "b": [torch.ones(7, dtype=torch.int64)]}
     first = take_snapshot(state, buffers=buffers, part_bytes=64)
     addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
-    state["a"] += 1
+    a += 1
     second = take_snapshot(state, buffers=buffers, part_bytes=64)
     assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
     take_snapshot({"a": torch.ones(3)}, buffers=buffers)
@@ -110,7 +119,7 @@ def test_the_memory_of_one_snapshot_serves_the_next() -> None:
 def test_a_failure_is_raised_by_the_next_save_whose_own_state_is_committed(
     run: RunRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run.storage.gate.set()
+    gated(run).gate.set()
     saver = failed_saver(run)
     assert "a checkpoint could not be saved: the bucket is on fire" in caplog.text
     with pytest.raises(StorageError, match="on fire"):
@@ -122,14 +131,14 @@ def test_a_failure_is_raised_by_the_next_save_whose_own_state_is_committed(
 def failed_saver(run: RunRecord) -> Saver:
     """One whose save of step 2 has failed."""
     saver = saver_of(run)
-    run.storage.failures = [StorageError("the bucket is on fire")]
+    gated(run).failures = [StorageError("the bucket is on fire")]
     saver.save({"w": torch.ones(9)}, step=2, round=0, reason="time")
-    saver._thread.submit(lambda: None).result(30)  # its turn comes when all is said of the save
+    saver._thread.submit(lambda: None).result(PATIENCE_S)  # its turn comes when all is said of the save
     return saver
 
 
 def test_a_failure_of_the_last_save_is_raised_at_the_end(run: RunRecord) -> None:
-    run.storage.gate.set()
+    gated(run).gate.set()
     saver = failed_saver(run)
     with pytest.raises(StorageError, match="on fire"):
         saver.drain()
@@ -140,7 +149,7 @@ def test_an_attempt_that_is_replaced_during_a_save_hears_of_it(run: RunRecord) -
     saver = saver_of(run)
     saver.save({"w": torch.ones(9)}, step=1, round=0, reason="time")
     claim(run, 2)
-    run.storage.gate.set()
+    gated(run).gate.set()
     with pytest.raises(RunTakenOverError):
         saver.drain()
     assert run.checkpoints() == []
@@ -153,7 +162,13 @@ def test_timed_saves_are_not_stacked_and_the_end_waits_for_all(make_trainer: Cal
     trainer = make_trainer(job, storage=storage)
     storage.gate.clear()
     opening = threading.Timer(0, storage.gate.set)
-    trainer.validation_batches = lambda batches=trainer.validation_batches: (opening.start(), batches())[1]
+    batches = trainer.validation_batches
+
+    def opened() -> Iterator[Batch]:
+        opening.start()
+        return batches()
+
+    trainer.validation_batches = opened
     assert trainer.fit()
     opening.join()
     kept = [(manifest.step, manifest.reason) for manifest in map(trainer.run.manifest, trainer.run.checkpoints())]

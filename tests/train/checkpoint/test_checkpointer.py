@@ -19,8 +19,8 @@ from mtl_cloud.datasets.base import DatasetInfo
 from mtl_cloud.errors import DatasetError, RunTakenOverError, StorageError
 from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, StartRecord
-from mtl_cloud.storage import FolderStorage, MemoryStorage
-from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, lineage
+from mtl_cloud.storage import Data, FolderStorage, MemoryStorage
+from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, Restored, lineage
 from mtl_cloud.train.checkpoint.snapshot import restore_snapshot, take_snapshot
 
 DTYPES = [
@@ -184,7 +184,7 @@ def test_a_snapshot_shares_no_memory_with_the_state() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
     snapshot = take_snapshot({"w": weight, "view": weight[::2]})
     with torch.no_grad():
-        weight += 1
+        weight.add_(1)
     assert_same(restore_snapshot(snapshot), {"w": torch.zeros(4), "view": torch.zeros(2)})
     assert not any(tensor.requires_grad for tensor in snapshot.tensors.values())
 
@@ -221,7 +221,7 @@ def test_the_manifest_comes_after_all_parts() -> None:
     written = []
 
     class Recording(MemoryStorage):
-        def write(self, key: str, data: bytes) -> None:
+        def write(self, key: str, data: Data) -> None:
             super().write(key, data)
             written.append(key)
 
@@ -240,19 +240,20 @@ def test_a_save_that_fails_commits_nothing_and_the_next_one_is_whole() -> None:
     class Failing(MemoryStorage):
         writes_left = 1
 
-        def write(self, key: str, data: bytes) -> None:
+        def write(self, key: str, data: Data) -> None:
             self.writes_left -= 1
             if self.writes_left < 0:
                 raise StorageError("the bucket is on fire")
             super().write(key, data)
 
-    run = RunRecord(Failing(), "x-1")
+    storage = Failing()
+    run = RunRecord(storage, "x-1")
     claim(run, 1)
     with pytest.raises(StorageError, match="on fire"):
         save(run, 1)
     assert run.checkpoints() == []
     assert loaded_step(run, 1) is None
-    run.storage.writes_left = 99
+    storage.writes_left = 99
     save(run, 1)
     assert loaded_step(run, 1) == 1
 
@@ -440,8 +441,8 @@ def test_a_process_that_looked_later_than_the_first_one_takes_its_choice(run: Ru
     late = Checkpointer(run, 2, keep=9)
     newest = late._newest_intact
 
-    def meanwhile() -> Any:
-        found = newest()
+    def meanwhile(upto: float = math.inf) -> Restored | None:
+        found = newest(upto)
         run.write_start(2, StartRecord(checkpoint_step=10, checkpoint_attempt=1))
         return found
 

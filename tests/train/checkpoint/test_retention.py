@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import present
 from trainer_harness import small_job
 
 from mtl_cloud.jobspec.job import BestSpec, JobSpec
@@ -37,7 +38,7 @@ def record_of(number: int, *, step: int = 0, loss: float | None = None, **metric
 def test_only_the_newest_and_the_best_stay_and_the_record_names_the_best(make_trainer: TrainerMaker) -> None:
     trainer = make_trainer(job(keep_best={"metric": "segmentation/loss"}))
     assert trainer.fit()
-    losses = [record.val_losses["segmentation"] for record in trainer.run.rounds()]
+    losses = [present(record.val_losses["segmentation"]) for record in trainer.run.rounds()]
     best = [1 + losses.index(min(losses[:n])) for n in range(1, 5)]
     assert [record.best_round for record in trainer.run.rounds()] == best
     assert trainer.run.checkpoints() == [CheckpointId(step, 1) for step in sorted({best[-1], 4})]
@@ -86,11 +87,14 @@ TABLES = st.lists(st.dictionaries(st.sampled_from([*HEADLINES, "detection/loss"]
 
 def best_by_trial(rows: list[dict[str, float | None]], metric: str | None, *, less: bool) -> BestRound | None:
     """One round after the other, by what is known of each."""
-    best = None
+    best: BestRound | None = None
     for number, row in enumerate(rows, 1):
-        known = [row[name] for name in ([metric] if metric else HEADLINES) if row.get(name) is not None]
-        value = sum(known) / len(known) if known else None
-        if value is not None and (best is None or (value < best.value if less else value > best.value)):
+        named = [row.get(name) for name in ([metric] if metric else HEADLINES)]
+        known = [value for value in named if value is not None]
+        if not known:
+            continue
+        value = sum(known) / len(known)
+        if best is None or (value < present(best.value) if less else value > present(best.value)):
             best = BestRound(number, metric, value)
     return best
 
@@ -107,7 +111,8 @@ def test_every_round_tells_the_best_so_far_also_of_attempts_before(
 ) -> None:
     less = mode == "min" or (mode is None and metric == "detection/loss")
     spec = job(keep_best={"metric": metric, "mode": mode})
-    retention, done = Retention(spec, steps_per_round=1), []
+    retention = Retention(spec, steps_per_round=1)
+    done: list[RoundRecord] = []
     for number, row in enumerate(rows, 1):
         if number == restart:
             retention = Retention(spec, steps_per_round=1)

@@ -15,9 +15,9 @@ import pytest
 from dataset_harness import cifar_batch
 from fault_proxy import READ_KINDS, FaultProxy
 from loss_sequence import sequence_of, sequence_of_process
-from run_harness import wait_for
 from s3_servers import BUCKET, CREDENTIALS, moto, seaweedfs
 from trainer_harness import small_job
+from waiting import wait_for
 
 from mtl_cloud.datasets.formats.cifar10 import open_cifar10
 from mtl_cloud.datasets.preparation.prepare import Options, prepare

@@ -13,6 +13,7 @@ from trainer_harness import Killed, digest, killed_at, small_job
 
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.storage import MemoryStorage
+from mtl_cloud.train.nets.network import Network
 from mtl_cloud.train.trainer import Trainer
 
 TrainerMaker = Callable[..., Trainer]
@@ -43,11 +44,16 @@ def test_a_joint_job_learns_every_task_from_the_samples_that_label_it(
 ) -> None:
     """Six steps of eight images an epoch, half of them scenes: each task's loss counts its own half."""
     trainer = make_trainer(joint_job(schedule=schedule, ratio="uniform"))
-    counts: list[Tensor] = []
+    seen: list[Tensor] = []
     add = trainer.meter.losses.add
-    trainer.meter.losses.add = lambda totals, counted: (counts.append(counted), add(totals, counted))  # type: ignore[method-assign]
+
+    def watched(totals: Tensor, counts: Tensor) -> None:
+        seen.append(counts)
+        add(totals, counts)
+
+    trainer.meter.losses.add = watched  # type: ignore[method-assign]
     assert trainer.fit()
-    images = dict(zip(trainer.heads, torch.stack(counts).sum(0).tolist(), strict=True))
+    images = dict(zip(trainer.heads, torch.stack(seen).sum(0).tolist(), strict=True))
     assert images["classification"] == images["detection"] == 4 * 6 * 4
     last = trainer.run.rounds()[-1]
     assert all(loss is not None for loss in last.train_losses.values())
@@ -58,13 +64,15 @@ def test_in_round_robin_only_the_sub_networks_of_the_datasets_tasks_run_and_lear
     make_trainer: TrainerMaker, joint_job: Callable[..., JobSpec]
 ) -> None:
     trainer = make_trainer(joint_job(schedule="round_robin", ratio="uniform"))
-    before = {task: digest(trainer.network.subnet(task)) for task in trainer.heads}
+    network = trainer.network
+    assert isinstance(network, Network)
+    before = {task: digest(network.subnet(task)) for task in trainer.heads}
     batches = trainer._batches()
     trainer._step(*next(batches))
-    after = {task: digest(trainer.network.subnet(task)) for task in trainer.heads}
+    after = {task: digest(network.subnet(task)) for task in trainer.heads}
     assert [task for task in after if after[task] != before[task]] == ["detection", "segmentation"]
     trainer._step(*next(batches))
-    last = {task: digest(trainer.network.subnet(task)) for task in trainer.heads}
+    last = {task: digest(network.subnet(task)) for task in trainer.heads}
     assert [task for task in last if last[task] != after[task]] == ["classification"]
 
 

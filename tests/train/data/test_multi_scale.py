@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,11 +79,15 @@ def test_at_its_own_size_a_batch_is_left_alone() -> None:
 def test_a_killed_multi_scale_run_goes_on_to_the_same_parameters(make_trainer: TrainerMaker) -> None:
     """Thirteen steps of an epoch: the kill falls between two changes of the size."""
     job = small_job(multi_scale=[32, 96], batch_size=2, epochs_per_round=1)
-    straight, seen = make_trainer(job), []
+    straight = make_trainer(job)
+    seen: list[int] = []
     forward = straight.learner.model.forward
-    straight.learner.model.forward = lambda images, tasks=None: (seen.append(images.shape[-1]), forward(images, tasks))[
-        1
-    ]  # type: ignore[method-assign]
+
+    def watched(images: torch.Tensor, tasks: Any = None) -> Any:
+        seen.append(images.shape[-1])
+        return forward(images, tasks)
+
+    straight.learner.model.forward = watched
     assert straight.fit()
     assert len(set(seen)) > 1
     storage = MemoryStorage()

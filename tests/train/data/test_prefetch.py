@@ -12,8 +12,8 @@ import pytest
 from dataset_harness import write_cifar_batches
 from hypothesis import given
 from hypothesis import strategies as st
-from run_harness import wait_for
 from trainer_harness import assert_same_batch
+from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.datasets.formats.cifar10 import open_cifar10
 from mtl_cloud.datasets.preparation.prepare import Options, prepare
@@ -53,9 +53,9 @@ class Source:
 
     read_again = read
 
-    def wait_for(self, count: int, timeout: float = 30.0) -> bool:
+    def wait_for(self, count: int) -> bool:
         with self.asked:
-            return self.asked.wait_for(lambda: len(self.copied) >= count, timeout)
+            return self.asked.wait_for(lambda: len(self.copied) >= count, PATIENCE_S)
 
 
 @dataclass
@@ -96,6 +96,11 @@ def test_a_job_resumed_in_mid_epoch_needs_what_is_left_of_it_first() -> None:
     assert straight[-10:] == resumed[-10:]
 
 
+def settle(ahead: ReadAhead) -> None:
+    """Wait until the copying waits."""
+    wait_for(lambda: len(ahead._moved._waiters) == 1)  # type: ignore[attr-defined]
+
+
 def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path) -> None:
     """Room for two: the third waits until the loader is past the last batch that wants the first."""
     source = Source(4)
@@ -104,6 +109,7 @@ def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path)
     thread.start()
     assert source.wait_for(2)
     ahead.advance(1)
+    settle(ahead)
     assert source.copied == [2, 0]
     ahead.advance(2)
     assert source.wait_for(3)
@@ -116,15 +122,22 @@ def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path)
 
 def test_needs_are_drawn_no_further_ahead_than_the_horizon(tmp_path: Path) -> None:
     """They are made out of the orders of all epochs, of which a job may have a thousand."""
-    source, drawn = Source(4), []
-    needs = (drawn.append(need) or need for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)])
-    ahead = read_ahead(source, tmp_path, needs, shards=4, horizon=8)
+    source = Source(4)
+    drawn: list[Need] = []
+
+    def needs() -> Iterator[Need]:
+        for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)]:
+            drawn.append(need)
+            yield need
+
+    ahead = read_ahead(source, tmp_path, needs(), shards=4, horizon=8)
     thread = threading.Thread(target=ahead.run, daemon=True)
     thread.start()
     for position, near in ((0, 1), (1, 2), (8, 2), (9, 3)):
         ahead.advance(position)
         assert source.wait_for(near)
-        assert not source.wait_for(near + 1, timeout=0.1)
+        settle(ahead)
+        assert len(source.copied) == near
         assert len(drawn) <= near + 1
     ahead.stop()
     thread.join()

@@ -6,6 +6,7 @@ import colorsys
 import pickle
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,7 +128,12 @@ def test_a_large_image_takes_little_memory_and_is_resized_all_the_same() -> None
     sample = Sample("noise", np.random.default_rng(0).integers(0, 256, (900, 700, 3), dtype=np.uint8))
     placement = Placement(left=-10, top=5, width=70, height=80, flip=True)
     kept: list[int] = []
-    canvas = place(sample, placement, 64, lambda part: kept.append(part.size) or 0)
+
+    def keep(part: npt.NDArray[np.uint8]) -> int:
+        kept.append(part.size)
+        return 0
+
+    canvas = place(sample, placement, 64, keep)
     assert kept == [(canvas.image.bottom - canvas.image.top) * (canvas.image.right - canvas.image.left) * 3]
     as_it_is = Cuts.of(torch.from_numpy(sample.image).view(-1, 3), [seen((900, 700), placement, 64)], 64)
     assert torch.equal(on_square(sample, placement, 64)[1], as_it_is.squares(torch.device("cpu"))[0])

@@ -36,7 +36,7 @@ KINDS: tuple[dict[int, SharingKind], ...] = (
 def build(name: str = "mtl_net", *tasks: Task, **spec: Any) -> Network:
     torch.manual_seed(7)
     names = {task: CLASSES[task] for task in tasks or NETWORK_TASKS[name]}
-    return build_network(ModelSpec(name=name, width=0.0625, **spec), names)  # type: ignore[arg-type]  # a literal
+    return build_network(ModelSpec(name=name, width=0.0625, **spec), names)
 
 
 def without_fusion(**spec: Any) -> Network:
@@ -252,7 +252,7 @@ def test_weights_decay_and_nothing_else_does() -> None:
 
 
 def test_batch_norm_momentum_is_each_networks_own_unless_the_job_says_otherwise() -> None:
-    classes = {"detection": ("a",), "segmentation": ("background", "a")}
+    classes: dict[Task, tuple[str, ...]] = {"detection": ("a",), "segmentation": ("background", "a")}
 
     def momenta(**model: float) -> set[float | None]:
         network = build_network(ModelSpec(width=0.0625, **model), classes)

@@ -30,9 +30,10 @@ WEIGHTS = {"alexnet": AlexNet_Weights, "vgg16": VGG16_Weights, "vgg16_bn": VGG16
 
 
 def torchvision_fcn(classes: int, *, aux: bool) -> nn.Module:
-    return torchvision.models.segmentation.fcn_resnet50(
+    network: nn.Module = torchvision.models.segmentation.fcn_resnet50(
         num_classes=classes, aux_loss=aux, weights=None, weights_backbone=None
     )
+    return network
 
 
 def assert_same_step(ours: nn.Module, theirs: nn.Module, loss: Callable[[Any], Tensor], images: Tensor) -> None:

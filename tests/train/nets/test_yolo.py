@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from narrowing import present
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_cloud.train.nets.anchors import ANCHOR_MASKS, ANCHORS, STRIDES, anchors_of_heads
 from mtl_cloud.train.nets.darknet_weights import read_weights, save_weights
-from mtl_cloud.train.nets.yolo import ConvBlock, YOLOv3
+from mtl_cloud.train.nets.yolo import ConvBlock, YOLOv3, _Scale
 
 Section = tuple[str, dict[str, str]]
 
@@ -106,7 +107,7 @@ def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(
     """Routes, shortcuts and the order of the file are right: a plain interpreter of the cfg gets the same numbers."""
     network = YOLOv3(20).eval()
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        for tensor in (norm.weight.data, norm.bias.data, present(norm.running_mean), present(norm.running_var)):
             tensor.add_(torch.rand_like(tensor), alpha=0.1)
     save_weights(tmp_path / "voc.weights", network)
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
@@ -187,8 +188,9 @@ def test_a_cell_holds_its_anchors_one_after_another_as_darknet_lays_them_out() -
     network = YOLOv3(4, width=0.125).eval()
     with torch.no_grad():
         for scale in network.scales:
+            assert isinstance(scale, _Scale)
             scale.logits.weight.zero_()
-            scale.logits.bias.copy_(torch.arange(27.0))
+            present(scale.logits.bias).copy_(torch.arange(27.0))
         outputs = network(torch.rand(1, 3, 32, 32))
     for output in outputs:
         assert torch.equal(output[0, :, 0, 0], torch.arange(27.0).view(3, 9))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowing import grad_of
 from process_harness import in_processes
 from torch import Tensor, nn
 from torchjd import aggregation
@@ -66,16 +67,14 @@ def test_shared_parameters_get_torchjds_aggregation_and_the_others_their_tasks_o
     toy = Toy()
     losses = [total / 8 for total in toy(images())]
     shared = [*toy.trunk.parameters(), *toy.branch.parameters()]
-    rows = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) for loss in losses]
-    jacobian = torch.stack(
-        [
-            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(shared, row, strict=True)])
-            for row in rows
-        ]
-    )
+    rows = [
+        torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for loss in losses
+    ]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     expected = aggregation.UPGrad()(jacobian)
     stepped = descend("upgrad", ALONE)
-    found = torch.cat([p.grad.flatten() for p in (*stepped.trunk.parameters(), *stepped.branch.parameters())])
+    found = torch.cat([grad_of(p).flatten() for p in (*stepped.trunk.parameters(), *stepped.branch.parameters())])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     sum(losses).backward()
     for head, reference in zip(stepped.heads, toy.heads, strict=True):

@@ -49,8 +49,8 @@ def test_weights_and_statistics_are_those_of_torchs_averaged_model() -> None:
         reference.update_parameters(network)
     for (name, value), expected in zip(ours.network.named_parameters(), reference.module.parameters(), strict=True):
         assert torch.equal(value, expected), name
-    for (name, value), expected in zip(ours.network.named_buffers(), reference.module.buffers(), strict=True):
-        assert torch.equal(value, expected), name
+    for (name, own), other in zip(ours.network.named_buffers(), reference.module.buffers(), strict=True):
+        assert torch.equal(own, other), name
 
 
 def test_its_state_goes_on_bit_for_bit() -> None:

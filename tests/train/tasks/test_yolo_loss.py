@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import grad_of
 from task_cases import CLASSES, random_batch, random_outputs
 from torch import Tensor
 
@@ -183,16 +184,16 @@ def test_a_prediction_is_ignored_strictly_over_the_threshold(threshold: float, g
     outputs = zero_outputs()
     head = DetectionHead(CLASSES[:3], SQUARES, ignore_threshold=threshold)
     head.loss(outputs, one_object((0, 0, 16, 8))).total.backward()
-    assert outputs[1].grad[0, 0, 0, 0, 4] == gradient
+    assert grad_of(outputs[1])[0, 0, 0, 0, 4] == gradient
 
 
 def test_an_object_teaches_the_cell_of_its_centre_and_the_anchor_of_its_shape() -> None:
     outputs = zero_outputs()
     DetectionHead(CLASSES[:3], SQUARES).loss(outputs, one_object((18, 34, 34, 42))).total.backward()
-    found = [tuple(row) for output in outputs for row in output.grad[..., 5].nonzero().tolist()]
+    found = [tuple(row) for output in outputs for row in grad_of(output)[..., 5].nonzero().tolist()]
     assert found == [(0, 2, 4, 3)]
     scale = 2 - 16 * 8 / SIZE**2
-    taught = outputs[2].grad[0, 2, 4, 3]
+    taught = grad_of(outputs[2])[0, 2, 4, 3]
     # Centre (26, 38): a quarter into column 3, three quarters into row 4; the shape is the anchor's own.
     torch.testing.assert_close(taught, torch.tensor([scale * 0.25, scale * -0.25, 0, 0, -0.5, 0.5, -0.5, 0.5]))
 
@@ -200,7 +201,7 @@ def test_an_object_teaches_the_cell_of_its_centre_and_the_anchor_of_its_shape() 
 def test_an_object_centred_on_the_far_edge_teaches_the_last_cell() -> None:
     outputs = zero_outputs()
     DetectionHead(CLASSES[:3], SQUARES).loss(outputs, one_object((60, 60, 68, 68))).total.backward()
-    found = [tuple(row) for output in outputs for row in output.grad[..., 5].nonzero().tolist()]
+    found = [tuple(row) for output in outputs for row in grad_of(output)[..., 5].nonzero().tolist()]
     assert found == [(0, 1, 7, 7)]
 
 
@@ -211,7 +212,7 @@ def test_a_difficult_box_neither_teaches_nor_excuses() -> None:
     nothing = replace(one_object((10, 10, 40, 50), difficult=True), has={t: torch.tensor([True]) for t in TASKS})
     empty = {name: getattr(nothing, name)[:0] for name in ("boxes", "box_image", "box_class", "box_difficult")}
     head.loss(without, replace(nothing, **empty)).total.backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(with_box, without, strict=True))
+    assert all(torch.equal(grad_of(a), grad_of(b)) for a, b in zip(with_box, without, strict=True))
 
 
 @pytest.mark.parametrize("box_loss", ["giou", "ciou"])

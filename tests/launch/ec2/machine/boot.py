@@ -83,7 +83,7 @@ def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any
     script = HERE / scenario.get("script", "user_data.sh")
     with LOG.open("wb") as log:
         code = subprocess.run(
-            ["bash", str(script)], env=environ, stdout=log, stderr=log, check=False, timeout=60
+            ["bash", str(script)], env=environ, stdout=log, stderr=log, check=False, timeout=300
         ).returncode
     bucket = folder / "s3/bucket/runs-of-ada/runs/digits-1"
     kept = [path for path in bucket.rglob("*") if path.is_file()]

@@ -17,7 +17,7 @@ for word in words:
     elif not word.startswith("-"):
         url = word
 try:
-    with urlopen(Request(url, method=method, headers=headers), timeout=5) as answer:
+    with urlopen(Request(url, method=method, headers=headers), timeout=60) as answer:
         sys.stdout.write(answer.read().decode())
 except HTTPError as error:
     sys.exit(f"curl: ({error.code})")
