@@ -18,10 +18,10 @@ say() { echo "mtl-cloud $(date -u +%FT%TZ): $*" >&2; }
 
 # --- the run record ---
 
-# The message loses its quotes: there may be no JSON tool on the machine.
+# The message keeps only what needs no escape in JSON, printable ASCII without " and \: the machine may have no JSON tool.
 record() {
   local phase=$1 message now
-  message=$(tr -d '"\\\n' <<<"${2:-}")
+  message=$(tr -cd ' !#-[]-~' <<<"${2:-}")
   now=$(date -u +%FT%TZ)
   timeout 60 aws s3 cp --only-show-errors - "$STORAGE/@BOOT_KEY@" <<JSON
 @BOOT_RECORD@
