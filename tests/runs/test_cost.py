@@ -11,6 +11,7 @@ from run_harness import make_run
 from mtl_cloud.catalog import Price
 from mtl_cloud.runs.attempts import bill_of
 from mtl_cloud.runs.dataclass_json import to_json
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbeat
 from mtl_cloud.storage import MemoryStorage

@@ -22,6 +22,8 @@ from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, expires_at, requests
 from mtl_cloud.names import KEY_TAG
+from mtl_cloud.runs.dataclass_json import to_json
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
