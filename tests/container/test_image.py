@@ -105,7 +105,7 @@ def test_the_context_is_the_recipe_the_requirements_and_the_wheel(
     }
     torch, others = (context / "torch.txt").read_text(), (context / "requirements.txt").read_text()
     names = {re.match(r"[a-z]+", entry)[0] for entry in CONTENT.requirements if entry in torch}  # type: ignore[index]
-    assert names == {"torch", "torchvision", "triton", "cuda", "nvidia"}
+    assert names == {"torch", "torchvision", "triton", "sympy", "mpmath", "networkx", "cuda", "nvidia"}
     assert sorted((torch + others).splitlines()) == sorted("\n".join(CONTENT.requirements).splitlines())
 
 

@@ -6,6 +6,7 @@ as ``@NAME@``, and are filled in here from where they are defined.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -90,6 +91,7 @@ def shared_names() -> dict[str, str]:
 
 
 def _boot_record() -> str:
+    """The JSON of a ``BootRecord``, on one line."""
     record = BootRecord(
         instance="$INSTANCE",
         instance_type="$TYPE",
@@ -100,7 +102,7 @@ def _boot_record() -> str:
         started_at="$STARTED",
         at="$now",
     )
-    return record.encode().decode().strip()
+    return json.dumps(json.loads(record.encode()))
 
 
 def _supervisor_arguments() -> list[str]:
