@@ -184,10 +184,7 @@ def _resource() -> Any:
 
 def _session(clients: ClientMaker) -> Any:
     """A session for the SDK that returns our clients, with our timeouts, retries and endpoint."""
-    try:
-        from boto3 import Session
-    except ImportError as error:
-        raise MissingExtraError("aws", "talking to AWS") from error
+    from boto3 import Session
 
     class OurSession(Session):  # type: ignore[misc]  # boto3 has no types
         def client(self, service_name: str, *_: Any, **__: Any) -> Any:
