@@ -33,7 +33,7 @@ class Bootstrap:
     """Name of the instance profile."""
     instance_role_arn: str
     group_role_arn: str
-    """Of the role that instances take on to close the group of which they have the key."""
+    """ARN of the role that instances assume to close the group whose key they have."""
     sagemaker_role_arn: str
     user_policy_arns: tuple[str, ...]
     """Policies for users who submit; attach both."""

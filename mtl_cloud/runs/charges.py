@@ -41,7 +41,7 @@ class Charge:
 
     @property
     def saved_usd(self) -> float | None:
-        """What spot saved, compared with the same time on demand."""
+        """The savings from spot, compared with the same time on demand."""
         on_demand = _dollars(self.on_demand_usd_per_hour, self.seconds)
         return None if on_demand is None or self.usd is None else on_demand - self.usd
 
@@ -67,7 +67,7 @@ class Bill:
         return _sum(charge.saved_usd for charge in self._priced())
 
     def budgeted_usd(self, usd_per_hour: float) -> float:
-        """Dollars to hold against a budget: ``usd_per_hour`` stands for every rented machine whose price is unknown.
+        """Dollars to compare with a budget: ``usd_per_hour`` replaces unknown prices of rented machines.
 
         Never less than ``usd``.
         """
