@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+
+from mtl_cloud.backends import BACKENDS
 
 __all__ = ["Bill", "Charge"]
-
-_FREE_BACKENDS: Final = frozenset({"local", "docker"})
-"""Backends that use the submitter's own machine."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Charge:
 
     @property
     def is_rented(self) -> bool:
-        return self.backend not in _FREE_BACKENDS
+        """Whether its seconds cost money. A backend that this version does not know counts as rented."""
+        return self.backend not in BACKENDS or BACKENDS[self.backend].is_rented
 
     @property
     def usd(self) -> float | None:
