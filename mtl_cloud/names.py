@@ -54,6 +54,8 @@ SPOT_THEN_ON_DEMAND: Final = "spot_then_on_demand"
 KEY_TAG: Final = "mtl-cloud-key"
 """The group's key, on a group and its launch template and on nothing that an instance can describe: a session of the
 group role with the same key may close the group. It has no colon, because policies use it within ``${...}``."""
+KEY_BYTES: Final = 16
+"""Of which the key is the hex digits. The role's trust policy demands so many."""
 
 # --- the AWS stack of a region: infra/mtl-cloud.yaml -----------------------------------------------------------------
 

@@ -27,6 +27,17 @@ PROGRAMS = (
     "sleep",
     "systemctl",
 )
+EARLIER = {
+    "schema_version": 1,
+    "instance_type": "p4d.24xlarge",
+    "zone": "us-east-1a",
+    "market": "spot",
+    "phase": "ended",
+    "message": "",
+    "started_at": "2026-01-01T00:00:00Z",
+    "at": "2026-01-01T01:00:00Z",
+}
+"""What an earlier machine of the run has left in the record."""
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -69,7 +80,7 @@ def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any
     for name in scenario.get("boots", []):
         path = folder / "s3/bucket/runs-of-ada/runs/digits-1/boots" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+        path.write_text(json.dumps({**EARLIER, "instance": path.stem}))
     (folder / "count").write_text("0")
     (folder / "calls").write_text("")
     (folder / "signed").write_text("")
