@@ -132,16 +132,16 @@ SERVICE_ROLE_OWNERS: Final = ("autoscaling.amazonaws.com", "spot.amazonaws.com")
 SUPERVISOR_MODULE: Final = "mtl_cloud.supervise"
 
 
-class SupervisorFlag(StrEnum):
-    """Its flags, beside those of ``SupervisorOptions``."""
+class SupervisorFlag:
+    """Its flags, beside those of ``SupervisorOptions``. Plain texts: requests are stored as JSON."""
 
-    STORAGE = "--storage"
-    RUN_ID = "--run-id"
-    ATTEMPT = "--attempt"
-    SCRATCH = "--scratch"
-    SPOT_NOTICES = "--spot-notices"
-    SAGEMAKER = "--sagemaker"
-    ECHO = "--echo"
+    STORAGE: Final = "--storage"
+    RUN_ID: Final = "--run-id"
+    ATTEMPT: Final = "--attempt"
+    SCRATCH: Final = "--scratch"
+    SPOT_NOTICES: Final = "--spot-notices"
+    SAGEMAKER: Final = "--sagemaker"
+    ECHO: Final = "--echo"
 
 
 class SupervisorExit(IntEnum):
