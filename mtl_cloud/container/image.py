@@ -42,8 +42,8 @@ CLOUD_PLATFORM = "linux/amd64"
 _PACKAGE = Path(__file__).parents[1]
 _CLONE = _PACKAGE.parent
 _LOCK = "requirements.lock"
-_ALONE = re.compile(r"(torch|torchvision|triton|(nvidia|cuda)-[\w-]+)==")
-"""torch and the CUDA libraries: gigabytes, which get a layer of their own."""
+_ALONE = re.compile(r"(torch|torchvision|triton|sympy|mpmath|networkx|(nvidia|cuda)-[\w-]+)==")
+"""torch and what only torch needs: gigabytes, which get a layer of their own."""
 _CARRIED = {"docker/Dockerfile", "docker/.dockerignore", f"docker/{_LOCK}", "bootstrap/mtl-cloud.yaml"}
 """Files that only the wheel has in the package, beside what they are in the source tree."""
 _ENTRY = re.compile(r"\n(?=\S)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from itertools import repeat
 from types import UnionType
@@ -67,7 +68,7 @@ def to_json(value: object) -> Any:
         return {key: to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(inner) for inner in value]
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def from_json(kind: type[T], value: Json, at: FieldPath) -> T:
