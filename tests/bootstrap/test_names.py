@@ -21,19 +21,19 @@ from mtl_cloud.names import (
     KEY_BYTES,
     KEY_TAG,
     LOG_GROUP,
-    PARAMETERS,
+    PARAMETER_PREFIX,
     PRODUCT,
     PURCHASE_TAG,
     REPOSITORY,
     RUN_TAG,
     SAGEMAKER_LOG_GROUP,
-    SECRETS,
+    SECRET_PREFIX,
     SERVICE_ROLE_OWNERS,
     SPOT_THEN_ON_DEMAND,
     SSH_DOCUMENT,
     STACK,
     STORAGE_PREFIX,
-    SUBNETS_OUTPUT,
+    SUBNET_OUTPUT_PREFIX,
     ZONE_PARAMETERS,
     StackOutput,
     StackParameter,
@@ -130,7 +130,7 @@ def test_parameters_have_the_names_that_bootstrap_gives() -> None:
 
 
 def test_outputs_have_the_names_that_the_stack_is_read_by() -> None:
-    subnets = {f"{SUBNETS_OUTPUT}{number}" for number in range(1, len(ZONE_PARAMETERS) + 1)} | {f"{SUBNETS_OUTPUT}s"}
+    subnets = {f"{SUBNET_OUTPUT_PREFIX}{end}" for end in (*range(1, len(ZONE_PARAMETERS) + 1), "s")}
     assert set(template()["Outputs"]) == {*StackOutput} | subnets
 
 
@@ -152,8 +152,8 @@ NAMED_RESOURCES = {
     "RunPolicy.WriteRecord": [f"{BUCKET}/<Prefix>/*"],
     "RunPolicy.DeleteOldCheckpoints": [f"{BUCKET}/<Prefix>/{RunPaths('*').checkpoints}*"],
     "RunPolicy.PullImage": [arn("ecr", f"repository/{REPOSITORY}")],
-    "RunPolicy.ReadParameters": [arn("ssm", f"parameter{PARAMETERS}*")],
-    "RunPolicy.ReadSecrets": [arn("secretsmanager", f"secret:{SECRETS}*")],
+    "RunPolicy.ReadParameters": [arn("ssm", f"parameter{PARAMETER_PREFIX}*")],
+    "RunPolicy.ReadSecrets": [arn("secretsmanager", f"secret:{SECRET_PREFIX}*")],
     "InstancePolicy.TakeGroupRole": [role(role_name("group", REGION))],
     "InstancePolicy.BootLog": [LOGS],
     "GroupPolicy.StopGroup": [GROUPS],
@@ -243,28 +243,33 @@ def test_who_submits_may_read_the_parameter_of_the_machine_image() -> None:
     assert decide(documents, "ssm:GetParameter", arn("ssm", f"parameter{AMI_PARAMETER}", account="")) == "allowed"
 
 
+READS = {
+    "ssm": ("ssm:GetParameter", "parameter{}"),
+    "secretsmanager": ("secretsmanager:GetSecretValue", "secret:{}-AbCdEf"),
+}
+"""Field of the job file → the action and the resource that IAM is asked for."""
+
+
+@pytest.mark.parametrize("by_arn", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "name", "action", "resource"),
+    ("kind", "name"),
     [
-        ("ssm", f"{PARAMETERS}wandb", "ssm:GetParameter", f"parameter{PARAMETERS}wandb"),
-        ("ssm", "/other/wandb", "ssm:GetParameter", "parameter/other/wandb"),
-        ("secretsmanager", f"{SECRETS}wandb", "secretsmanager:GetSecretValue", f"secret:{SECRETS}wandb-AbCdEf"),
-        ("secretsmanager", f"/{SECRETS}wandb", "secretsmanager:GetSecretValue", f"secret:/{SECRETS}wandb-AbCdEf"),
-        ("secretsmanager", "wandb", "secretsmanager:GetSecretValue", "secret:wandb-AbCdEf"),
+        ("ssm", f"{PARAMETER_PREFIX}wandb"),
+        ("ssm", "/other/wandb"),
+        ("secretsmanager", f"{SECRET_PREFIX}wandb"),
+        ("secretsmanager", f"/{SECRET_PREFIX}wandb"),
+        ("secretsmanager", "wandb"),
     ],
 )
-@pytest.mark.parametrize("by_arn", [False, True])
-def test_a_job_is_warned_of_the_secrets_that_a_run_may_not_read(
-    kind: str, name: str, action: str, resource: str, by_arn: bool
-) -> None:
+def test_a_job_is_warned_of_the_secrets_that_a_run_may_not_read(kind: str, name: str, by_arn: bool) -> None:
     documents = [policy.document for policy in policies("instance", account=ACCOUNT, region=REGION)]
-    reference = arn(kind, resource) if by_arn else name
+    action, resource = READS[kind][0], arn(kind, READS[kind][1].format(name))
     job = f"""
 name: digits
 dataset: {{name: embedded}}
 storage: s3://bucket/runs
 compute: {{backend: ec2, instance_type: g5.xlarge}}
-env: {{WANDB: {{{kind}: "{reference}"}}}}
+env: {{WANDB: {{{kind}: "{resource if by_arn else name}"}}}}
 """
     warned = [str(warning) for warning in parse_job(job.encode(), source="f", base=Path("/")).warnings]
-    assert (warned == []) == (decide(documents, action, arn(kind, resource)) == "allowed"), warned
+    assert (warned == []) == (decide(documents, action, resource) == "allowed"), warned
