@@ -14,8 +14,9 @@ from run_harness import PLAN, make_run
 from mtl_cloud.container.engine import Engine
 from mtl_cloud.errors import EngineError, ImageError
 from mtl_cloud.launch.base import BackendState, RunHandle
-from mtl_cloud.launch.docker import DockerLauncher, container_name, remove_leftovers
+from mtl_cloud.launch.docker import DockerLauncher, remove_leftovers
 from mtl_cloud.launch.leftover import Leftover
+from mtl_cloud.names import container_name
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import FolderStorage
 

@@ -16,6 +16,7 @@ from run_harness import PLAN
 from mtl_cloud.catalog import InstanceType, Price
 from mtl_cloud.errors import RecordError
 from mtl_cloud.json_types import Json
+from mtl_cloud.names import SupervisorFlag
 from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.plan_facts import (
     Candidate,
@@ -233,6 +234,12 @@ class Thing:
     pair: tuple[int, Box]
     rest: Json
     anything: Any = None
+
+
+def test_a_member_of_an_enumeration_is_written_as_its_value() -> None:
+    (flag,) = to_json((SupervisorFlag.STORAGE,))
+    assert (flag, type(flag)) == ("--storage", str)
+    assert from_json(tuple[str, ...], [flag], AT) == ("--storage",)
 
 
 def test_lists_pairs_unions_and_free_json_survive_the_way() -> None:
