@@ -21,14 +21,6 @@ ROOT = Path(__file__).parents[2]
 CONTENT = image_content({})
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
-
-
 @pytest.fixture
 def recorder(tmp_path: Path) -> Engine:
     """An engine that writes down what it is asked for, and the context that it is given."""
