@@ -35,7 +35,7 @@ def test_asyncio_is_no_way_around() -> None:
 
 def test_this_machine_is_reached_by_name_by_address_and_by_path(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
-        assert socket.create_connection(("localhost", server.getsockname()[1])).close() is None
+        socket.create_connection(("localhost", server.getsockname()[1])).close()
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as one:
         server.bind(str(tmp_path / "socket"))
         server.listen()
