@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two test processes on two cores: torch must not start two threads in each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow check format lock wheel clean
+.PHONY: help demo test test-slow coverage check format lock wheel clean
 
 help:           ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: $(VENV)/.dev    ## Run the tests (minutes)
 
 test-slow: $(VENV)/.dev ## Run the tests that take longer
 	$(PYTEST) -n 2 --dist worksteal -m slow
+
+coverage: $(VENV)/.dev ## Run the tests, and list what they leave out of the packages that keep runs alive
+	$(PYTEST) -n 2 --dist worksteal -m "not slow" --cov --cov-report=
+	$(BIN)/coverage report --include='mtl_cloud/launch/*,mtl_cloud/runs/*,mtl_cloud/supervise/*'
 
 check: $(VENV)/.dev   ## Style, types, import contracts, the image's recipe, shell scripts
 	$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ wheel: $(VENV)/.dev   ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:          ## Remove what the other targets made
-	rm -rf $(VENV) build dist demo-report.html .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist demo-report.html .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -35,6 +35,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 
+def _has_rounds(run: RunRecord, count: int) -> Callable[[], bool]:
+    return lambda: len(run.rounds()) >= count
+
+
 def _plan(job: JobSpec, run_id: str) -> Any:
     return plan_run(job, gather_facts(job), run_id=run_id, now=NOW)
 
