@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Least", "Sample", "Shrink", "whole"]
+__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "DecodeHint", "HintFor", "Sample", "full_decode"]
 
 IGNORE = 255
 """Mask value of pixels that count neither in the loss nor in the metrics (VOC's border)."""
@@ -73,7 +73,7 @@ class Sample:
         return self.shrunk_from or self.image.shape[:2]
 
 
-class Least(NamedTuple):
+class DecodeHint(NamedTuple):
     """How little of a stored image is enough."""
 
     divisor: int
@@ -82,13 +82,13 @@ class Least(NamedTuple):
     """From its top, before the division. What lies below may come out black."""
 
 
-Shrink: TypeAlias = Callable[[int, int], Least]
+HintFor: TypeAlias = Callable[[int, int], DecodeHint]
 """(height, width) of a stored image -> how little of it is enough."""
 
 
-def whole(height: int, width: int) -> Least:  # noqa: ARG001  # a `Shrink`
+def full_decode(height: int, width: int) -> DecodeHint:  # noqa: ARG001  # a `HintFor`
     """Nothing is spared."""
-    return Least(1, height)
+    return DecodeHint(1, height)
 
 
 class Dataset(Protocol):
@@ -103,7 +103,7 @@ class Dataset(Protocol):
         """Decode one sample. Raises ``DatasetError`` naming the file when it is damaged or wrongly labelled."""
         ...
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         """The same, but of its image only as much need be decoded as ``shrink`` asks for."""
         ...
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from mtl_cloud.datasets.base import Least, Shrink, whole
+from mtl_cloud.datasets.base import DecodeHint, HintFor, full_decode
 from mtl_cloud.errors import DatasetError
 
 __all__ = [
@@ -83,10 +83,10 @@ def text_lines(data: bytes, source: str) -> list[str]:
 
 def decode_rgb(data: bytes, source: str) -> npt.NDArray[np.uint8]:
     """An encoded image of any colour space as [height, width, 3] RGB. Raises ``DatasetError`` naming ``source``."""
-    return decode_shrunk(data, source, whole)[0]
+    return decode_shrunk(data, source, full_decode)[0]
 
 
-def decode_shrunk(data: bytes, source: str, shrink: Shrink) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+def decode_shrunk(data: bytes, source: str, hint_for: HintFor) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """The same, and the stored height and width. Of a JPEG no more is decoded than ``shrink`` asks for.
 
     Its sides come divided, rounded up: libjpeg-turbo drops the high frequencies before the inverse transform, which is
@@ -98,19 +98,19 @@ def decode_shrunk(data: bytes, source: str, shrink: Shrink) -> tuple[npt.NDArray
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors in _JPEG_COLORS:
-            return _decode_jpeg(data, (height, width), shrink(height, width)), (height, width)
+            return _decode_jpeg(data, (height, width), hint_for(height, width)), (height, width)
     except ValueError:
         pass
     image = np.array(_load(data, source).convert("RGB"))
     return image, image.shape[:2]
 
 
-def _decode_jpeg(data: bytes, shape: tuple[int, int], least: Least) -> npt.NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, shape: tuple[int, int], hint: DecodeHint) -> npt.NDArray[np.uint8]:
     """Raises ``ValueError`` for what libjpeg-turbo complains of."""
     import simplejpeg
 
-    height, width = (-(-side // least.divisor) for side in shape)
-    rows = least.rows + 2 * least.divisor  # the colours of a row are mixed with those of the next
+    height, width = (-(-side // hint.divisor) for side in shape)
+    rows = hint.rows + 2 * hint.divisor  # the colours of a row are mixed with those of the next
     at = _height_field(data) if rows < shape[0] else None
     if at is None:
         image: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
@@ -120,7 +120,7 @@ def _decode_jpeg(data: bytes, shape: tuple[int, int], least: Least) -> npt.NDArr
     image = np.empty((height, width, 3), dtype=np.uint8)
     # Not strict: that bytes are left over is a complaint too.
     top = simplejpeg.decode_jpeg(
-        shorter, "RGB", min_height=-(-rows // least.divisor), min_width=width, buffer=image, strict=False
+        shorter, "RGB", min_height=-(-rows // hint.divisor), min_width=width, buffer=image, strict=False
     )
     image[len(top) :] = 0
     return image

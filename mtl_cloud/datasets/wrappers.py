@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
@@ -37,10 +37,10 @@ class Selection:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        return _without(self.dataset.load(self.indices[index], shrink), frozenset(TASKS).difference(self.tasks))
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        return _without(self.dataset.load(self.indices[index], hint_for), frozenset(TASKS).difference(self.tasks))
 
     def key(self, index: int) -> str:
         return self.dataset.key(self.indices[index])
@@ -93,11 +93,11 @@ class SkippingDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         try:
-            return self.dataset.load(index, shrink)
+            return self.dataset.load(index, hint_for)
         except DatasetError as error:
             return self._stand_in(index, error)
 
@@ -143,11 +143,11 @@ class JointDataset:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         which, i = self.locate(index)
-        return self.datasets[which].load(i, shrink)
+        return self.datasets[which].load(i, hint_for)
 
     def key(self, index: int) -> str:
         which, i = self.locate(index)

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from mtl_cloud.datasets import open_dataset
 from mtl_cloud.datasets.anchors import ANCHORS, Sizes, box_sizes, cluster_sizes, mean_best_iou
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import Task
@@ -54,7 +54,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         return self.samples[index]
 
     def key(self, index: int) -> str:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mtl_cloud.datasets.base import Least
+from mtl_cloud.datasets.base import DecodeHint
 from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, decode_shrunk, read_bytes, read_lines
 from mtl_cloud.errors import DatasetError
 
@@ -113,7 +113,7 @@ def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(real_data: Callable[[str], Path
     differences = []
     for file in sorted(real_data("voc2012_subset").rglob("*.jpg"))[:20]:
         full = Image.open(file).convert("RGB")
-        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda height, _: Least(divisor, height))
+        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda height, _: DecodeHint(divisor, height))
         assert (shape, shrunk.shape[:2]) == ((full.height, full.width), _ceil(full.height, full.width, divisor))
         inside = np.s_[: full.height // divisor, : full.width // divisor]
         difference = np.abs(shrunk.astype(int)[inside] - np.asarray(full.reduce(divisor)).astype(int)[inside])
@@ -126,7 +126,7 @@ def _ceil(height: int, width: int, divisor: int) -> tuple[int, int]:
 
 
 def test_a_jpeg_cut_short_is_refused_whatever_decodes_it() -> None:
-    for least in (Least(2, 100), Least(1, 16)):
+    for least in (DecodeHint(2, 100), DecodeHint(1, 16)):
         with pytest.raises(DatasetError, match=r"cut\.jpg: damaged, or not an image"):
             decode_shrunk(jpeg(200, 100)[:-400], "cut.jpg", lambda *_, least=least: least)
 
@@ -137,7 +137,7 @@ def test_rows_from_the_top_are_those_of_the_whole_however_the_jpeg_is_coded(opti
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG", exif=b"Exif\0\0" + b"\xff\xc0" * 40, **options)
-    part, shape = decode_shrunk(file.getvalue(), "x", lambda *_: Least(1, 30))
+    part, shape = decode_shrunk(file.getvalue(), "x", lambda *_: DecodeHint(1, 30))
     assert shape == (90, 60)
     assert np.array_equal(part[:30], np.asarray(Image.open(file))[:30])
     assert part[60:].any() == ("progressive" in options)
@@ -147,5 +147,5 @@ def test_a_jpeg_with_fill_bytes_before_its_markers_is_decoded_whole() -> None:
     """ITU-T T.81, B.1.1.2 allows any number of them; libjpeg passes over them."""
     data = jpeg(90, 60)
     filled = data[:2] + b"\xff\xff" + data[2:]
-    part, _ = decode_shrunk(filled, "x", lambda *_: Least(1, 30))
+    part, _ = decode_shrunk(filled, "x", lambda *_: DecodeHint(1, 30))
     assert np.array_equal(part, np.asarray(Image.open(io.BytesIO(data))))

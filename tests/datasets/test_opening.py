@@ -22,7 +22,7 @@ from mtl_cloud.datasets import (
     open_dataset,
     open_splits,
 )
-from mtl_cloud.datasets.base import Dataset, Shrink
+from mtl_cloud.datasets.base import Dataset, HintFor
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import TASKS, Task
@@ -50,7 +50,7 @@ class Listed:
     def __getitem__(self, index: int) -> Sample:
         return Sample(key=self.keys[index], image=np.full((1, 1, 3), index, dtype=np.uint8), classification=index)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         return self[index]
 
     def key(self, index: int) -> str:

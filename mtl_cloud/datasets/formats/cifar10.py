@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import DatasetInfo, HintFor, Sample
 from mtl_cloud.datasets.files import decode_rgb, local_path, read_bytes
 from mtl_cloud.datasets.formats.pickles import loads
 from mtl_cloud.errors import DatasetError
@@ -67,7 +67,7 @@ class Cifar10Dataset:
         image = self.content.image(index)
         return Sample(key=self.key(index), image=image, classification=int(self.content.labels[index]))
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002  # these pixels are not encoded
         return self[index]
 
     def key(self, index: int) -> str:

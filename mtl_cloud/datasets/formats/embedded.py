@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample
 from mtl_cloud.errors import DatasetError, MissingExtraError
 from mtl_cloud.tasks import Task
 
@@ -107,7 +107,7 @@ class EmbeddedDataset:
             segmentation=mask,
         )
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002  # these pixels are not encoded
         return self[index]
 
     def key(self, index: int) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_shrunk, local_path, read_bytes
 from mtl_cloud.datasets.formats.ilsvrc_devkit import GroundTruth, class_names
 from mtl_cloud.datasets.stored_file import StoredFile
@@ -121,10 +121,10 @@ class ImageNetDataset:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        image, shape = decode_shrunk(self.read(index), self.where(index), shrink)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        image, shape = decode_shrunk(self.read(index), self.where(index), hint_for)
         return Sample(self.key(index), image, classification=int(self.targets[index]), shrunk_from=shape)
 
     def read(self, index: int) -> bytes:

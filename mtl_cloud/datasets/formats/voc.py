@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.datasets.file_trees import FileTree, FolderTree
 from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path, text_lines
 from mtl_cloud.errors import DatasetError
@@ -70,11 +70,11 @@ class VocDataset:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         labels = self.labels(index)
-        image, (height, width) = decode_shrunk(self.read("image", index), self.where("image", index), shrink)
+        image, (height, width) = decode_shrunk(self.read("image", index), self.where("image", index), hint_for)
         objects = self.objects(index, width, height) if labels & _OF_OBJECTS else []
         return Sample(
             key=self.key(index),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
 from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCache, default_folder
 from mtl_cloud.datasets.shards.checksum import crc64nvme
@@ -80,13 +80,13 @@ class ShardDataset:
         return self.samples
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         data = self._fetch(index)
         for _ in range(_READS):
             try:
-                return self.decode(index, data, shrink)
+                return self.decode(index, data, hint_for)
             except _ChecksumError:
                 before, data = data, self._fetch_again(index)
                 if data == before:  # damaged where it lies, and not on its way here
@@ -123,11 +123,11 @@ class ShardDataset:
         data = self.narrowed(frozenset())._fetch(index)  # noqa: SLF001  # a copy of itself
         return self._image_bytes(self.rows[index], data)
 
-    def decode(self, index: int, data: bytes | memoryview, shrink: Shrink = whole) -> Sample:
+    def decode(self, index: int, data: bytes | memoryview, hint_for: HintFor = full_decode) -> Sample:
         """The sample that ``data``, the bytes of its extent, hold. Raises ``DatasetError``, also for damaged ones."""
         row = self.rows[index]  # once: each look at the table takes as long as a field of a row
         labels = self._labels(row)
-        image, shape = decode_shrunk(self._image_bytes(row, data), self._where(row), shrink)
+        image, shape = decode_shrunk(self._image_bytes(row, data), self._where(row), hint_for)
         return Sample(
             key=_key(row),
             image=image,
