@@ -48,7 +48,7 @@ def decode_exact(folder: Path, workers: int) -> Images:  # noqa: ARG001
 
 def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
     """No more of each image than our crops show of it."""
-    from mtl_cloud.datasets.files import decode_shrunk
+    from mtl_cloud.datasets.files import decode_scaled
     from mtl_cloud.jobspec.job import AugmentSpec
     from mtl_cloud.train.data.transforms import SampleRng, decode_hint, draw_crop
 
@@ -56,7 +56,7 @@ def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
     for epoch in itertools.count():
         for number, data in enumerate(files):
             rng = rngs.at(epoch, number)
-            decode_shrunk(
+            decode_scaled(
                 data, "", lambda *shape, rng=rng: decode_hint(shape, draw_crop(shape, SIZE, augment, rng), SIZE)
             )
             yield 1

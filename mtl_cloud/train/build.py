@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.datasets.shards.locality import Shards, end_to_end, shards_of
+from mtl_cloud.datasets.shards.locality import Shards, concat_shards, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.jobspec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
 from mtl_cloud.runs.record import RunRecord
@@ -232,7 +232,7 @@ def _training_batches(
     group: ProcessGroup,
 ) -> Callable[[int], Iterator[Batch]]:
     pin = group.device.type == "cuda"
-    ahead = end_to_end(shards) if group.local_rank == 0 else None
+    ahead = concat_shards(shards) if group.local_rank == 0 else None
     device_cache = _device_cache(data.train, training, group)
 
     def batches(start: int) -> Iterator[Batch]:

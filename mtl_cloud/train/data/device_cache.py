@@ -50,7 +50,7 @@ class DeviceCache:
     def of(cls, dataset: Dataset, device: torch.device) -> DeviceCache | None:
         """The whole ``dataset``; None if it is too large, or not of this kind."""
         first = dataset.load(0, _smallest)
-        if first.shrunk_from:  # workers would shrink it while decoding, as far as each draw allows
+        if first.stored_shape:  # workers would shrink it while decoding, as far as each draw allows
             return None
         if dataset.info.tasks != ("classification",) or len(dataset) * first.image.nbytes > LIMIT_BYTES:
             return None

@@ -170,6 +170,6 @@ class Prefetcher:
         if cache.path(shard).exists() if number in self._verified else cache.holds(shard):
             cache.path(shard).touch()
         else:
-            cache.make_room(shard.size, [self.shards.files[held][0] for held in self._held], self.limit)
+            cache.evict(shard.size, [self.shards.files[held][0] for held in self._held], self.limit)
             cache.add(shard, reader.source)
         self._verified.add(number)

@@ -89,7 +89,7 @@ def test_datasets_that_are_large_or_of_another_kind_are_not_cached(why: str, mon
     if why == "skipped":
         samples[2] = replace(samples[2], replaces="bad")
     if why == "shrinks":
-        samples[0] = replace(samples[0], shrunk_from=(64, 64))
+        samples[0] = replace(samples[0], stored_shape=(64, 64))
     if why == "large":
         monkeypatch.setattr(cache_module, "LIMIT_BYTES", 3 * 8 * 8 * 3 - 1)
     assert DeviceCache.of(ListDataset(info, samples), CPU) is None
