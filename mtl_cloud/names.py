@@ -88,7 +88,7 @@ def bucket_name(account: str, region: str) -> str:
 
 
 class StackParameter(StrEnum):
-    """What the template is given, beside ``ZONE_PARAMETERS``."""
+    """Parameters of the template, besides ``ZONE_PARAMETERS``."""
 
     PREFIX = "Prefix"
     VPC = "VpcId"
@@ -99,7 +99,7 @@ ZONE_PARAMETERS: Final = tuple(f"Zone{number}" for number in range(1, 7))
 
 
 class StackOutput(StrEnum):
-    """What the template tells of the stack, beside its subnets."""
+    """Outputs of the template, besides its subnets."""
 
     SECURITY_GROUP = "SecurityGroup"
     INSTANCE_PROFILE = "InstanceProfile"
@@ -147,7 +147,7 @@ class SupervisorExit(IntEnum):
 
     DONE = 0
     ENDED = RunFailedError.exit_code
-    """The run has ended, and not well."""
+    """The run has ended without success."""
     TAKEN = 73
     """Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
     CONTINUES = 75
@@ -155,7 +155,7 @@ class SupervisorExit(IntEnum):
 
 
 class BootPhase(StrEnum):
-    """How far the boot script is, in its record."""
+    """Phases of the boot script, in its record."""
 
     BOOTING = "booting"
     PULLING = "pulling"
@@ -165,7 +165,7 @@ class BootPhase(StrEnum):
 
 
 SAGEMAKER_ROOT: Final = "/opt/ml"
-"""Where SageMaker tells a container its job ("Using your own training container", SageMaker developer guide)."""
+"""The folder in which SageMaker describes the job ("Using your own training container", developer guide)."""
 SAGEMAKER_SCRATCH: Final = "/tmp/mtl-cloud"  # noqa: S108  # one job in one container
 
 # --- supervisor → trainer --------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import pytest
 from container_engine import base_image, built, lent_engine, small_content
 from examples import EXHAUSTIVE
 from hypothesis import HealthCheck, settings
+from loopback_only import forbid_other_hosts
 from sagemaker_harness import sagemaker_double
+from wheels import make_wheel
 
 __all__ = ["sagemaker_double"]
 
@@ -25,7 +27,10 @@ settings.register_profile("ci", UNHURRIED, derandomize=True)
 settings.register_profile("exhaustive", UNHURRIED, max_examples=1000)
 settings.load_profile("exhaustive" if EXHAUSTIVE else "ci" if os.environ.get("CI") else "local")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+forbid_other_hosts()
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +71,12 @@ def engine() -> Iterator[Engine]:
 def small_image(engine: Engine) -> str:
     """An image by the product's recipe, without torch."""
     return built(small_content(base_image(engine)), engine)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's wheel."""
+    return make_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""One maker of boto3 clients: region, profile, timeouts, retries and user agent are decided here and nowhere else."""
+"""The only maker of boto3 clients: it sets region, profile, timeouts, retries and user agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOMES = {"pricing": "us-east-1"}
 
 
 class ClientMaker(Protocol):
-    """Where code gets its clients from: ``AwsClients``, or a test's function over doubles."""
+    """A source of clients: ``AwsClients``, or a test's function over fakes."""
 
     @property
     def region(self) -> str:

@@ -1,9 +1,9 @@
-"""AWS's error codes, as far as runs can meet them: code -> class, cause, what to do.
+"""AWS's error codes that runs can meet: code -> class, cause, next step.
 
 The classes and their EC2 codes are the union of what Karpenter, ParallelCluster, dstack and the EC2 API reference know;
 those of Auto Scaling, SageMaker and smaller services are the exceptions that their API models declare. A code may end
 in ``*`` for all that begin so. ``Server.`` and ``Client.`` codes are reasons of an instance's end (``StateReason``);
-names like ``NoCredentialsError`` are botocore's own classes, for requests that AWS never answered.
+names like ``NoCredentialsError`` are botocore's classes, for requests that AWS never answered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ACTIONS", "CODES", "ErrorClass", "KnownCode"]
 
 
 class ErrorClass(StrEnum):
-    """What an error means for the one who asked. ``UNKNOWN`` is none of the nine: it is shown as AWS said it."""
+    """The class of an error. ``UNKNOWN`` is none of the nine classes: the error is then shown as AWS returned it."""
 
     CAPACITY = "capacity"
     NOT_OFFERED = "not_offered"
@@ -31,7 +31,7 @@ class ErrorClass(StrEnum):
 
     @property
     def may_pass(self) -> bool:
-        """The same request may succeed later with nothing changed."""
+        """Whether retrying the same request may succeed."""
         return self in {ErrorClass.CAPACITY, ErrorClass.THROTTLE, ErrorClass.SERVER}
 
 
@@ -46,7 +46,7 @@ class KnownCode:
 
 
 ACTIONS: Final[dict[ErrorClass, str]] = {
-    ErrorClass.CAPACITY: "AWS goes on trying the other zones and types of the job; give it more of them, or "
+    ErrorClass.CAPACITY: "AWS keeps trying the job's other zones and types; name more of them, or "
     "`purchase: spot_then_on_demand`",
     ErrorClass.NOT_OFFERED: "choose a type or region that has it: `mtl-cloud instances --region REGION`",
     ErrorClass.QUOTA: "ask for more at Service Quotas (`mtl-cloud plan` names the quota's code, have and need), or use "
@@ -271,4 +271,4 @@ CODES: Final[dict[str, KnownCode]] = {
     for error_class, rows in _ROWS.items()
     for code, cause, *own in rows
 }
-"""Code, or beginning of codes with ``*`` -> what is known of it."""
+"""Code, or a prefix of codes that ends in ``*`` -> its row."""

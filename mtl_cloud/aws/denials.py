@@ -1,4 +1,4 @@
-"""What a "not authorized" of AWS says: who may not do what, which policy is to blame, and what would allow it."""
+"""Parse AWS's "not authorized" messages: principal, action, the policy that denies, and the statement to add."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Denial:
     """One denied action."""
 
     action: str
-    """As IAM writes it: ``ec2:RunInstances``."""
+    """In IAM's form: ``ec2:RunInstances``."""
     resource: str | None = None
-    """ARN, where AWS names it."""
+    """ARN of the principal, if AWS names it."""
     principal: str | None = None
     policy: str | None = None
-    """Kind of the policy that denies, or that fails to allow: ``identity-based policy``, ``permissions boundary``, …"""
+    """The kind of policy that denies, or that does not allow: ``identity-based policy``, ``permissions boundary``, …"""
     explicit: bool = False
-    """A policy forbids it; no further permission helps."""
+    """Whether a policy denies it explicitly; an additional permission then does not help."""
 
     @property
     def statement(self) -> dict[str, Json]:
@@ -63,7 +63,7 @@ class Denial:
 
 
 def read_denial(message: str, *, service: str = "", operation: str = "") -> Denial | None:
-    """The denial that an error message tells of, or else that the refused operation implies. None without either.
+    """The denial that an error message describes, or that the refused operation implies. None without either.
 
     ``service`` is boto3's name (``service-quotas``), ``operation`` the API's (``GetServiceQuota``).
     """
@@ -81,13 +81,13 @@ def read_denial(message: str, *, service: str = "", operation: str = "") -> Deni
 
 
 def encoded_denial(message: str) -> str | None:
-    """What EC2 hides in an "encoded authorization failure message", as it hides it; None where the message has none."""
+    """The encoded part of EC2's "encoded authorization failure message"; None if the message has none."""
     found = _ENCODED.search(message)
     return found["encoded"] if found else None
 
 
 def decode_denial(encoded: str, sts: Any) -> Denial:
-    """What STS makes of it.
+    """Decode it with STS.
 
     ``sts`` is a client whose user may ``sts:DecodeAuthorizationMessage``; botocore's errors pass through.
     """

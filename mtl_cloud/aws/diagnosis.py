@@ -1,4 +1,4 @@
-"""From a code or a sentence of AWS to its class, cause and next step. What is not known stays as AWS said it."""
+"""Map an AWS error code or message to its class, cause and next step. Unknown errors are shown unchanged."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Diagnosis", "diagnose", "read_reason"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What an error means."""
+    """The explanation of an error."""
 
     code: str
-    """As AWS gave it; empty where a sentence names none."""
+    """AWS's code; empty if a message has none."""
     error_class: ErrorClass
     cause: str
     action: str
-    """What to do next."""
+    """The next step."""
 
 
-# Sentences of scaling activities, and of errors whose code is too general, with the code that each stands for.
+# Messages of scaling activities, and of errors with a general code, mapped to a specific code.
 _SENTENCES = (
     (r"do not have sufficient .*capacity", "InsufficientInstanceCapacity"),
     (r"no (Spot )?capacity (is )?available", "InsufficientInstanceCapacity"),
@@ -85,7 +85,7 @@ _CODE = re.compile(r"\b(?:Server\.|Client\.)?[A-Z][a-z]+[A-Z]\w+(?:\.[A-Z]\w+)*"
 
 
 def diagnose(code: str, message: str = "", *, http_status: int | None = None) -> Diagnosis:
-    """What AWS's error means: by its code, or, where that is as general as ``ValidationError``, by its message.
+    """Explain an AWS error by its code or, for general codes such as ``ValidationError``, by its message.
 
     A code beyond the table is ``UNKNOWN`` (``THROTTLE`` with HTTP 429, ``SERVER`` with HTTP 5xx), never capacity.
     """
@@ -102,7 +102,7 @@ def diagnose(code: str, message: str = "", *, http_status: int | None = None) ->
 
 
 def read_reason(text: str) -> Diagnosis:
-    """What a sentence of AWS means: a scaling activity's ``StatusMessage``, a ``StateReason``, a ``FailureReason``."""
+    """Explain a message of AWS: a scaling activity's ``StatusMessage``, a ``StateReason``, a ``FailureReason``."""
     for word in _CODE.findall(text):
         if _by_code(word):
             return diagnose(word, text)

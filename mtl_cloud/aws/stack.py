@@ -16,7 +16,7 @@ from mtl_cloud.names import STACK, SUBNETS_OUTPUT, StackOutput
 __all__ = ["Bootstrap", "find_stack", "stack_outputs"]
 
 _READY = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"}
-"""States of a stack whose outputs hold (a rolled back update left the old ones)."""
+"""States of a stack with valid outputs (after a rolled back update, those from before it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,29 +26,29 @@ class Bootstrap:
     region: str
     account: str
     subnets: Mapping[str, str]
-    """Zone → id of the subnet in it. Its own setting says whether instances get a public address."""
+    """Zone → id of the subnet in it. The subnet decides whether instances get a public address."""
     security_group: str
-    """Id of the group without an inbound rule."""
+    """Id of the security group, which has no inbound rule."""
     instance_profile: str
-    """Name of the profile for EC2 instances."""
+    """Name of the instance profile."""
     instance_role_arn: str
     group_role_arn: str
-    """Of the role that instances take on to close the group of which they have the key."""
+    """ARN of the role that instances assume to close the group whose key they have."""
     sagemaker_role_arn: str
     user_policy_arns: tuple[str, ...]
-    """For those who submit: attach both."""
+    """Policies for users who submit; attach both."""
     bucket: str
     storage: str
-    """``s3://<bucket>/<prefix>``: where run records and datasets may lie."""
+    """``s3://<bucket>/<prefix>``: the location for run records and datasets."""
     repository_uri: str
     """``<account>.dkr.ecr.<region>.amazonaws.com/mtl-cloud``."""
     log_group: str
 
 
 def stack_outputs(client: Any) -> Bootstrap:
-    """The region's stack, through a CloudFormation client of that region.
+    """The outputs of the region's stack, through a CloudFormation client of that region.
 
-    Raises ``LaunchError`` when there is none, it is not (or no longer) whole, or an older mtl-cloud has made it.
+    Raises ``LaunchError`` if there is no stack, or it is incomplete or outdated.
     """
     stack = find_stack(client)
     region = client.meta.region_name
@@ -66,13 +66,13 @@ def stack_outputs(client: Any) -> Bootstrap:
 
 
 def find_stack(client: Any) -> dict[str, Any] | None:
-    """CloudFormation's description of the stack; None when there is none."""
+    """CloudFormation's description of the stack; None if it does not exist."""
     from botocore.exceptions import ClientError
 
     try:
         found: dict[str, Any] = client.describe_stacks(StackName=STACK)["Stacks"][0]
     except ClientError as error:
-        # CloudFormation has no code of its own for this.
+        # CloudFormation has no specific code for this.
         if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
             return None
         raise

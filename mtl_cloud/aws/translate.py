@@ -1,4 +1,4 @@
-"""The one place where botocore's errors become ours."""
+"""The translation of botocore's errors to ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MORE = "; AWS has hidden more in its message: `mtl-cloud explain` with the whol
 
 @contextmanager
 def translated(service: str, *, where: str = "") -> Iterator[None]:
-    """Requests made inside fail with ``CloudError`` (``CapacityError`` for capacity) instead of botocore's errors.
+    """A context manager: requests inside raise ``CloudError`` (``CapacityError`` for capacity), not botocore's errors.
 
     ``service`` is boto3's name of it; ``where`` is the field, ARN or name that the request is about, if one is.
     """
@@ -57,7 +57,7 @@ class _Answer:
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """An error of botocore itself, for a request that AWS never answered, has its class for a code."""
+        """The code of an error of botocore itself, for a request without an answer, is its class name."""
         response = getattr(error, "response", None)  # only ClientError has one
         if not isinstance(response, dict):
             return cls(type(error).__name__, str(error))
@@ -69,6 +69,6 @@ def _diagnosis(answer: _Answer, service: str) -> Diagnosis:
     found = diagnose(answer.code, answer.message, http_status=answer.http_status)
     if answer.code not in _DENIALS:
         return found
-    # AWS does not always name the action that it denies; the request that it denied does.
+    # AWS does not always name the denied action, but the request implies it.
     denial = read_denial(answer.message, service=service, operation=answer.operation)
     return replace(found, cause=denial.cause, action=denial.action_to_take) if denial else found

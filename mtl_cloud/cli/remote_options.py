@@ -46,4 +46,7 @@ def session_of(name: str, storage: str | None, user: str) -> tuple[str, Session]
     clients = AwsClients(compute_of(plan, Ec2Compute).region)
     instance = find_instance(run.run_id, clients)
     hosts = default_scratch("hosts", os.environ)
-    return run.run_id, Session(instance, clients, user=user, hosts=hosts, say=lambda words: click.echo(words, err=True))
+    session = Session(
+        run.run_id, instance, clients, user=user, hosts=hosts, say=lambda words: click.echo(words, err=True)
+    )
+    return run.run_id, session

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TypeAlias
 
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.datasets.base import IGNORE, Boxes, Dataset, DatasetInfo, Sample
 from mtl_cloud.datasets.shards import is_prepared, open_shards
 from mtl_cloud.datasets.wrappers import JointDataset, Selection, SkippingDataset, restrict
@@ -15,7 +16,6 @@ from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import Task
 
 __all__ = [
-    "DATASETS",
     "IGNORE",
     "Boxes",
     "Dataset",
@@ -27,14 +27,6 @@ __all__ = [
     "open_splits",
     "restrict",
 ]
-
-DATASETS = {
-    "cifar10": "mtl_cloud.datasets.formats.cifar10:open_cifar10",
-    "embedded": "mtl_cloud.datasets.formats.embedded:open_embedded",
-    "imagenet": "mtl_cloud.datasets.formats.imagenet:open_imagenet",
-    "voc": "mtl_cloud.datasets.formats.voc:open_voc",
-}
-"""Dataset name -> ``module:function``; the function takes (uri, split)."""
 
 _Opener: TypeAlias = Callable[[str | None, str], Dataset]
 Connect: TypeAlias = Callable[[str], Storage]
@@ -90,7 +82,7 @@ def assert_disjoint(train: Dataset, val: Dataset) -> None:
 def _open(spec: DatasetSpec, split: str, connect: Connect) -> Dataset:
     if spec.uri is not None and is_prepared(spec.uri):
         return open_shards(spec.uri, split, name=spec.name, connect=connect)
-    module, _, function = DATASETS[spec.name].partition(":")
+    module, _, function = DATASETS[spec.name].opener.partition(":")
     opener: _Opener = getattr(import_module(module), function)
     return opener(spec.uri, split)
 

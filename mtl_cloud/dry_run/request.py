@@ -66,7 +66,7 @@ def _with_account(facts: Facts, compute: Ec2Compute | SageMakerCompute) -> Facts
 
 
 def _misfits(requests: Mapping[str, Json]) -> Iterator[str]:
-    """What botocore would refuse to send. Raises ``MissingExtraError`` without it."""
+    """Mistakes that botocore finds in the requests. Raises ``MissingExtraError`` without botocore."""
     try:
         from botocore.session import get_session
         from botocore.validate import ParamValidator

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mtl_cloud import catalog
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.jobspec.finding import Finding, Loc
 from mtl_cloud.jobspec.job import (
     GRADIENT_METHODS,
@@ -24,15 +25,7 @@ from mtl_cloud.names import ENV_PREFIX, PARAMETERS, SECRETS
 from mtl_cloud.suggest import did_you_mean
 from mtl_cloud.tasks import METRICS, NETWORK_TASKS, TASKS, Task
 
-__all__ = ["DATASET_TASKS", "check_facts", "trained_tasks"]
-
-DATASET_TASKS: dict[str, tuple[Task, ...]] = {
-    "embedded": TASKS,
-    "cifar10": ("classification",),
-    "voc": TASKS,
-    "imagenet": ("classification",),
-}
-"""Name of a dataset -> the tasks that it labels."""
+__all__ = ["check_facts", "trained_tasks"]
 
 _MOST_PREFERENCES = 5
 _COMPUTE = ("compute",)
@@ -53,7 +46,7 @@ def trained_tasks(job: JobSpec) -> tuple[Task, ...]:
 
 
 def _labels(dataset: DatasetSpec) -> tuple[Task, ...]:
-    offered = DATASET_TASKS[dataset.name]
+    offered = DATASETS[dataset.name].tasks
     return tuple(task for task in dataset.tasks or offered if task in offered)
 
 
@@ -183,7 +176,7 @@ def _label_locs(job: JobSpec) -> tuple[Loc, ...]:
 def _labels_exist(job: JobSpec) -> Iterator[Finding]:
     for loc, dataset in _dataset_locs(job):
         for index, task in enumerate(dataset.tasks or ()):
-            offered = DATASET_TASKS[dataset.name]
+            offered = DATASETS[dataset.name].tasks
             if task not in offered:
                 message = f"{dataset.name} has no labels for {task}"
                 yield Finding((*loc, "tasks", index), message, f"it labels {_and(offered)}", uses=((*loc, "name"),))
@@ -412,7 +405,7 @@ def _secrets_are_open_to_runs(job: JobSpec) -> Iterator[Finding]:
 
 def _uri_is_given(job: JobSpec) -> Iterator[Finding]:
     for loc, dataset in _dataset_locs(job):
-        if dataset.name != "embedded" and dataset.uri is None:
+        if DATASETS[dataset.name].needs_uri and dataset.uri is None:
             message = f"{dataset.name} needs the folder or archive that holds it"
             yield Finding((*loc, "uri"), message, uses=((*loc, "name"),))
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from mtl_cloud.catalog.datasets import DatasetName
 from mtl_cloud.tasks import Task
 
 __all__ = [
@@ -196,7 +197,7 @@ class SplitsSpec(_Spec):
 class DatasetSpec(_Spec):
     """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
 
-    name: Literal["embedded", "cifar10", "voc", "imagenet"] = Field(..., description="Which dataset.")
+    name: DatasetName = Field(..., description="Which dataset.")
     uri: str | None = Field(None, description="Its folder or archive, or what `mtl-cloud data prepare` made of it.")
     splits: SplitsSpec = Field(SplitsSpec(), description="Names of the splits.")
     tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default all that it has.")

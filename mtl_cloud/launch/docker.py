@@ -1,7 +1,7 @@
 """The docker backend: the image, detached, in this machine's container engine.
 
-Nothing of the machine is seen in the container but the folders that the job names, at the same paths. The root is
-read-only, the user is the one who submits, and there are no capabilities.
+The container sees only the folders that the job names, at the same paths. Its root is read-only, it runs as the user
+who submits, and it has no capabilities.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["DockerLauncher", "find_leftovers", "remove_leftovers"]
 _START_S = 120.0
 _LOOK_S = 0.2
 _STOP_MARGIN_S = 15.0
-"""For the last log lines and the exit record, after the trainer's grace."""
+"""Time for the last log lines and the exit record, after the trainer's grace period."""
 _SHARED_MEMORY = "16g"
-"""A limit, not a reservation: loader processes hand over whole batches in it."""
+"""A limit, not a reservation. Loader processes pass whole batches through it."""
 _AWS_FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _OVER = {"exited", "dead", "removing", "stopped"}
@@ -53,7 +53,7 @@ class ContainerRequest:
 
 
 class DockerLauncher:
-    """One container a run, named after it: the engine itself refuses a second one."""
+    """One container for each run, named after it, so that the engine refuses a second one."""
 
     backend = "docker"
 
@@ -93,7 +93,7 @@ class DockerLauncher:
         return Submission(RunHandle.of(plan), to_json(ContainerRequest(plan.image, options, supervisor)))
 
     def surroundings(self, plan: PlanRecord) -> Iterator[str]:
-        """What a container of this run is given of the machine, as options of the engine's ``run``."""
+        """Options of the engine's ``run`` that give the container access to GPUs, folders and network."""
         from mtl_cloud.planning.compute import compute_of  # pydantic, which commands on a run that exists do without
 
         yield from ("--label", f"{RUN_LABEL}={plan.run_id}", "--label", f"{STORAGE_LABEL}={plan.storage}")
@@ -117,7 +117,7 @@ class DockerLauncher:
             yield from _mount(plan.storage, plan.storage, read_only=False)
 
     def _cloud(self) -> Iterator[str]:
-        """AWS as the client sees it. Variables are named, not written out: a request holds no secret."""
+        """The client's AWS configuration. Variables are passed by name, so that the request holds no secret."""
         names = sorted(name for name in self._environ if name.startswith("AWS_"))
         yield from (part for name in names for part in ("--env", name))
         for path in (self._environ[name] for name in _AWS_FILES if Path(self._environ.get(name, "")).is_file()):
@@ -127,7 +127,7 @@ class DockerLauncher:
             yield from _mount(str(profiles), "/tmp/.aws", read_only=True)  # noqa: S108  # the image's home
         on_loopback = any(urlsplit(self._environ[name]).hostname in _LOOPBACK for name in names if "ENDPOINT" in name)
         if on_loopback and "--network" not in self._options:
-            yield from ("--network", "host")  # the server is this machine's own
+            yield from ("--network", "host")  # the server runs on this machine
 
     # --- the container ---
 
@@ -155,7 +155,7 @@ class DockerLauncher:
             )
 
     def _lives(self, run: RunRecord) -> bool:
-        """In this engine, or on another machine that shares the storage."""
+        """Whether an attempt runs in this engine, or on another machine with the same storage."""
         if self._status(run.run_id) not in _OVER | {None}:
             return True
         attempts = run.attempts()
@@ -163,7 +163,7 @@ class DockerLauncher:
         return elsewhere and read_attempt(run, attempts[-1]).is_alive(self._clock.now())
 
     def _status(self, run_id: str) -> str | None:
-        """The engine's word for the state of the run's container; None without one."""
+        """The engine's state of the run's container; None without a container."""
         found = self._engine.inspect("container", container_name(run_id))
         return None if found is None else str(found["State"]["Status"])
 
@@ -177,7 +177,7 @@ class DockerLauncher:
         except EngineError:
             if self._status(run.run_id) in _OVER | {None, "created"}:
                 raise
-            return  # somebody else has started it in the meantime
+            return  # another client has started it meanwhile
         self._await_claim(run, attempt)
 
     def _image(self, run_id: str, image: str | None) -> str:
@@ -193,7 +193,7 @@ class DockerLauncher:
     def _remove_dead(self, run_id: str) -> None:
         found = self._engine.inspect("container", container_name(run_id))
         if found is not None and found["State"]["Status"] in _OVER:
-            self._engine.ask("rm", str(found["Id"]))  # by its id: the name may be another's by now
+            self._engine.ask("rm", str(found["Id"]))  # by id, since the name may have been reused
 
     def _await_claim(self, run: RunRecord, attempt: int) -> None:
         end = self._clock.monotonic() + _START_S
@@ -214,9 +214,9 @@ class DockerLauncher:
 
 
 def find_leftovers(engine: Engine, *, is_over: Callable[[str, str], bool]) -> list[Leftover]:
-    """Containers that have ended, of runs that are over. One that may go on loses its container to the next attempt.
+    """Ended containers of runs that are over. The next attempt of other runs replaces their container.
 
-    ``is_over`` tells from a run id and its storage's URL whether the run has a result. Raises ``EngineError``.
+    ``is_over`` maps a run id and the URL of its storage to whether the run has a result. Raises ``EngineError``.
     """
     ids = engine.ask("ps", "--all", "--quiet", "--filter", f"label={STORAGE_LABEL}").split()
     found = [container for one in ids if (container := engine.inspect("container", one))]
@@ -229,7 +229,7 @@ def find_leftovers(engine: Engine, *, is_over: Callable[[str, str], bool]) -> li
 
 
 def remove_leftovers(leftovers: Iterable[Leftover], engine: Engine) -> Iterator[Leftover]:
-    """Yields each when its container is gone. Raises ``EngineError``."""
+    """Remove the containers; yields each after its removal. Raises ``EngineError``."""
     for leftover in leftovers:
         for name in leftover.names:
             container = name.partition(" ")[2]

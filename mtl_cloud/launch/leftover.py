@@ -1,4 +1,4 @@
-"""What a run has left behind at a backend, for ``mtl-cloud gc`` to show and to remove."""
+"""Resources that a run left behind at a backend, for ``mtl-cloud gc``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Leftover"]
 
 @dataclass(frozen=True)
 class Leftover:
-    """All that one run has there, and why it should have nothing."""
+    """All resources of one run, and the reason to remove them."""
 
     run_id: str
     owner: str
@@ -17,4 +17,4 @@ class Leftover:
     names: tuple[str, ...]
     """Each as ``kind name``."""
     region: str = ""
-    """At AWS."""
+    """AWS region; empty elsewhere."""

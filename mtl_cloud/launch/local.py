@@ -148,11 +148,19 @@ def _has_not_ended(child: int) -> bool:
 def _is_supervisor(pid: int, run_id: str) -> bool:
     """Whether the process is running and works on this run: its pid may have been reused."""
     _has_not_ended(pid)  # reap it, or it stays a zombie while this process runs
+    arguments = _arguments_in_proc if Path("/proc/self/cmdline").exists() else _arguments_by_ps
+    return run_id in arguments(pid)
+
+
+def _arguments_in_proc(pid: int) -> list[str]:
+    """The command line of a process; empty if there is none with that id."""
     try:
-        return run_id in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
-        pass
-    if sys.platform == "linux":
-        return False
+        return []
+
+
+def _arguments_by_ps(pid: int) -> list[str]:
+    """The same as ``_arguments_in_proc`` for systems without ``/proc`` (macOS)."""
     found = subprocess.run(["/bin/ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return run_id in found.stdout.split()
+    return found.stdout.split()

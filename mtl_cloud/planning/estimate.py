@@ -1,8 +1,9 @@
-"""How long a job takes on a machine, and how much of that is guesswork. Pure.
+"""Estimate how long a job takes on a machine. Pure.
 
-FLOPs of one image are counted (network, image size, what is shared); what a GPU sustains of its peak is assumed, as a
-range, from the dated table ``catalog/speeds.json``, unless earlier rounds of the run have measured it. Training costs
-three forward passes an image; a loader that decodes more slowly than the GPU trains is the limit.
+The FLOPs of one image follow from network, image size and sharing. The share of a GPU's peak that training sustains is
+assumed, as a range from the dated table ``catalog/speeds.json``, unless earlier rounds of the run have measured the
+speed. Training costs three forward passes per image; a loader that decodes more slowly than the GPU trains sets the
+limit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from mtl_cloud import catalog
 from mtl_cloud.catalog import InstanceType
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.jobspec.constraints import trained_tasks
 from mtl_cloud.jobspec.job import DatasetSpec, JobSpec
 from mtl_cloud.runs.plan_facts import Estimate, Range
@@ -26,14 +28,14 @@ __all__ = ["data_gigabytes", "estimate", "forward_gflop", "speeds_date", "traini
 _SUBNETS: dict[Task, str] = {"classification": "vgg16", "detection": "yolov3", "segmentation": "fcn_resnet50"}
 _BACKWARD = 3  # forward, and twice as much backward: gradients of inputs and of weights
 _START_HOURS = 0.15  # boot, driver, image pull
-_DOWNLOAD_SHARE = 0.3  # of the network's rate
+_DOWNLOAD_SHARE = 0.3  # of the network bandwidth
 _DOWNLOAD_GB_PER_S = 1.0  # at most
 
 
 def estimate(
     job: JobSpec, machine: InstanceType, *, measured_images_per_s: float | None = None, rounds_done: int = 0
 ) -> Estimate | None:
-    """None where nothing says how fast the machine is: it has no GPU, or one that the table does not know."""
+    """The time of the whole job, or of its remainder; None if the machine has no GPU or none of the table."""
     rate, limit = _rate(job, machine, measured_images_per_s)
     if rate is None:
         return None
@@ -72,17 +74,17 @@ def training_images(job: JobSpec) -> int:
 
 def data_gigabytes(job: JobSpec) -> float:
     """GB that the published datasets have."""
-    return sum(float(_dataset(spec)["gigabytes"]) for spec in job.datasets)
+    return sum(DATASETS[spec.name].gigabytes for spec in job.datasets)
 
 
 def forward_gflop(job: JobSpec) -> float:
-    """GFLOP (a multiply-add is two) of one image's forward pass; exact to some per cent, since bridges are left out."""
+    """GFLOP of one image's forward pass (a multiply-add is two), without exchange layers: some per cent at most."""
     megapixels = _side_squared(job) / 1e6
     return job.model.width**2 * sum(gflop for _, gflop in _parts(job, megapixels))
 
 
 def _parts(job: JobSpec, megapixels: float) -> Iterator[tuple[str, float]]:
-    """Network and GFLOP of each that runs."""
+    """Each network that runs, with its GFLOP."""
     for name, is_trunk in _running(job):
         network = _speeds()["networks"][name]
         hard = [stage for stage, kind in job.model.sharing.items() if kind == "hard"]
@@ -91,9 +93,9 @@ def _parts(job: JobSpec, megapixels: float) -> Iterator[tuple[str, float]]:
 
 
 def _running(job: JobSpec) -> list[tuple[str, bool]]:
-    """The networks that an image passes, and whether each computes its own early stages.
+    """The networks that process an image, and whether each computes its own early stages.
 
-    Without sharing, a sub-network of ``mtl_net`` whose task nobody labels does not run.
+    Without sharing, a sub-network of ``mtl_net`` whose task has no labels does not run.
     """
     if job.model.name != "mtl_net":
         return [(job.model.name, True)]
@@ -104,7 +106,7 @@ def _running(job: JobSpec) -> list[tuple[str, bool]]:
 
 
 def _side_squared(job: JobSpec) -> float:
-    """Pixels of an image; with several sizes the mean over them."""
+    """Pixels of an image; the mean for several sizes."""
     low, high = job.training.multi_scale or (job.training.image_size, job.training.image_size)
     sides = range(low, high + 1, 32)
     return sum(side * side for side in sides) / len(sides)
@@ -112,7 +114,12 @@ def _side_squared(job: JobSpec) -> float:
 
 def _split_size(job: JobSpec, split: str) -> int:
     """Images of all datasets together."""
-    return sum(min(int(_dataset(spec)[split]), _limit(spec, split)) for spec in job.datasets)
+    return sum(min(_images(spec, split), _limit(spec, split)) for spec in job.datasets)
+
+
+def _images(spec: DatasetSpec, split: str) -> int:
+    known = DATASETS[spec.name]
+    return known.train_images if split == "train" else known.val_images
 
 
 def _limit(spec: DatasetSpec, split: str) -> int:
@@ -124,7 +131,7 @@ def _limit(spec: DatasetSpec, split: str) -> int:
 
 
 def _rate(job: JobSpec, machine: InstanceType, measured: float | None) -> tuple[Range | None, str]:
-    """Images a second in training, and what limits them."""
+    """Images per second in training, and their limit."""
     if measured:
         return (measured, measured), "measured"
     gpus = _gpu_rate(job, machine)
@@ -157,19 +164,19 @@ def _seconds_at_peak(job: JobSpec, own: list[float] | None, end: int) -> float:
 
 
 def _scaling(gpus: int) -> float:
-    """Share of n times one GPU's pace that n GPUs reach: it falls with each doubling as it does up to eight."""
+    """Scaling efficiency of n GPUs: it falls with each doubling, at the rate measured up to eight."""
     return float(_speeds()["scaling_of_8"] ** (math.log2(gpus) / 3))
 
 
 def _step_rate(job: JobSpec) -> float:
-    """However few FLOPs a step has, its kernels take time to launch."""
+    """The limit from kernel launches, which take time even in small steps."""
     ms = sum(_speeds()["networks"][name]["launch_ms"] for name, _ in _running(job))
     return float(1000 * job.training.batch_size / ms)
 
 
 def _loader_rate(job: JobSpec, machine: InstanceType) -> float:
     """Infinite where there is next to nothing to decode."""
-    if not any(_dataset(spec)["jpeg"] for spec in job.datasets):
+    if not any(DATASETS[spec.name].is_jpeg for spec in job.datasets):
         return math.inf
     workers = max(1, job.training.loader_workers) * job.processes
     return float(_speeds()["jpegs_per_s_per_core"] * min(workers, machine.vcpus * job.instances))
@@ -177,11 +184,6 @@ def _loader_rate(job: JobSpec, machine: InstanceType) -> float:
 
 def _gb_per_s(machine: InstanceType) -> float:
     return min(_DOWNLOAD_GB_PER_S, _DOWNLOAD_SHARE * machine.network_gbit / 8)
-
-
-def _dataset(spec: DatasetSpec) -> dict[str, Any]:
-    found: dict[str, Any] = _speeds()["datasets"][spec.name]
-    return found
 
 
 @cache

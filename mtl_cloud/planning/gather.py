@@ -1,4 +1,4 @@
-"""What ``plan`` and ``submit`` do alike: gather the facts, and make the plan with its requests."""
+"""Gather the facts for a plan, from AWS or from tables: for ``plan`` and ``submit``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["clients_for", "facts_of", "launch_facts", "with_dry_run"]
 
 
 def clients_for(job: JobSpec, *, online: bool | None = None) -> ClientMaker | None:
-    """AWS as the job's region has it; None where nobody is to be asked.
+    """Clients for the job's region; None if AWS is not to be queried.
 
-    Without a word (``online`` None) AWS is asked where the job rents a machine and credentials seem to be there.
+    By default (``online`` None) AWS is queried if the job rents a machine and credentials are found.
     """
     from mtl_cloud.jobspec.job import Ec2Compute, SageMakerCompute
 
@@ -37,7 +37,7 @@ def clients_for(job: JobSpec, *, online: bool | None = None) -> ClientMaker | No
 
 
 def facts_of(job: JobSpec, clients: ClientMaker | None, *, now: datetime, thorough: bool = True) -> Facts:
-    """From AWS, or from the tables (shipped, and cached by ``instances --refresh``) where there are no clients."""
+    """Facts from AWS, or without clients from the tables (shipped, or cached by ``instances --refresh``)."""
     from mtl_cloud.catalog.prices import known_prices, price_cache
     from mtl_cloud.planning.facts import gather_facts
     from mtl_cloud.planning.plan import inputs_of
@@ -51,7 +51,7 @@ def facts_of(job: JobSpec, clients: ClientMaker | None, *, now: datetime, thorou
 
 
 def launch_facts(job: JobSpec, now: datetime) -> Facts:
-    """What a launch needs to know. Raises ``PlanError`` with all that stands in its way."""
+    """The facts for a launch. Raises ``PlanError`` with every obstacle."""
     from mtl_cloud.jobspec.job import SageMakerCompute
     from mtl_cloud.planning.plan import require_launchable
 
@@ -65,7 +65,7 @@ def launch_facts(job: JobSpec, now: datetime) -> Facts:
 
 
 def with_dry_run(plan: PlanRecord, clients: ClientMaker) -> PlanRecord:
-    """The plan, with EC2's word on whether its launch would be allowed among the checks."""
+    """The plan with an additional check: whether EC2 would permit its launch."""
     from mtl_cloud.planning.lookup import check_permission
     from mtl_cloud.runs.dataclass_json import to_json
 

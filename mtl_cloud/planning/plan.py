@@ -38,12 +38,12 @@ COMMAND = ("python", "-m", "mtl_cloud.train")
 
 
 def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanRecord:
-    """What the run record's ``plan.json`` will say.
+    """Make the plan: the contents of ``plan.json``.
 
     Raises
     ------
     PlanError
-        ``budget_usd`` on a rented machine whose price is unknown: nothing could hold it.
+        ``budget_usd`` for a rented machine whose price is unknown: the budget could not be enforced.
     """
     if job.compute.budget_usd is not None and facts.candidates and facts.usd_per_hour is None:
         raise PlanError(
@@ -75,7 +75,7 @@ def plan_run(job: JobSpec, facts: Facts, *, run_id: str, now: datetime) -> PlanR
 
 
 def require_launchable(facts: Facts) -> None:
-    """Raises ``PlanError`` with everything that AWS has said already and that no waiting mends."""
+    """Raises ``PlanError`` with every failed check: obstacles that waiting does not remove."""
     failed = [check for check in facts.checks if check.status == "failed"]
     reasons = [f"{check.name}: {check.detail}" for check in failed] + list(_short_quotas(facts))
     if reasons:
@@ -84,14 +84,14 @@ def require_launchable(facts: Facts) -> None:
 
 
 def worst_case_usd(plan: PlanRecord) -> float | None:
-    """Dollars if the machine runs until the deadline; None when the price or the deadline is not known."""
+    """Dollars if the machine runs until the deadline; None if the price or the deadline is unknown."""
     if plan.usd_per_hour is None or plan.deadline_s is None:
         return None
     return plan.usd_per_hour * plan.deadline_s / 3600
 
 
 def estimates_of(job: JobSpec, facts: Facts) -> list[Estimate]:
-    """How long each candidate takes for what is left to do; those of which nothing is known are left out."""
+    """The estimate of the remaining work for each candidate; candidates of unknown speed are left out."""
     resume = facts.resume
     found = (
         estimate(
@@ -119,7 +119,7 @@ def _usd_by_market(known: Estimate, facts: Facts) -> dict[str, tuple[float | Non
 
 
 def _usd(hours: Range, offers: list[Offer], machines: int) -> tuple[float | None, float | None]:
-    """A spot price that is not known is at most the one on demand."""
+    """An unknown spot price is at most the on-demand price."""
     now = [offer.price.usd_per_hour for offer in offers if offer.price]
     most = [offer.price.usd_per_hour if offer.price else offer.worst_usd_per_hour for offer in offers]
     known = [usd for usd in most if usd is not None]
@@ -130,26 +130,26 @@ def _usd(hours: Range, offers: list[Offer], machines: int) -> tuple[float | None
 
 
 def _image(job: JobSpec, facts: Facts) -> str | None:
-    """As the look-up pinned it by its digest, or as the job names it."""
+    """The image pinned by digest from the look-up, or as the job names it."""
     named = None if isinstance(job.compute, LocalCompute) else job.compute.image
     return facts.account.image if facts.account else named or facts.image
 
 
 def inputs_of(job: JobSpec) -> Iterator[str]:
-    """Paths and URLs that the trainer reads: datasets, and weights to start from."""
+    """Paths and URLs that the trainer reads: datasets and pretrained weights."""
     read = [dataset.uri for dataset in job.datasets] + [weights for _, weights in job.model.pretrained]
     yield from dict.fromkeys(uri for uri in read if uri is not None)
 
 
 def _secrets(job: JobSpec) -> dict[str, Json]:
-    """The references of `env`, each with the region to look it up in; None leaves that to boto3's usual chain."""
+    """The secret references of `env`, each with its region; None: boto3's default region."""
     region = job.compute.region if isinstance(job.compute, Ec2Compute | SageMakerCompute) else None
     references = {name: value for name, value in job.env.items() if not isinstance(value, str)}
     return {name: {**value.model_dump(exclude_none=True), "region": region} for name, value in references.items()}
 
 
 def _deadline_s(job: JobSpec, facts: Facts) -> float | None:
-    """The earlier of `max_hours` and the hour at which the dearest candidate has used up `budget_usd`."""
+    """The earlier of `max_hours` and the time at which the most expensive candidate has used up `budget_usd`."""
     hours = [job.compute.max_hours] if job.compute.max_hours is not None else []
     if job.compute.budget_usd is not None and facts.usd_per_hour:
         hours.append(job.compute.budget_usd / facts.usd_per_hour)
@@ -170,7 +170,7 @@ def _warnings(job: JobSpec, facts: Facts) -> Iterator[str]:
 
 
 def _shortages(job: JobSpec, facts: Facts) -> Iterator[str]:
-    """Of time, and of quota."""
+    """Warnings about time and quota."""
     deadline, least = _deadline_s(job, facts), [known.hours[0] for known in estimates_of(job, facts)]
     if deadline is not None and least and min(least) * 3600 > deadline:
         hours = f"{min(least):.0f} hours at best by the estimate"

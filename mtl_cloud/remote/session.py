@@ -16,18 +16,17 @@ from typing import Any
 
 from mtl_cloud.aws import ClientMaker, translated
 from mtl_cloud.errors import LaunchError, MissingExtraError
+from mtl_cloud.names import container_name
 from mtl_cloud.remote.instance import Instance, console_host_keys
 
-__all__ = ["CONTAINER", "Answer", "Session"]
+__all__ = ["Answer", "Session"]
 
-CONTAINER = "mtl-cloud"
-"""Name of the run's container on its instance."""
 _CONNECT_S = 30
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """The result of a command."""
 
     exit_code: int
     stdout: str
@@ -42,9 +41,17 @@ class Session:
     """
 
     def __init__(
-        self, instance: Instance, clients: ClientMaker, *, user: str, hosts: Path, say: Callable[[str], None]
+        self,
+        run_id: str,
+        instance: Instance,
+        clients: ClientMaker,
+        *,
+        user: str,
+        hosts: Path,
+        say: Callable[[str], None],
     ) -> None:
-        """``hosts`` is a folder for what is known of host keys, one file an instance."""
+        """``instance`` is the run's. ``hosts`` is a folder for known host keys, one file per instance."""
+        self._container = container_name(run_id)
         self._instance = instance
         self._clients = clients
         self._user = user
@@ -54,7 +61,7 @@ class Session:
     def run(self, command: list[str], *, in_container: bool = True, hide: bool = False, pty: bool = False) -> Answer:
         """A command, in the run's container or on the machine; its output goes to ours unless ``hide``."""
         if in_container:
-            command = ["sudo", "docker", "exec", *(["-it"] if pty else []), CONTAINER, *command]
+            command = ["sudo", "docker", "exec", *(["-it"] if pty else []), self._container, *command]
         with self._connected() as connection:
             in_stream = None if pty else False
             done = connection.run(shlex.join(command), hide=hide, pty=pty, warn=True, in_stream=in_stream)
@@ -62,7 +69,7 @@ class Session:
 
     def pull(self, path: PurePosixPath, target: Path, *, in_container: bool = True) -> None:
         """Copy a file or folder into the folder ``target``, as one stream that is unpacked as it comes."""
-        argv = ["sudo", "docker", "cp", f"{CONTAINER}:{path}", "-"]
+        argv = ["sudo", "docker", "cp", f"{self._container}:{path}", "-"]
         if not in_container:
             argv = ["sudo", "tar", "-cf", "-", "-C", str(path.parent), path.name]
         with self._connected() as connection:
@@ -143,7 +150,7 @@ class Session:
             )
 
     def _learn_host_keys(self) -> None:
-        """What AWS's console says stands above what was trusted before."""
+        """Host keys from AWS's console output replace keys that were trusted before."""
         keys = console_host_keys(self._instance, self._clients)
         if keys:
             self._known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def _decoder() -> codecs.IncrementalDecoder:
 
 @dataclass
 class _Seen:
-    """What was seen of one attempt."""
+    """The part of one attempt that was reported already."""
 
     number: int
     log_segment: int = 0

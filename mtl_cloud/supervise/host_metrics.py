@@ -39,9 +39,9 @@ def gpu_count() -> int:
     return len(_nvidia_smi("name"))
 
 
-def _memory() -> dict[str, Json]:
+def _memory(root: Path = Path("/")) -> dict[str, Json]:
     """Memory use and limit of the container (cgroup v2) or else of the machine; empty on other systems than Linux."""
-    group = Path("/sys/fs/cgroup")
+    group = root / "sys/fs/cgroup"
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":
@@ -49,7 +49,7 @@ def _memory() -> dict[str, Json]:
     except OSError:
         pass  # the root cgroup has no such files
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return {}
     kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
 
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.supervise import guard
@@ -44,6 +44,7 @@ class TrainerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._lifeline = cast("IO[bytes]", self._guard.stdin)
 
     def wait(self, timeout_s: float | None) -> int | None:
         """The exit code (negative: the signal that ended it), or None after ``timeout_s``. None waits without limit."""
@@ -58,8 +59,7 @@ class TrainerProcess:
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the tree, by closing the guard's lifeline."""
-        if self._guard.stdin is not None:
-            self._guard.stdin.close()
+        self._lifeline.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,12 +1,12 @@
-"""A double of EC2 and Auto Scaling, for rehearsals and tests. Public: your tests may use it too.
+"""A fake of EC2 and Auto Scaling, for rehearsals and tests. Public: your tests may use it, too.
 
-It stands where boto3's clients stand, and checks every request against botocore's own model of the API. Unlike other
-doubles it has what launches meet in earnest: pools of machines that run dry, quotas, looks that are some seconds old,
-throttling, interruptions. Its time is the clock that it is given: a test sleeps, and hours of AWS have gone by.
+It replaces boto3's clients, and validates every request against botocore's model of the API. It simulates what real
+launches meet: exhausted capacity pools, quotas, stale reads, throttling, interruptions. Its time is the given clock, so
+a test can let hours pass at once.
 
-What it knows: launch templates; groups with their instances, scheduled actions and activities; spot and on-demand. It
-launches as Auto Scaling does: one zone at a time, again after a refusal, again after an instance has gone. It runs no
-user data; ``on_running`` is called with the id of each instance that runs.
+It implements launch templates; groups with their instances, scheduled actions and activities; spot and on-demand. It
+launches as Auto Scaling does: one zone at a time, retried after a refusal, replaced after a termination. It runs no
+user data; ``on_running`` is called with the id of each running instance.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ __all__ = ["CloudDouble", "Pool"]
 
 
 class CloudDouble(Account):
-    """The account, as it answers requests. Made with the parameters of ``Account``."""
+    """An account that answers requests. Takes the parameters of ``Account``."""
 
-    # --- what a test does ---
+    # --- for tests ---
 
     def clients(self, region: str) -> _Clients:
-        """As ``Ec2Launcher(clients=...)`` wants it."""
+        """A maker of clients, for ``Ec2Launcher(clients=...)``."""
         return _Clients(self, region)
 
-    def refuse_next(self, operation: str, code: str, message: str = "as the test wishes") -> None:
+    def refuse_next(self, operation: str, code: str, message: str = "as the test requests") -> None:
         """Answer the next ``operation`` (``CreateAutoScalingGroup``) with an error."""
         self._refused_next[operation] = (code, message)
 
     def alive(self) -> list[str]:
-        """Ids of instances that are pending or running now."""
+        """Ids of instances that are pending or running."""
         self.advance()
         return [name for name, one in self.state.instances.items() if one["State"]["Name"] in ALIVE]
 
     def what_is_left(self) -> list[str]:
-        """Names of all that is in the account now, instances that are terminated left out."""
+        """Names of all resources in the account, without terminated instances."""
         self.advance()
         there = [name for name, one in self.state.instances.items() if one["State"]["Name"] != "terminated"]
         return [*self.state.templates, *self.state.groups, *there]
 
     def end(self, instance: str, code: str = "Server.SpotInstanceTermination") -> None:
-        """The instance goes: spot takes it, or it shuts itself down (``Client.InstanceInitiatedShutdown``)."""
+        """Terminate the instance: a spot interruption, or its own shutdown (``Client.InstanceInitiatedShutdown``)."""
         self.advance()
         self.terminate(instance, code, self.clock.now(), f"it was taken out of service: {code}")
         self.note(self.clock.now())
@@ -56,7 +56,7 @@ class CloudDouble(Account):
     # --- requests ---
 
     def ask(self, service: str, method: str, parameters: dict[str, Any]) -> Any:
-        """Answer one request of a client, after what happened by itself until now."""
+        """Answer one request of a client, after all events that are due."""
         operation = "".join(word.capitalize() for word in method.split("_"))
         self.advance()
         self.calls.append(operation)
@@ -174,7 +174,7 @@ class CloudDouble(Account):
 
 
 class _Clients:
-    """A ``ClientMaker`` over the double."""
+    """A ``ClientMaker`` for the fake."""
 
     def __init__(self, double: CloudDouble, region: str) -> None:
         self._double = double
@@ -199,7 +199,7 @@ class _Client:
 
 
 class _Pages:
-    """A paginator; every answer of the double fits one page."""
+    """A paginator; every answer of the fake fits one page."""
 
     def __init__(self, ask: Callable[..., Any]) -> None:
         self._ask = ask

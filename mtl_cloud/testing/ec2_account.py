@@ -1,4 +1,4 @@
-"""What an account at AWS does by itself: launches, interruptions, scheduled actions; part of the double."""
+"""The background events of the fake AWS account: launches, interruptions, scheduled actions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SENTENCES = {
 
 
 class Pool(NamedTuple):
-    """Machines of one kind, as AWS counts them."""
+    """A capacity pool: instance type, zone and market."""
 
     instance_type: str
     zone: str
@@ -43,7 +43,7 @@ class Group:
     created_at: datetime
     next_try: datetime
     zone: int = 0
-    """Index of the zone whose turn it is, and how often it has refused since."""
+    """Index of the zone to try next, and its number of refusals since."""
     refusals: int = 0
 
 
@@ -62,22 +62,22 @@ class Account:
     Parameters
     ----------
     clock
-        Moves the double's time.
+        The clock of the fake.
     zones
         Subnet -> its zone.
     capacity
-        Pool -> machines in it; a pool that is not named never runs dry.
+        Pool -> number of machines; other pools are unlimited.
     quota_vcpus
-        Market -> vCPUs that may run at once; a market that is not named has no limit.
+        Market -> vCPUs that may run at once; other markets are unlimited.
     script
-        Zone -> codes (or whole sentences) of the refusals that launches there meet first, before the pools are asked.
-        One that ends in ``*`` is met for ever.
+        Zone -> codes (or whole sentences) of the first refusals of launches there, before the pools apply. A code that
+        ends in ``*`` is repeated without end.
     lag_s
-        How old the answers to describing requests are.
+        Age of the answers to describe requests.
     throttle_every
-        Each so manieth request is answered with ``Throttling``; 0 for none.
+        Every n-th request is answered with ``Throttling``; 0: none.
     tries_per_zone
-        How often a zone is asked before it is the next one's turn.
+        Launch attempts in a zone before the next zone is tried.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Account:
         self._refused_next: dict[str, tuple[str, str]] = {}
         self._templates_made = 0
         self.calls: list[str] = []
-        """Operations in the order in which they were asked for, refused ones too."""
+        """All requested operations in order, including refused ones."""
         self.most_alive: Counter[str] = Counter()
-        """Group -> the most instances that it had, pending or running, at one time."""
+        """Group -> the largest number of its instances, pending or running, at one time."""
 
-    # --- what happens by itself ---
+    # --- background events ---
 
     def advance(self) -> None:
-        """Let everything happen that was due by now, in the order of time."""
+        """Process all events that are due, in time order."""
         while due := [event for event in self._events() if event[0] <= self.clock.now()]:
             at, happen = min(due, key=lambda event: event[0])
             happen(at)
@@ -155,7 +155,7 @@ class Account:
             instance["State"] = {"Name": "terminated"}
 
     def _try(self, name: str, at: datetime) -> None:
-        """One launch, in the zone whose turn it is, of the first type that it has."""
+        """One launch attempt in the next zone, with the first type that it offers."""
         group = self.state.groups[name]
         subnets = group.request["VPCZoneIdentifier"].split(",")
         zone = self._zones[subnets[group.zone % len(subnets)]]
@@ -173,7 +173,7 @@ class Account:
         self._write(name, at, "Launching a new EC2 instance", zone=zone, status="Failed", words=words)
 
     def _refusal(self, pool: Pool) -> str | None:
-        """AWS's ``CODE - sentence`` for a launch from the pool; None when there is a machine."""
+        """AWS's refusal ``CODE - sentence`` for a launch from the pool; None if it has a machine."""
         running = [one["pool"] for one in self.state.instances.values() if one["State"]["Name"] in ALIVE]
         quota = self._quota.get(pool.market)
         used = sum(catalog.instance_type(one.instance_type).vcpus for one in running if one.market == pool.market)
@@ -256,14 +256,14 @@ class Account:
         return [template["data"]["InstanceType"]] if template else []
 
     def template(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The launch template that the request for a group names, by its id or its name; None when there is none."""
+        """The launch template that the request for a group names, by id or name; None if it does not exist."""
         policy = request.get("MixedInstancesPolicy")
         held = policy["LaunchTemplate"]["LaunchTemplateSpecification"] if policy else request["LaunchTemplate"]
         names = {held.get("LaunchTemplateId"), held.get("LaunchTemplateName")}
         templates = self.state.templates.values()
         return next((one for one in templates if names & {one["LaunchTemplateId"], one["LaunchTemplateName"]}), None)
 
-    # --- looks that are some seconds old ---
+    # --- stale reads ---
 
     def note(self, at: datetime) -> None:
         self._past.append((at, deepcopy(self.state)))

@@ -1,4 +1,4 @@
-"""A launcher that starts nothing, for tests of what uses launchers. Public: your tests may use it too."""
+"""A launcher that starts nothing, for tests of code that uses launchers. Public: your tests may use it, too."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["MemoryLauncher"]
 
 
 class MemoryLauncher:
-    """Plays a script: each ``describe`` of a run tells its next state, and the last one stays."""
+    """Replays a list of states: each ``describe`` of a run returns the next one; the last one repeats."""
 
     backend = "memory"
 
     def __init__(self, script: Sequence[BackendState] = (BackendState.PENDING, BackendState.RUNNING)) -> None:
         self.submissions: list[Submission] = []
-        """What was submitted, each run once, oldest first."""
+        """The submissions, each run once, oldest first."""
         self._script = tuple(script)
         self._scripts: dict[str, list[BackendState]] = {}
 

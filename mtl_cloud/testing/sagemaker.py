@@ -1,19 +1,19 @@
-"""A double of SageMaker's training jobs that truly runs them, for tests and rehearsals. Public: yours may use it too.
+"""A fake of SageMaker training jobs that runs them, for tests and rehearsals. Public: your tests may use it, too.
 
-It speaks SageMaker's own protocol on a local port, so everything above it is real: the launcher, the SDK, botocore. A
-job's containers are processes of this machine, started with the job's entry point, arguments and environment over a
-folder that looks like ``/opt/ml``.
+It implements SageMaker's protocol on a local port, so the launcher, the SDK and botocore above it are real. A job's
+containers are processes of this machine, started with the job's entry point, arguments and environment, in a folder
+like ``/opt/ml``.
 
-It has what moto lacks: states over time, stopping with SIGTERM and a grace, capacity that is refused, quotas, spot
-interruptions with a restart, exit codes that become ``FailureReason``, billed seconds. It does not have images,
-networks, permissions, copies from and to S3 (channels are empty folders), or CloudWatch.
+Unlike moto it has states over time, stopping with SIGTERM and a grace period, refused capacity, quotas, spot
+interruptions with a restart, exit codes that become ``FailureReason``, and billed seconds. It has no images, networks,
+permissions, copies from and to S3 (channels are empty folders), or CloudWatch.
 
 ::
 
     with SageMakerDouble(folder) as double:
         os.environ["AWS_ENDPOINT_URL_SAGEMAKER"] = double.url
         double.refuse("ml.p4d.24xlarge")            # no capacity, until double.allow(...)
-        double.interrupt("mtl-cloud-digits-3fa1c9")  # spot takes the machines back, and brings others
+        double.interrupt("mtl-cloud-digits-3fa1c9")  # a spot interruption, then a restart
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from mtl_cloud.testing.sagemaker_job import DoubleJob, Request
 __all__ = ["SageMakerDouble"]
 
 
-class _Refusal(Exception):  # noqa: N818  # it is an answer
+class _Refusal(Exception):  # noqa: N818  # an answer, not a failure
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
 class SageMakerDouble:
-    """A context in which the service answers at ``url``; leaving it ends every job.
+    """A context manager that serves at ``url``; leaving it ends every job.
 
-    ``pending_s`` is how long a job waits for capacity, ``grace_s`` how long a container has after SIGTERM, ``environ``
-    what containers inherit.
+    ``pending_s``: how long a job waits for capacity. ``grace_s``: time of a container after SIGTERM. ``environ``: the
+    environment that containers inherit.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class SageMakerDouble:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def refuse(self, instance_type: str) -> None:
-        """From now on nobody gets such a machine."""
+        """Refuse this instance type from now on."""
         self._refused.add(instance_type)
 
     def allow(self, instance_type: str) -> None:
         self._refused.discard(instance_type)
 
     def set_quota(self, instance_type: str, instances: int) -> None:
-        """Of one training job. Without a quota there is no limit."""
+        """Limit the instances of one training job. Without a quota there is no limit."""
         self._quotas[instance_type] = instances
 
     def interrupt(self, job: str) -> None:
-        """Spot takes the job's machines back: SIGTERM, the grace, and then other machines."""
+        """Interrupt the job's machines: SIGTERM, the grace period, then a restart on other machines."""
         self._jobs[job].interrupt()
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class SageMakerDouble:
                     self._job(request).stop()
                     return {}
                 case _:
-                    raise _Refusal("UnknownOperationException", f"the double does not know {operation}")
+                    raise _Refusal("UnknownOperationException", f"the fake does not implement {operation}")
 
     def _create(self, request: Request) -> dict[str, Any]:
         name, resources = request["TrainingJobName"], request["ResourceConfig"]
@@ -146,7 +146,7 @@ class SageMakerDouble:
         answer = self._answer
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the base class names it so
+            def do_POST(self) -> None:  # the name in the base class
                 operation = self.headers["X-Amz-Target"].partition(".")[2]
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 try:
@@ -162,7 +162,7 @@ class SageMakerDouble:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # nobody reads it
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # do not log
                 pass
 
         return Handler

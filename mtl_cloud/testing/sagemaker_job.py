@@ -1,4 +1,4 @@
-"""One training job of the double: its states in a thread, its containers as processes."""
+"""One training job of the fake: its states in a thread, its containers as processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DoubleJob"]
 Request: TypeAlias = dict[str, Any]
 
 _SPOT_PRICE = 0.3
-"""Spot's share of the on-demand price, by which the double bills."""
+"""Spot's share of the on-demand price, by which the fake bills."""
 _TICK_S = 0.02
 _NO_CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. "
@@ -28,7 +28,7 @@ _NO_CAPACITY = (
 
 
 class DoubleJob:
-    """A job's life begins with ``start`` and ends by itself, by ``stop`` or by ``kill``."""
+    """A job starts with ``start`` and ends by itself, by ``stop`` or by ``kill``."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class DoubleJob:
         self._stopping.set()
 
     def interrupt(self) -> None:
-        """Spot takes the machines back."""
+        """Interrupt the job's machines."""
         self._interrupting.set()
 
     def kill(self) -> None:
-        """End it without a grace, and wait for its end."""
+        """End it without a grace period, and wait for its end."""
         self._stopping.set()
         for container in self._containers:
             container.kill()
@@ -88,7 +88,7 @@ class DoubleJob:
             **(bill if self._state["TrainingJobStatus"] != "InProgress" and self._seconds else {}),
         }
 
-    # --- the story ---
+    # --- states over time ---
 
     def _live(self) -> None:
         while self._find_capacity():
@@ -98,7 +98,7 @@ class DoubleJob:
             self._enter("Interrupted", "Training job interrupted: spot capacity was taken back")
 
     def _find_capacity(self) -> bool:
-        """True with a machine; False when the job has ended for the want of one."""
+        """True with a machine; False when the job has ended for lack of capacity."""
         self._enter("Pending", "Waiting for capacity")
         end = time.monotonic() + self._pending_s
         while not self._stopping.is_set():
@@ -123,7 +123,7 @@ class DoubleJob:
             self._end("Failed", "Failed", _NO_CAPACITY)
 
     def _train(self) -> bool:
-        """True when the job is over, False when its machines were taken."""
+        """True when the job is over, False when it was interrupted."""
         self._enter("Downloading", "Downloading input data")
         self._start_containers()
         self._enter("Training", "Training image download completed. Training in progress.")
@@ -142,7 +142,7 @@ class DoubleJob:
         return True
 
     def _wait(self) -> list[int]:
-        """Exit codes of all containers; asked to end when the job is to stop, or when one of them has failed."""
+        """Exit codes of all containers, which are terminated when the job stops or one of them fails."""
         asked_at = None
         while any(container.poll() is None for container in self._containers):
             failed = any(container.poll() for container in self._containers)
@@ -167,7 +167,7 @@ class DoubleJob:
     # --- containers ---
 
     def _start_containers(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # nothing of a machine outlives it
+        shutil.rmtree(self._folder, ignore_errors=True)  # a new machine starts empty
         count = self.request["ResourceConfig"]["InstanceCount"]
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]  # all of 127.0.0.0/8 is this machine
         self._containers = [self._start_container(host, hosts) for host in hosts]

@@ -473,7 +473,7 @@ def test_iam_prints_each_statement_with_its_reason(capsys: pytest.CaptureFixture
     assert cli.main(["iam", "instance", "--region", REGION]) == 0
     words = capsys.readouterr().out
     assert "mtl-cloud-run-eu-west-1\n" in words
-    assert "  TakeGroupRole (allow)\n    To close its own group the instance takes on the groups' role" in words
+    assert "  TakeGroupRole (allow)\n    To close its own group the instance assumes the groups' role" in words
     assert "the role mtl-cloud-instance-eu-west-1: who may assume it\n" in words
     assert "      by ec2.amazonaws.com" in words
     assert cli.main(["iam", "group"]) == 0

@@ -21,14 +21,6 @@ ROOT = Path(__file__).parents[2]
 CONTENT = image_content({})
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
-
-
 @pytest.fixture
 def recorder(tmp_path: Path) -> Engine:
     """An engine that writes down what it is asked for, and the context that it is given."""
@@ -105,7 +97,7 @@ def test_the_context_is_the_recipe_the_requirements_and_the_wheel(
     }
     torch, others = (context / "torch.txt").read_text(), (context / "requirements.txt").read_text()
     names = {re.match(r"[a-z]+", entry)[0] for entry in CONTENT.requirements if entry in torch}  # type: ignore[index]
-    assert names == {"torch", "torchvision", "triton", "cuda", "nvidia"}
+    assert names == {"torch", "torchvision", "triton", "sympy", "mpmath", "networkx", "cuda", "nvidia"}
     assert sorted((torch + others).splitlines()) == sorted("\n".join(CONTENT.requirements).splitlines())
 
 

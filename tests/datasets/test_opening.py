@@ -13,8 +13,8 @@ from dataset_harness import jpeg, voc_annotation, voc_object, write_cifar_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.datasets import (
-    DATASETS,
     DatasetInfo,
     JointDataset,
     Sample,

@@ -19,6 +19,7 @@ from container_engine import base_image, build_options, built, small_content
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from waiting import wait_for
+from wheels import make_wheel
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.container.engine import Engine
@@ -129,9 +130,9 @@ def test_a_change_of_code_rebuilds_one_layer(engine: Engine, image: str, content
     with (tmp_path / "mtl_cloud" / "tasks.py").open("a") as file:
         file.write("# changed\n")
     started = time.monotonic()
-    wheel = make_wheel(tmp_path, tmp_path / "dist")
+    options = replace(build_options(), wheel=make_wheel(tmp_path, tmp_path / "dist"))
     changed = replace(content, package=tmp_path / "mtl_cloud")
-    build_image(changed, engine, replace(build_options(), wheel=wheel))
+    build_image(changed, engine, options)
     print(f"rebuilt in {time.monotonic() - started:.1f} s")
     try:
         before, after = (engine.inspect("image", one)["RootFS"]["Layers"] for one in (image, changed.reference))  # type: ignore[index]
@@ -142,21 +143,15 @@ def test_a_change_of_code_rebuilds_one_layer(engine: Engine, image: str, content
     assert min(differing) >= len(before) - 2
 
 
-def make_wheel(source: Path, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
-
-
-def test_the_wheel_is_what_the_image_contains(engine: Engine, image: str, tmp_path: Path) -> None:
+def test_the_wheel_is_what_the_image_contains(engine: Engine, image: str, wheel: Path) -> None:
     script = (
         "import hashlib, json, mtl_cloud, pathlib; root = pathlib.Path(mtl_cloud.__file__).parents[1];"
         "print(json.dumps({str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()"
         " for p in root.glob('mtl_cloud/**/*') if p.is_file() and '__pycache__' not in p.parts}))"
     )
-    with zipfile.ZipFile(make_wheel(ROOT, tmp_path)) as wheel:
-        names = [name for name in wheel.namelist() if name.startswith("mtl_cloud/")]
-        expected = {name: hashlib.sha256(wheel.read(name)).hexdigest() for name in names}
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.startswith("mtl_cloud/")]
+        expected = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
     assert json.loads(inside(engine, image, "python", "-c", script)) == expected
 
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
 import pytest
+from loopback_only import package_index
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the built wheel and no extra."""
     folder = tmp_path_factory.mktemp("base")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
-    (wheel,) = folder.glob("mtl_cloud-*.whl")
     venv.create(folder / "venv", with_pip=True)
-    run(str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", str(wheel))
+    with package_index():
+        run(str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", str(wheel))
     return folder / "venv"
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,6 @@ from mtl_cloud.testing.sagemaker import SageMakerDouble
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
-
-
-def _has_rounds(run: RunRecord, count: int) -> bool:
-    return len(run.rounds()) >= count
 
 
 def _plan(job: JobSpec, run_id: str) -> Any:
@@ -71,7 +66,7 @@ def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
 
     straight, moved = start("straight-1"), start("moved-1")
     for number, there in enumerate((on_sagemaker, job), 1):
-        wait_for(partial(_has_rounds, moved, number))
+        wait_for(_has_rounds(moved, number))
         resume_run(moved, there, _plan(there, "moved-1"), get_launcher=launchers.__getitem__, clock=Clock())
     for run in (moved, straight):
         result = wait_for(run.result, 240)

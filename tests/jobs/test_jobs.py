@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from mtl_cloud.jobspec.constraints import DATASET_TASKS, trained_tasks
+from mtl_cloud.catalog.datasets import DATASETS
+from mtl_cloud.jobspec.constraints import trained_tasks
 from mtl_cloud.jobspec.load import load_job
 from mtl_cloud.jobspec.schema import job_schema
 from mtl_cloud.jobspec.tree import read_yaml
@@ -81,7 +82,7 @@ def test_the_article_is_there_whole() -> None:
         (dataset, network, workers)
         for dataset in ("imagenet", "voc", "cifar10")
         for network in networks
-        if set(NETWORK_TASKS[network]) & set(DATASET_TASKS[dataset])
+        if set(NETWORK_TASKS[network]) & set(DATASETS[dataset].tasks)
         for workers in (1, 4)
     }
     jobs = [load_job(path).job for path in ARTICLE]

@@ -1,11 +1,14 @@
 """exec, pull and ssh against a real sshd: only AWS's side of the tunnel, sudo and docker are stood in for.
 
+The stand-in for docker has one container, under the name that the run's boot script gives it.
+
 The stand-in for ``aws ssm start-session`` becomes a sshd that serves its input and output, which the plugin joins to
 the port of one; it refuses any other arguments than those of the tunnel.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,15 +18,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from boot_script import boot_script, calls_of
+from ec2_harness import ec2_plan
+from run_harness import make_run
 from waiting import PATIENCE_S
 
 from mtl_cloud import cli
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.remote import Instance, Session, find_instance
 from mtl_cloud.remote.instance import console_host_keys, require_tools
+from mtl_cloud.storage import FolderStorage
 
 pytestmark = pytest.mark.skipif(shutil.which("sshd", path="/usr/sbin:/usr/bin") is None, reason="needs openssh-server")
 
+RUN = "voc-3fa1c9"
 INSTANCE = Instance("i-0123456789abcdef0", "us-east-1a", "us-east-1")
 ME = os.environ.get("USER") or "root"
 TUNNEL = f"""#!{sys.executable}
@@ -35,11 +43,16 @@ os.execv("/usr/sbin/sshd", ["/usr/sbin/sshd", "-i", "-f", "CONFIG"])
 """
 SUDO = '#!/bin/sh\nexec "$@"\n'
 DOCKER = """#!/bin/sh
-case "$1 $2" in
-  "exec mtl-cloud") shift 2; IN_CONTAINER=yes exec "$@" ;;
-  "cp mtl-cloud:"*) p=${2#mtl-cloud:}; exec tar -cf - -C "$(dirname "$p")" "$(basename "$p")" ;;
+case "$1 $3" in
+  "cp -") container=${2%%:*} path=${2#*:} ;;
+  "exec "*) container=$2 ;;
+  *) echo "unexpected: $*" >&2; exit 64 ;;
 esac
-echo "unexpected: $*" >&2; exit 64
+if [ "$container" != RUNNING ]; then
+  echo "Error response from daemon: No such container: $container" >&2; exit 1
+fi
+[ "$1" = exec ] || exec tar -cf - -C "$(dirname "$path")" "$(basename "$path")"
+shift 2; IN_CONTAINER=yes exec "$@"
 """
 CONFIG = """
 HostKey {folder}/host_key
@@ -73,9 +86,20 @@ class Aws:
     def get_console_output(self, *, InstanceId: str, Latest: bool) -> dict[str, str]:  # noqa: N803
         return {"Output": self.console}
 
+    def describe_instances(self, *, Filters: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803
+        assert Filters[0] == {"Name": "tag:mtl-cloud:run", "Values": [RUN]}
+        found = {"LaunchTime": datetime(2026, 1, 1, tzinfo=UTC), "Placement": {"AvailabilityZone": INSTANCE.zone}}
+        return {"Reservations": [{"Instances": [{"InstanceId": INSTANCE.id, **found}]}]}
+
     def tell_host_keys(self, *lines: str) -> None:
         block = "\n".join(lines)
         self.console = f"[ 9.1] boot\n-----BEGIN SSH HOST KEY KEYS-----\n{block}\n-----END SSH HOST KEY KEYS-----\nx"
+
+
+def container_of(run_id: str) -> str:
+    """The container that the run's instance starts."""
+    (run,) = calls_of("run", boot_script(run_id))
+    return run.option("--name")
 
 
 @pytest.fixture
@@ -84,7 +108,13 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
     binaries = tmp_path / "bin"
     binaries.mkdir()
     config = tmp_path / "config"
-    for name, text in {"aws": TUNNEL.replace("CONFIG", str(config)), "sudo": SUDO, "docker": DOCKER}.items():
+    programs = {
+        "aws": TUNNEL.replace("CONFIG", str(config)),
+        "session-manager-plugin": "#!/bin/sh\n",
+        "sudo": SUDO,
+        "docker": DOCKER.replace("RUNNING", container_of(RUN)),
+    }
+    for name, text in programs.items():
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
@@ -103,13 +133,35 @@ def told() -> list[str]:
 
 @pytest.fixture
 def session(aws: Aws, tmp_path: Path, told: list[str]) -> Session:
-    return Session(INSTANCE, aws, user=ME, hosts=tmp_path / "hosts", say=told.append)
+    return Session(RUN, INSTANCE, aws, user=ME, hosts=tmp_path / "hosts", say=told.append)
 
 
 def test_a_command_runs_in_the_container_with_its_words_whole(session: Session) -> None:
     script = 'echo "$IN_CONTAINER" "$1"; echo bad >&2; exit 3'
     answer = session.run(["sh", "-c", script, "sh", "it's $HOME; two  blanks"], hide=True)
     assert (answer.exit_code, answer.stdout, answer.stderr) == (3, "yes it's $HOME; two  blanks\n", "bad\n")
+
+
+def test_a_container_of_another_name_is_not_there(aws: Aws, tmp_path: Path, told: list[str]) -> None:
+    other = Session("voc-000000", INSTANCE, aws, user=ME, hosts=tmp_path / "hosts", say=told.append)
+    answer = other.run(["true"], hide=True)
+    assert (answer.exit_code, "No such container" in answer.stderr) == (1, True)
+    with pytest.raises(LaunchError, match=f"No such container: {container_of('voc-000000')}"):
+        other.pull(PurePosixPath("/etc/hostname"), tmp_path / "here")
+
+
+def test_exec_and_pull_find_the_container_from_the_runs_id_alone(
+    aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mtl_cloud.aws.AwsClients", lambda region: aws)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    make_run(FolderStorage(tmp_path / "runs"), run_id=RUN, backend="ec2", compute=ec2_plan().compute)
+    (tmp_path / "trace.json").write_text("{}")
+    reach = ["--storage", str(tmp_path / "runs"), "--user", ME]
+    assert cli.main(["exec", RUN, *reach, "--json", "--", "sh", "-c", "echo in:$IN_CONTAINER"]) == 0
+    assert json.loads(capsys.readouterr().out)["stdout"] == "in:yes\n"
+    assert cli.main(["pull", RUN, str(tmp_path / "trace.json"), str(tmp_path / "here"), *reach]) == 0
+    assert (tmp_path / "here/trace.json").read_text() == "{}"
 
 
 def test_a_command_on_the_machine_is_not_in_the_container(session: Session) -> None:
@@ -227,10 +279,6 @@ def test_a_missing_tool_is_named_with_the_place_to_get_it(monkeypatch: pytest.Mo
 
 
 def test_a_run_on_this_machine_is_not_reached_by_ssh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from run_harness import make_run
-
-    from mtl_cloud.storage import FolderStorage
-
     run = make_run(FolderStorage(tmp_path))
     assert cli.main(["exec", run.run_id, "--storage", str(tmp_path), "--", "true"]) == 2
     assert "runs on 'local'" in capsys.readouterr().err

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from run_harness import FAST, FakeClock, make_run
 
 from mtl_cloud import cli
-from mtl_cloud.json_types import Json
+from mtl_cloud.catalog import Price
 from mtl_cloud.launch.base import BackendState, RunHandle
 from mtl_cloud.launch.local import LocalLauncher
 from mtl_cloud.runs.attempts import bill_of
+from mtl_cloud.runs.dataclass_json import to_json
 from mtl_cloud.runs.events import Lost
 from mtl_cloud.runs.follow import follow
 from mtl_cloud.runs.lifecycle import finish_run
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbeat, Outcome
 from mtl_cloud.runs.summary import summarize
@@ -149,8 +151,14 @@ def test_one_rule_for_clocks_that_differ(silence: float, tmp_path: Path, *, is_l
 # --- any history -----------------------------------------------------------------------------------------------------
 
 PRICES = {("spot", "a"): 10.0, ("on-demand", "a"): 30.0, ("spot", "b"): 12.0}
-OFFERS: list[Json] = [
-    {"machine": "p4d.24xlarge", "zone": zone, "market": market.replace("-", "_"), "price": {"usd_per_hour": price}}
+OFFERS = [
+    Offer(
+        machine="p4d.24xlarge",
+        zone=zone,
+        market="spot" if market == "spot" else "on_demand",
+        price=Price(price, "us-east-1", "2026-01-01", "a table"),
+        worst_usd_per_hour=30.0,
+    )
     for (market, zone), price in PRICES.items()
 ]
 
@@ -177,7 +185,8 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 def write(history: list[dict[str, Any]]) -> RunRecord:
     plan = ec2_plan(purchase="spot_then_on_demand")
-    run = World().make_run(replace(plan, facts={**plan.facts, "offers": OFFERS}, usd_per_hour=30.0, budget_usd=1e6))
+    facts = {**plan.facts, "offers": to_json(OFFERS)}
+    run = World().make_run(replace(plan, facts=facts, usd_per_hour=30.0, budget_usd=1e6))
     number = 0
     for machine in history:
         if machine["boot"] is not None:
@@ -245,8 +254,7 @@ def test_a_budget_never_counts_less_than_the_bill(history: list[dict[str, Any]],
     """Also where a price is unknown: those of spot in zone b are not in this plan."""
     run = write(history)
     plan = run.plan()
-    elsewhere = [offer for offer in OFFERS if isinstance(offer, dict) and offer["zone"] != "b"]
-    facts: dict[str, Json] = {**plan.facts, "offers": [*elsewhere]}
+    facts = {**plan.facts, "offers": to_json([offer for offer in OFFERS if offer.zone != "b"])}
     run.storage.write(run.paths.plan, replace(plan, facts=facts).encode())
     bill = bill_of(run)
     known = sum(charge.usd or 0.0 for charge in bill.charges)

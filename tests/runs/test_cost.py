@@ -8,9 +8,10 @@ import pytest
 from ec2_harness import World, ec2_plan
 from run_harness import make_run
 
-from mtl_cloud.json_types import Json
+from mtl_cloud.catalog import Price
 from mtl_cloud.runs.attempts import bill_of
 from mtl_cloud.runs.dataclass_json import to_json
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, BootRecord, ExitRecord, Heartbeat
 from mtl_cloud.storage import MemoryStorage
@@ -47,9 +48,9 @@ def attempt(
         run.write_exit(number, ended)
 
 
-OFFERS: list[Json] = [
-    {"machine": "p4d.24xlarge", "zone": "us-east-1a", "market": "spot", "price": {"usd_per_hour": 10.0}},
-    {"machine": "p4d.24xlarge", "zone": None, "market": "spot", "price": {"usd_per_hour": 12.0}},
+OFFERS = [
+    Offer("p4d.24xlarge", "us-east-1a", "spot", Price(10.0, "us-east-1", "2026-01-01", "a table"), None),
+    Offer("p4d.24xlarge", None, "spot", Price(12.0, "us-east-1", "2026-01-01", "a table"), None),
 ]
 LISTED = 21.957642
 """Of the shipped table."""

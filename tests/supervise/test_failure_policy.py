@@ -63,6 +63,7 @@ def _torchrun(code: int) -> list[str]:
             AttemptEnd(Outcome.MACHINE_ERROR, -9, "the trainer was ended by SIGKILL (out of memory?)"),
         ),
         (-7, None, [], AttemptEnd(Outcome.MACHINE_ERROR, -7, "the trainer was ended by SIGBUS")),
+        (-35, None, [], AttemptEnd(Outcome.MACHINE_ERROR, -35, "the trainer was ended by signal 35")),
         (
             75,
             None,

@@ -123,3 +123,11 @@ def test_a_trainer_that_hangs_is_killed_at_once(clock: FakeClock, scratch: Scrat
     hang = Stop(StopReason.HANG, "no sign of life")
     assert supervise_process(puppet, [At100(clock, hang)], scratch, SETTINGS) == (-9, hang)
     assert puppet.heard == [(clock.seconds, "kill")]
+
+
+def test_a_request_that_cannot_be_written_becomes_a_sigterm(clock: FakeClock, tmp_path: Path) -> None:
+    """As on a full disk; here the scratch folder is gone."""
+    scratch = Scratch(tmp_path / "gone")
+    puppet = Puppet(clock, scratch, "terminate", 75, after_s=3)
+    assert supervise_process(puppet, [At100(clock, CANCEL)], scratch, SETTINGS) == (75, CANCEL)
+    assert (puppet.heard, clock.seconds) == ([(100, "terminate")], 103)

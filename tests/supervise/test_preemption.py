@@ -108,6 +108,12 @@ def test_maintenance_that_is_over_or_called_off_stops_nothing(imds: FakeImds, st
     assert watched.look() is None
 
 
+def test_an_answer_that_is_not_json_is_an_error_to_try_again(imds: FakeImds) -> None:
+    imds.documents[SPOT] = b"<html>a proxy's page</html>"
+    with pytest.raises(OSError, match="spot/instance-action is not JSON"):
+        Watched(imds).look()
+
+
 def test_no_metadata_service_is_an_error_to_try_again(imds: FakeImds) -> None:
     elsewhere = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"] + "/elsewhere"}
     with pytest.raises(OSError, match="400"):

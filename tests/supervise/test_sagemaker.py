@@ -73,6 +73,14 @@ def test_a_channel_is_found_where_sagemaker_puts_it_a_single_object_as_a_file(tm
     assert environ == {"A": "1", "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "mine"}
 
 
+def test_a_job_without_channels_has_no_inputs(tmp_path: Path) -> None:
+    """SageMaker writes neither file then."""
+    root = write_opt_ml(tmp_path)
+    for name in ("inputdataconfig.json", "hyperparameters.json"):
+        (root / "input/config" / name).unlink(missing_ok=True)
+    assert ENV_INPUTS not in SageMakerContainer(root).environ({})
+
+
 def test_a_folder_that_sagemaker_did_not_fill_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"resourceconfig\.json: does not exist"):
         SageMakerContainer(tmp_path).nodes()

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_harness import PRELUDE, supervisor_argv
 
+from mtl_cloud.errors import LaunchError
 from mtl_cloud.jobspec.load import job_to_json, parse_job
 from mtl_cloud.planning.plan import Facts, plan_run
 from mtl_cloud.runs.record import RunRecord
@@ -132,6 +133,18 @@ def test_a_secret_without_the_key_is_told_without_quoting_it(
         read_secrets({"X": {"secretsmanager": name, "key": key, "region": "us-east-1"}})
     assert secret not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_secret_is_read_whole_where_no_key_is_given_and_a_binary_one_is_refused(environ: None, cloud: str) -> None:
+    secrets_manager = boto3.client("secretsmanager")
+    secrets_manager.create_secret(Name="mtl-cloud/whole", SecretString=PLANTED)
+    secrets_manager.create_secret(Name="mtl-cloud/binary", SecretBinary=b"\0")
+    whole, binary = (
+        {"X": {"secretsmanager": f"mtl-cloud/{name}", "region": "us-east-1"}} for name in ("whole", "binary")
+    )
+    assert read_secrets(whole).values == {"X": PLANTED}
+    with pytest.raises(LaunchError, match=r"^env\.X: the secret is binary"):
+        read_secrets(binary)
 
 
 def test_without_references_nothing_is_asked() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from narrowing import present
 from run_harness import is_running, logged, make_run, start_supervisor, supervisor_argv
 from waiting import PATIENCE_S, wait_for
 
+from mtl_cloud.errors import RecordError
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import CancelRecord, Outcome
 from mtl_cloud.storage import FolderStorage
@@ -274,6 +276,17 @@ def test_a_run_that_is_over_is_not_begun_again(storage: FolderStorage, start: St
     assert start(run).wait(PATIENCE_S) == 0
     assert start(run, attempt=2).wait(PATIENCE_S) == 0
     assert len(run.attempts()) == 1
+
+
+def test_a_supervisor_that_cannot_read_the_plan_says_so_and_claims_nothing(
+    storage: FolderStorage, start: Start
+) -> None:
+    run = make_run(storage, "work()")
+    storage.write(run.paths.plan, b"{")
+    process = start(run)
+    assert process.wait(PATIENCE_S) == RecordError.exit_code
+    assert "plan.json: not JSON" in present(process.stderr).read()
+    assert run.owner() is None
 
 
 def test_a_killed_supervisor_leaves_no_trainer(storage: FolderStorage, start: Start) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_only import package_index
 from run_harness import is_running, make_run
 from waiting import PATIENCE_S, wait_for
 
@@ -151,7 +152,8 @@ def built(content: ImageContent, engine: Engine) -> str:
     """Build the image if absent. Returns its reference."""
     with _alone("build"):
         if engine.inspect("image", content.reference) is None:
-            build_image(content, engine, build_options())
+            with package_index():
+                build_image(content, engine, build_options())
             with (_STATE / "built").open("a") as made:
                 made.write(f"{content.reference}\n")
     return content.reference

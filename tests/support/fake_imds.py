@@ -17,7 +17,7 @@ MAINTENANCE = "/latest/meta-data/events/maintenance/scheduled"
 
 
 class FakeImds(ThreadingHTTPServer):
-    """Answers 401 without a valid token, and 404 for paths that are not in ``documents``."""
+    """Answers 401 without a valid token, and 404 for paths that are not in ``documents``; bytes are sent as is."""
 
     daemon_threads = True
 
@@ -48,20 +48,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/latest/api/token" or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers:
             return self._answer(400)
         self.server.tokens += 1
-        return self._answer(200, f"token-{self.server.tokens}")
+        return self._answer(200, f"token-{self.server.tokens}".encode())
 
     def do_GET(self) -> None:
         if self.headers["X-aws-ec2-metadata-token"] != f"token-{self.server.tokens}":
             self._answer(401)
         elif self.path in self.server.documents:
-            self._answer(200, json.dumps(self.server.documents[self.path]))
+            document = self.server.documents[self.path]
+            self._answer(200, document if isinstance(document, bytes) else json.dumps(document).encode())
         else:
             self._answer(404)
 
-    def _answer(self, status: int, body: str = "") -> None:
+    def _answer(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Silence."""

@@ -1,8 +1,8 @@
-"""The requests of a run on EC2, as a pure function of its plan and of its launch template.
+"""The requests of a run on EC2, as a pure function of its plan and its launch template.
 
-A launch template says what the machine is; an Auto Scaling group of one, made at size zero, says where and how it is
-bought; a scheduled action sets the group to zero at the run's expiry; only then is the group opened. So no machine is
-ever asked for whose end is not arranged.
+A launch template describes the machine. An Auto Scaling group of one, created with capacity 0, describes zones and
+purchase. A scheduled action sets the group to 0 at the run's expiry, and only then is the capacity set to 1: no machine
+is requested before its end is scheduled.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ __all__ = ["CLOSED", "OPEN", "PLANNED", "Ec2Facts", "Template", "capacity_timeou
 OPEN: dict[str, Json] = {"MinSize": 0, "MaxSize": 1, "DesiredCapacity": 1}
 CLOSED: dict[str, Json] = {"MinSize": 0, "MaxSize": 0, "DesiredCapacity": 0}
 _SLACK = timedelta(minutes=30)
-"""From the run's own deadline, at which it saves and ends, to the walls that end it if it does not."""
+"""Time between the run's deadline, at which it saves and stops, and the scheduled end of its machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """What the requests take from the run's launch template, and no plan knows."""
+    """The part of the run's launch template that the requests need and no plan contains."""
 
     id: str
-    """The group is bound to it, and not to the name, which another template may have by then."""
+    """The group refers to this id, not to the name, which another template may have later."""
     key: str = field(repr=False)
-    """Of the group: 32 hex digits. Who has it, and the instances' role, may close the group."""
+    """The group's key, 32 hex digits. With it, a holder of the instances' role may close the group."""
 
 
 PLANNED: Final = Template(id="lt-made-by-submit", key="made-by-submit")
-"""Stands for the template that is not made yet, in all that is shown and stored."""
+"""Placeholder for the template that does not exist yet, in requests that are shown and stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ec2Facts:
-    """What the requests need of the account, from ``facts.ec2`` of ``plan.json`` and the job's own fields."""
+    """The account's facts for the requests, from ``facts.ec2`` of ``plan.json`` and the job's own fields."""
 
     ami: str
     root_device: str
-    """The AMI's own name of its root disk: ``/dev/sda1``, ``/dev/xvda``, ..."""
+    """The AMI's name for its root disk: ``/dev/sda1``, ``/dev/xvda``, ..."""
     subnets: Mapping[str, str]
-    """Zone -> subnet, of the zones that offer any of the job's types."""
+    """Zone -> subnet, for the zones that offer any of the job's types."""
     security_group: str
     instance_profile: str
     """Name of the profile."""
     group_role: str
-    """ARN of the role with which a machine closes its own group."""
+    """ARN of the role that a machine assumes to close its own group."""
     image: str
     """Reference of the container image."""
     owner: str
-    """Last part of the ARN of who planned."""
+    """Last part of the planner's ARN."""
     reservation: Reservation | None
     """``compute.capacity_reservation``; None without one."""
 
@@ -92,21 +92,21 @@ class Ec2Facts:
 
 def _unknown(plan: PlanRecord, fact: str) -> LaunchError:
     return LaunchError(
-        f"{plan.run_id}: the plan lacks the fact ec2.{fact}: nobody looked at the account",
+        f"{plan.run_id}: the plan lacks the fact ec2.{fact}: the account was not queried",
         hint="plan with credentials, in a region where `mtl-cloud bootstrap` has run",
     )
 
 
 def _offering(offers: Iterable[Offer], subnets: Mapping[str, str]) -> Mapping[str, str]:
-    """Zones that no offer of the plan names are left out; all stay where it names none."""
+    """The facts with only those zones that the plan's offers name; all zones if the offers name none."""
     zones = {offer.zone for offer in offers} & subnets.keys()
     return {zone: subnet for zone, subnet in subnets.items() if zone in zones} if zones else subnets
 
 
 def expires_at(plan: PlanRecord) -> datetime:
-    """When nothing of the run may be left: its deadline, after the time in which AWS may look for a machine.
+    """The time at which all of the run's resources are removed: its deadline plus the longest wait for capacity.
 
-    Raises ``LaunchError`` for a plan without a deadline: nothing may run at AWS for ever.
+    Raises ``LaunchError`` for a plan without a deadline, since nothing may run at AWS without limit.
     """
     if plan.deadline_s is None:
         raise LaunchError(f"{plan.run_id}: the plan has no deadline", hint="set compute.max_hours")
@@ -115,15 +115,15 @@ def expires_at(plan: PlanRecord) -> datetime:
 
 
 def capacity_timeout(plan: PlanRecord) -> timedelta | None:
-    """How long AWS may look for the first machine; None for as long as the run may last."""
+    """How long to wait for the first machine; None: as long as the run may last."""
     minutes = compute_of(plan, Ec2Compute).capacity_timeout_minutes
     return None if minutes is None else timedelta(minutes=minutes)
 
 
 def requests(plan: PlanRecord, template: Template = PLANNED) -> dict[str, dict[str, Json]]:
-    """Operation -> its parameters, in the order in which they are sent. The first one makes the template, with its key.
+    """Operation -> parameters, in sending order. The first operation creates the template with its key.
 
-    Raises ``LaunchError`` where the plan lacks what a machine needs.
+    Raises ``LaunchError`` if the plan lacks a fact that a machine needs.
     """
     if not plan.storage.startswith("s3://"):
         raise LaunchError(f"{plan.run_id}: storage: an instance needs a bucket, not {plan.storage}", hint="s3://bucket")
@@ -144,7 +144,7 @@ def requests(plan: PlanRecord, template: Template = PLANNED) -> dict[str, dict[s
             "VPCZoneIdentifier": ",".join(_subnets(facts)),
             "HealthCheckType": "EC2",
             "HealthCheckGracePeriod": 300,
-            # It would start a second machine beside a healthy one, on the hint that spot may take the first.
+            # It would start a second machine beside a healthy one when spot merely may interrupt the first.
             "CapacityRebalance": False,
             "Tags": [*_group_tags(tags, propagate=True), *_group_tags(key_tag, propagate=False)],
         },
@@ -163,11 +163,11 @@ def _tagged(resource: str, tags: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _group_tags(tags: Mapping[str, str], *, propagate: bool) -> list[Json]:
-    """``propagate``: the group's instances get them too."""
+    """``propagate``: whether the group's instances get the tags, too."""
     return [{"Key": key, "Value": value, "PropagateAtLaunch": propagate} for key, value in tags.items()]
 
 
-# --- what the machine is ---------------------------------------------------------------------------------------------
+# --- the machine ---------------------------------------------------------------------------------------------
 
 
 def _machine(
@@ -178,7 +178,7 @@ def _machine(
         "InstanceInitiatedShutdownBehavior": "terminate",
         "IamInstanceProfile": {"Name": facts.instance_profile},
         "SecurityGroupIds": [facts.security_group],
-        # Two hops: the trainer asks from inside of a bridged container.
+        # Two hops, because the trainer runs in a bridged container.
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": 2},
         "BlockDeviceMappings": [
             {
@@ -216,7 +216,7 @@ def _script(plan: PlanRecord, compute: Ec2Compute, facts: Ec2Facts, key: str) ->
 
 
 def _reserved(compute: Ec2Compute, facts: Ec2Facts) -> dict[str, Json]:
-    """A reservation is of one type, and a capacity block must be asked for as a market of its own."""
+    """A reservation has one type, and a capacity block is a separate market."""
     if facts.reservation is None:
         return {}
     block: dict[str, Json] = {"InstanceMarketOptions": {"MarketType": "capacity-block"}}
@@ -228,11 +228,11 @@ def _reserved(compute: Ec2Compute, facts: Ec2Facts) -> dict[str, Json]:
     }
 
 
-# --- where it runs, and how it is bought -----------------------------------------------------------------------------
+# --- zones and purchase -----------------------------------------------------------------------------
 
 
 def _subnets(facts: Ec2Facts) -> list[str]:
-    """One a zone; a reservation has one zone."""
+    """One subnet for each zone; a reservation has one zone."""
     if facts.reservation is None:
         return list(facts.subnets.values())
     zone = facts.reservation.zone

@@ -6,6 +6,7 @@ as ``@NAME@``, and are filled in here from where they are defined.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ __all__ = ["MAX_USER_DATA", "Boot", "shared_names", "user_data"]
 MAX_USER_DATA: Final = 16384
 """Bytes that EC2 takes, before base64."""
 _GRACE_S = 100
-"""Of the 120 s between a spot notice and the end of the machine."""
+"""The trainer's share of the 120 s between a spot notice and the end of the machine."""
 _STOP_TIMEOUT_S = _GRACE_S + 15
 """The rest is for the last log lines and the exit record."""
 _SHARED_NAME = re.compile("@([A-Z_]+)@")
@@ -34,14 +35,15 @@ _COMMENT = re.compile(r"^ *#.*\n|^\n", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """What the script has to know. No secret of the job is among it: whoever may describe the machine can read it."""
+    """The values of a run in the script. They hold no secret of the job: principals that may describe the machine can
+    read them."""
 
     run_id: str
     group: str
     group_role: str
     """ARN of the role with which the machine closes it."""
     key: str = field(repr=False)
-    """Of the group. To other runs' machines it is a secret: they may describe nothing."""
+    """The group's key. It is a secret to other runs' machines, which may not describe anything."""
     region: str
     storage: str
     """``s3://bucket/prefix``, without a slash at its end."""
@@ -90,6 +92,7 @@ def shared_names() -> dict[str, str]:
 
 
 def _boot_record() -> str:
+    """The JSON of a ``BootRecord``, on one line."""
     record = BootRecord(
         instance="$INSTANCE",
         instance_type="$TYPE",
@@ -100,7 +103,7 @@ def _boot_record() -> str:
         started_at="$STARTED",
         at="$now",
     )
-    return record.encode().decode().strip()
+    return json.dumps(json.loads(record.encode()))
 
 
 def _supervisor_arguments() -> list[str]:

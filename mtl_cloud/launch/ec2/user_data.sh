@@ -18,10 +18,10 @@ say() { echo "mtl-cloud $(date -u +%FT%TZ): $*" >&2; }
 
 # --- the run record ---
 
-# The message loses its quotes: there may be no JSON tool on the machine.
+# The message keeps only what needs no escape in JSON, printable ASCII without " and \: the machine may have no JSON tool.
 record() {
   local phase=$1 message now
-  message=$(tr -d '"\\\n' <<<"${2:-}")
+  message=$(tr -cd ' !#-[]-~' <<<"${2:-}")
   now=$(date -u +%FT%TZ)
   timeout 60 aws s3 cp --only-show-errors - "$STORAGE/@BOOT_KEY@" <<JSON
 @BOOT_RECORD@
@@ -47,7 +47,7 @@ finish() {
   INSTANCE=${INSTANCE:-unknown} # a metadata service that failed has left it empty
   case $code in
     @EXIT_DONE@ | @EXIT_ENDED@) phase @PHASE_ENDED@ "the run is over (supervisor: $code)" && close_group ;;
-    @EXIT_TAKEN@ | @EXIT_CONTINUES@) phase @PHASE_ENDED@ "the run goes on elsewhere (supervisor: $code)" ;;
+    @EXIT_TAKEN@ | @EXIT_CONTINUES@) phase @PHASE_ENDED@ "the run continues elsewhere (supervisor: $code)" ;;
     *) fail "$code" ;;
   esac
   shutdown -P now
@@ -105,7 +105,7 @@ buy_on_demand() {
     say "interrupted $ON_DEMAND_AFTER times: the next machine is bought on demand"
     exit @EXIT_CONTINUES@
   fi
-  say "the group cannot be changed to on demand: the run goes on with spot"
+  say "the group cannot be changed to on demand: the run continues on spot"
 }
 
 # --- disks ---

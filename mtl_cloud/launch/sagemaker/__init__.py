@@ -1,4 +1,4 @@
-"""The SageMaker backend: a run is one training job after another, of the same image and the same record."""
+"""The SageMaker backend: a run is a series of training jobs with the same image and run record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SageMaker's training jobs, through the SDK's resource class (``sagemaker.core``), and their states as ours."""
+"""SageMaker training jobs, through the SDK's resource class (``sagemaker.core``), with their states mapped to ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORKING = {"Training", "Uploading", "Stopping", "MaxRuntimeExceeded"}
 
 @dataclass(frozen=True)
 class Transition:
-    """One step in the life of a training job."""
+    """One status transition of a training job."""
 
     at: datetime
     status: str
@@ -35,20 +35,20 @@ class Transition:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What SageMaker says of one training job."""
+    """SageMaker's description of one training job."""
 
     name: str
     status: str
     secondary: str
     reason: str
-    """Why it failed, in SageMaker's words; empty unless it did."""
+    """SageMaker's reason for a failure; empty otherwise."""
     created_at: datetime
     instance_type: str
-    """The one that runs it; of several preferences, the first until one was found."""
+    """The instance type in use; before one is found, the first preference."""
     instance_count: int
     training_s: int | None
     billable_s: int | None
-    """Seconds that each instance is paid for; None before the end."""
+    """Training seconds of each instance; None before the end."""
     transitions: tuple[Transition, ...]
 
     @property
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def error_class(self) -> ErrorClass:
-        """What its end means. A job that ran out of time while it waited found no capacity."""
+        """The class of its failure. A job that timed out while waiting found no capacity."""
         if self.secondary == "MaxWaitTimeExceeded":
             return ErrorClass.CAPACITY
         return read_reason(self.reason).error_class
@@ -72,13 +72,13 @@ class Job:
         return 1 - self.billable_s / self.training_s
 
     def failure(self, run_id: str) -> CloudError:
-        """For a job that ended before its run did: cause and next step."""
+        """The error for a job that ended before its run: cause and next step."""
         found, error_class = read_reason(self.reason), self.error_class
         kind = CapacityError if error_class is ErrorClass.CAPACITY else CloudError
         words = f": {self.reason}" if self.reason else ""
         return kind(
             f"{run_id}: SageMaker ended {self.name} as {self.secondary}{words} ({error_class.replace('_', ' ')})",
-            hint=f"{found.cause}; {found.action}" if self.reason else "submit it again to go on",
+            hint=f"{found.cause}; {found.action}" if self.reason else "submit it again to continue",
             code=found.code,
             error_class=error_class,
             operation="CreateTrainingJob",
@@ -86,7 +86,7 @@ class Job:
 
     @classmethod
     def of(cls, answer: Any) -> Self:
-        """From the SDK's resource."""
+        """Convert the SDK's resource."""
         resources = answer.resource_config
         preferences = _or(resources.instance_preferences, [])
         first = preferences[0].instance_type if preferences else _or(resources.instance_type, "")
@@ -108,9 +108,9 @@ class Job:
 
 
 class TrainingJobs:
-    """The training jobs of one account in one region. Everything raises ``CloudError`` when AWS refuses.
+    """The training jobs of one account in one region. Every method raises ``CloudError`` when AWS refuses.
 
-    Raises ``MissingExtraError`` without the SDK.
+    The constructor raises ``MissingExtraError`` without the SDK.
     """
 
     def __init__(self, clients: ClientMaker) -> None:
@@ -119,7 +119,7 @@ class TrainingJobs:
         self._sdk = {"session": _session(clients), "region": clients.region}
 
     def create(self, request: dict[str, Json]) -> bool:
-        """Start a job; False when one of its name exists, which then stays as it is."""
+        """Start a job. Returns False, and changes nothing, if a job of that name exists."""
         from sagemaker.core.utils.code_injection.codec import transform
 
         name = str(request["TrainingJobName"])
@@ -133,12 +133,12 @@ class TrainingJobs:
         return True
 
     def of_run(self, run_id: str) -> list[Job]:
-        """All jobs that the run has had, the first one first. One request for each, and one more."""
+        """All jobs of the run, oldest first. Sends one request for each, and one more."""
         found = (self._find(job_name(run_id, number)) for number in count(1))
         return [job for job in takewhile(lambda job: job is not None, found) if job]
 
     def stop(self, name: str) -> None:
-        """Ask SageMaker to end the job, after the grace. Silent when there is nothing to end."""
+        """Ask SageMaker to stop the job after its grace period. Does nothing if the job has ended."""
         with translated("sagemaker", where=name), self._absence_is_no_error():
             self._resource.get(training_job_name=name, **self._sdk).stop()
 
@@ -149,7 +149,7 @@ class TrainingJobs:
 
     @contextmanager
     def _sent_as_planned(self, request: dict[str, Json]) -> Iterator[None]:
-        """To the letter: the SDK drops empty values, and adds what a configuration file of its own says."""
+        """Send the request unchanged: the SDK would drop empty values and add defaults of its own."""
         events, name = self._client.meta.events, "provide-client-params.sagemaker.CreateTrainingJob"
 
         def planned(**_: Any) -> dict[str, Json]:
@@ -163,7 +163,7 @@ class TrainingJobs:
 
     @contextmanager
     def _absence_is_no_error(self) -> Iterator[None]:
-        """The API model declares ``ResourceNotFound``; what it answers is a ``ValidationException`` that says so."""
+        """The API model declares ``ResourceNotFound``, but the service answers with a ``ValidationException``."""
         from botocore.exceptions import ClientError
 
         try:
@@ -183,11 +183,8 @@ def _resource() -> Any:
 
 
 def _session(clients: ClientMaker) -> Any:
-    """The SDK asks a session for its clients; this one hands out ours, with our timeouts, retries and endpoint."""
-    try:
-        from boto3 import Session
-    except ImportError as error:
-        raise MissingExtraError("aws", "talking to AWS") from error
+    """A session for the SDK that returns our clients, with our timeouts, retries and endpoint."""
+    from boto3 import Session
 
     class OurSession(Session):  # type: ignore[misc]  # boto3 has no types
         def client(self, service_name: str, *_: Any, **__: Any) -> Any:
@@ -197,5 +194,5 @@ def _session(clients: ClientMaker) -> Any:
 
 
 def _or(value: Any, absent: Any) -> Any:
-    """The SDK's resources say ``Unassigned()`` where an answer lacks a field."""
+    """The value, or None for ``Unassigned()``, which the SDK uses for missing fields."""
     return absent if value is None or type(value).__name__ == "Unassigned" else value

@@ -1,9 +1,8 @@
 """The launcher of ``backend: sagemaker``.
 
-A training job that has ended never runs again, and its name is taken for ever. So a run is a series of jobs, named
-``mtl-cloud-<run id>``, ``…--2``, ``…--3``: whoever submits asks for the newest, adopts it while it lives, and makes the
-next one when it has ended before the run. Two who do so at once ask for the same name, and one of them is told that it
-is taken.
+A training job that has ended never runs again, and its name cannot be reused. So a run is a series of jobs, named
+``mtl-cloud-<run id>``, ``…--2``, ``…--3``: ``submit`` looks for the newest job, adopts it while it runs, and creates
+the next one if it ended before the run. Two concurrent submits use the same name, so SageMaker refuses one of them.
 """
 
 from __future__ import annotations
@@ -60,9 +59,9 @@ class SageMakerLauncher:
         return self.jobs(handle)[-1].state
 
     def stop(self, handle: RunHandle) -> None:
-        """Ask SageMaker to end the job, and return when it has: the trainer gets two minutes to save.
+        """Stop the job, and return when it has ended: the trainer has two minutes to save.
 
-        The job of a run that is over ends by itself, within seconds.
+        The job of a run that is over ends by itself within seconds.
         """
         run = record_of(handle)
         jobs = self._jobs(run.plan())
@@ -73,7 +72,7 @@ class SageMakerLauncher:
                 jobs.stop(job.name)
         if not self._has_ended(jobs, handle, _STOP_S):
             raise LaunchError(
-                f"{handle.run_id}: SageMaker was asked to stop its job, and has not within {_STOP_S / 60:g} minutes",
+                f"{handle.run_id}: SageMaker has not stopped the job within {_STOP_S / 60:g} minutes",
                 hint="repeat it, or look at the job in SageMaker's console",
             )
 
@@ -88,12 +87,12 @@ class SageMakerLauncher:
             self._clock.sleep(_LOOK_S)
         return True
 
-    # --- what SageMaker knows beside ---
+    # --- jobs, charges and logs ---
 
     def jobs(self, handle: RunHandle) -> list[Job]:
-        """All training jobs of the run, with their states, reasons and billed seconds; the newest is the last.
+        """All training jobs of the run, with states, reasons and billed seconds, oldest first.
 
-        Raises ``LaunchError`` for a run that SageMaker was never given.
+        Raises ``LaunchError`` for a run that was never submitted to SageMaker.
         """
         found = self._jobs(record_of(handle).plan()).of_run(handle.run_id)
         if not found:
@@ -101,13 +100,13 @@ class SageMakerLauncher:
         return found
 
     def charges(self, handle: RunHandle) -> list[Charge]:
-        """What SageMaker bills for each job that has ended: managed spot does not charge all of its seconds."""
+        """SageMaker's charge for each job that has ended: managed spot does not charge for all seconds."""
         plan = record_of(handle).plan()
         bills = ((number, job) for number, job in enumerate(self.jobs(handle), 1) if job.training_s)
         return [_charge(plan, number, job) for number, job in bills]
 
     def log_lines(self, handle: RunHandle) -> Iterator[str]:
-        """What all containers of all jobs printed, as CloudWatch keeps it."""
+        """The output of all containers of all jobs, from CloudWatch."""
         logs = self._region(record_of(handle).plan())("logs")
         for job in self.jobs(handle):
             yield from log_lines(logs, job.name)
@@ -120,7 +119,7 @@ class SageMakerLauncher:
 
 
 def _charge(plan: PlanRecord, number: int, job: Job) -> Charge:
-    price = plan.usd_per_hour  # of all its instances
+    price = plan.usd_per_hour  # for all instances together
     return Charge(
         attempt=number,
         instance=job.name,

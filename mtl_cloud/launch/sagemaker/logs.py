@@ -1,4 +1,4 @@
-"""What a training job printed, from CloudWatch: for the time before the run record has a log, and after its end."""
+"""The output of a training job, from CloudWatch: for the time before the run record has a log, and after its end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["log_lines"]
 
 
 def log_lines(client: Any, job: str) -> Iterator[str]:
-    """Lines of all containers of a training job, one container after another, without line ends.
+    """The lines of all containers of a training job, one container after another, without line breaks.
 
-    ``client`` is of CloudWatch Logs. A job that has printed nothing has no lines. Raises ``CloudError``.
+    ``client`` is a CloudWatch Logs client. A job without output has no lines. Raises ``CloudError``.
     """
     for stream in _streams(client, job):
         yield from _lines(client, stream)
@@ -28,13 +28,13 @@ def _streams(client: Any, job: str) -> list[str]:
             found = pages.paginate(logGroupName=SAGEMAKER_LOG_GROUP, logStreamNamePrefix=f"{job}/")
             return [stream["logStreamName"] for page in found for stream in page["logStreams"]]
     except CloudError as error:
-        if error.code == "ResourceNotFoundException":  # the account's first training job makes the group
+        if error.code == "ResourceNotFoundException":  # the account's first training job creates the log group
             return []
         raise
 
 
 def _lines(client: Any, stream: str) -> Iterator[str]:
-    """Pages may be empty where time passed without a line: the end is where a page's token comes back as it was."""
+    """All events of a stream. Pages may be empty before the end, which is where the token does not change any more."""
     token: dict[str, str] = {}
     while True:
         with translated("logs", where=stream):

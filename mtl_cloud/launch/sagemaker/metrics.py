@@ -1,4 +1,4 @@
-"""What SageMaker reads from the container's output: the trainer's own lines, as ``MetricDefinitions``."""
+"""``MetricDefinitions``, by which SageMaker extracts metrics from the trainer's log lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _METRICS = {
     "detection": ("map50_voc", "map", "recall50"),
     "segmentation": ("miou", "pixel_accuracy"),
 }
-"""Task -> those of its metrics that are worth a curve in SageMaker's console; the run record has all."""
+"""Task -> the metrics to plot in SageMaker's console; the run record has all metrics."""
 
 
 def metric_definitions() -> list[Json]:

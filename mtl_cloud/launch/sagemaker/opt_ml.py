@@ -19,7 +19,7 @@ def write_opt_ml(
     hyperparameters: Mapping[str, str] | None = None,
     interface: str = "eth0",
 ) -> Path:
-    """Make the folder of one of ``hosts``; ``channels`` maps names to input modes. Their folders are empty."""
+    """Create the folder of one of ``hosts``. ``channels`` maps names to input modes; channel folders are empty."""
     group = {"instance_group_name": "homogeneousCluster", "instance_type": instance_type, "hosts": list(hosts)}
     resources = {
         "current_host": host,

@@ -1,7 +1,7 @@
-"""The request of a run on SageMaker: one ``CreateTrainingJob``, as a pure function of its plan.
+"""The ``CreateTrainingJob`` request of a run on SageMaker, as a pure function of its plan.
 
-What it leaves out is left out on purpose: no secret (the container resolves references itself), no ``CheckpointConfig``
-of ours (the run record has manifests; SageMaker's copying has none), no hyperparameters but what each channel holds.
+It contains no secrets (the container resolves references itself), no checkpoint paths of ours (the run record has
+manifests; SageMaker's copying has none), and no hyperparameters except the URL of each channel.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mtl_cloud.runs.supervisor_options import SupervisorOptions
 __all__ = ["SageMakerFacts", "job_name", "request"]
 
 GRACE_S = 105
-"""Of the 120 s between SageMaker's SIGTERM and its SIGKILL; the rest is for the last log lines and the exit record."""
+"""The trainer's share of the 120 s between SageMaker's SIGTERM and SIGKILL; the rest is for log and exit record."""
 _MAX_RUNTIME = timedelta(days=28)
 _SLACK = timedelta(minutes=30)
-"""From the run's own deadline, at which it saves and ends, to SageMaker's."""
+"""Time between the run's deadline, at which it saves and stops, and SageMaker's limit."""
 _MOST_RETRIES = 30
 _NAME_LENGTH = 63
 _NAME = re.compile(r"[A-Za-z0-9](-*[A-Za-z0-9])*")  # TrainingJobName in the API model
@@ -49,7 +49,7 @@ class SageMakerFacts:
 
     @classmethod
     def of(cls, plan: PlanRecord, compute: SageMakerCompute) -> Self:
-        """Raises ``LaunchError`` naming the first fact that neither the job nor the plan holds."""
+        """Raises ``LaunchError`` naming the first missing fact."""
         facts = plan.parsed_facts
         role = compute.role or (facts.sagemaker and facts.sagemaker.role)
         image = plan.image or (facts.sagemaker and facts.sagemaker.image)
@@ -62,15 +62,15 @@ class SageMakerFacts:
 
 def _unknown(plan: PlanRecord, field: str) -> LaunchError:
     return LaunchError(
-        f"{plan.run_id}: compute.{field} is not given, and the plan was made without a look at the account",
+        f"{plan.run_id}: compute.{field} is not given, and the plan was made without querying the account",
         hint=f"set compute.{field}, or plan with credentials where `mtl-cloud bootstrap` has run",
     )
 
 
 def job_name(run_id: str, number: int = 1) -> str:
-    """Of the run's first, second, ... training job: SageMaker never runs a job twice, and never forgets a name.
+    """The name of the run's training job ``number`` (1, 2, ...). SageMaker never reuses names.
 
-    A run id that SageMaker would not take, or that looks like another's second job, is made a name by its digest.
+    The digest replaces a run id that SageMaker does not accept, or that looks like another run's second job.
     """
     suffix = "" if number == 1 else f"--{number}"
     name = aws_name(run_id)
@@ -102,7 +102,7 @@ def request(plan: PlanRecord) -> dict[str, Json]:
         "StoppingCondition": _stopping(plan, compute),
         "OutputDataConfig": _output(plan, compute),
         "EnableManagedSpotTraining": compute.purchase == "spot",
-        "EnableInterContainerTrafficEncryption": False,  # it may halve the bandwidth; a VPC keeps others out
+        "EnableInterContainerTrafficEncryption": False,  # it may halve the bandwidth; a VPC isolates the traffic
         "Environment": dict(plan.env),
         "Tags": _tags(plan, compute, facts),
         **({"HyperParameters": {**channels}} if channels else {}),
@@ -128,7 +128,7 @@ def _arguments(plan: PlanRecord) -> list[Json]:
 
 
 def _channels(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, str]:
-    """Channel -> URL of the inputs that SageMaker brings. A folder's ends in a slash: a prefix matches more."""
+    """Channel -> URL of the inputs that SageMaker provides. Folders end in a slash: a bare prefix matches more."""
     if compute.input_mode == "s3":
         return {}
     urls = [url for url in plan.inputs if url.startswith("s3://")]
@@ -168,9 +168,9 @@ def _resources(compute: SageMakerCompute) -> dict[str, Json]:
 
 
 def _own_disks_gb(types: tuple[str, ...]) -> list[int]:
-    """Size of the local NVMe disks of each type that has some.
+    """Size of the local NVMe disks of each type that has them.
 
-    They encrypt by themselves, and SageMaker refuses a key for them (API model, ``VolumeKmsKeyId``), and more room.
+    They encrypt by themselves; SageMaker refuses a key (API model, ``VolumeKmsKeyId``) or additional volumes for them.
     """
     machines = map(catalog.instance_type, types)
     return [machine.nvme_count * machine.nvme_gb for machine in machines if machine.nvme_count]
@@ -185,7 +185,7 @@ def _stopping(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
     return {
         "MaxRuntimeInSeconds": round(runtime.total_seconds()),
         **(spot if compute.purchase == "spot" else {}),
-        **(pending if accelerated else {}),  # it acts on accelerated types only
+        **(pending if accelerated else {}),  # it applies to accelerated types only
     }
 
 
@@ -196,7 +196,7 @@ def _runtime(plan: PlanRecord) -> timedelta:
 
 
 def _retries(compute: SageMakerCompute) -> dict[str, Json]:
-    """For SageMaker's own failures; those of the run are the supervisor's."""
+    """Retries for SageMaker's internal failures; the supervisor handles those of the run."""
     attempts = min(compute.max_restarts, _MOST_RETRIES)
     return {"RetryStrategy": {"MaximumRetryAttempts": attempts}} if attempts else {}
 
@@ -216,7 +216,7 @@ def _output(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
 
 
 def _declared_checkpoints(plan: PlanRecord, compute: SageMakerCompute) -> dict[str, Json]:
-    """An empty folder: jobs that declare no checkpoints are not given more than an hour to wait for spot capacity
+    """An empty folder: SageMaker limits the wait for spot capacity to an hour for jobs without checkpoints
     ("Managed Spot Training", SageMaker developer guide)."""
     return {"CheckpointConfig": {"S3Uri": f"{_backend_url(plan)}checkpoints/"}} if compute.purchase == "spot" else {}
 

@@ -1,4 +1,4 @@
-"""News of a run's training jobs, from the states that SageMaker says they went through."""
+"""News of a run's training jobs, from SageMaker's status transitions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PHASES = {
     "Restarting": "launched",
     "Failed": "failed",
 }
-"""SecondaryStatus -> phase of the news; every other one is of an end."""
+"""SecondaryStatus -> phase of the news; all others mean that the job has ended."""
 
 
 class SageMakerWatch:
@@ -44,7 +44,7 @@ class SageMakerWatch:
         fresh = [news for job in jobs for step in job.transitions if (news := _news(job, step)) not in self._told]
         self._told.update(fresh)
         if not fresh and jobs[-1].state is BackendState.ENDED and self._run.result() is None:
-            raise jobs[-1].failure(self._run.run_id)  # first the news, then this
+            raise jobs[-1].failure(self._run.run_id)  # news come first
         return fresh
 
 

@@ -1,7 +1,7 @@
-"""Facts from AWS: what a plan rests on when credentials are there. Reads only; nothing here starts or changes anything.
+"""Look up a plan's facts at AWS. Read-only.
 
-What AWS does not tell (a denied look-up, a service that is down) stays as the dated tables have it, and a check of the
-plan says so. Clients are passed in.
+Where AWS does not answer (a denied request, a service that is down), the dated tables' values remain, and a check of
+the plan says so. Clients are passed in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the account has for a run: the stack of ``mtl-cloud bootstrap``, images, a reservation."""
+"""The account's resources for a run: the stack of ``mtl-cloud bootstrap``, images, a reservation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AMI_PARAMETER", "look_up_account", "look_up_identity"]
 
 AMI_PARAMETER: Final = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """The public SSM parameter that names AWS's newest deep learning base image: driver, docker, NVIDIA's container
-toolkit. Machines without a GPU take it too, for its docker."""
+toolkit. Machines without a GPU use it, too, for its docker."""
 
 _ECR = re.compile(
     r"(?P<repository>\d{12}\.dkr\.ecr\.[\w-]+\.amazonaws\.com(\.cn)?/(?P<name>[^:@]+))(:(?P<tag>[^@]+))?(@(?P<digest>.+))?"
@@ -23,7 +23,7 @@ _ECR = re.compile(
 
 
 def look_up_identity(clients: ClientMaker) -> str:
-    """ARN of who asks. Raises ``CloudError``."""
+    """The caller's ARN. Raises ``CloudError``."""
     with translated("sts"):
         return str(clients("sts").get_caller_identity()["Arn"])
 
@@ -31,11 +31,11 @@ def look_up_identity(clients: ClientMaker) -> str:
 def look_up_account(
     clients: ClientMaker, compute: Ec2Compute | SageMakerCompute, *, image_tag: str
 ) -> Ec2Account | SageMakerAccount:
-    """What the backend's requests need.
+    """The account's facts for the backend's requests.
 
-    A job that names no image gets the one with ``image_tag`` of the stack's repository.
+    A job without an image uses the one with ``image_tag`` in the stack's repository.
 
-    Raises ``LaunchError`` (``CloudError`` where AWS refuses): nothing can be launched without any of these.
+    Raises ``LaunchError`` (``CloudError`` if AWS refuses): a launch needs all of them.
     """
     with translated("cloudformation"):
         stack = stack_outputs(clients("cloudformation"))
@@ -54,7 +54,7 @@ def look_up_account(
 
 
 def _trainer_image(clients: ClientMaker, reference: str) -> str:
-    """Pinned by its digest. Another registry than ECR is not asked."""
+    """The image, pinned by digest. Registries other than ECR are not queried."""
     found = _ECR.fullmatch(reference)
     if found is None:
         return reference
@@ -65,7 +65,7 @@ def _trainer_image(clients: ClientMaker, reference: str) -> str:
 
 
 def _machine_image(clients: ClientMaker, disk_gib: int) -> MachineImage:
-    """Pinned: a plan names one image, and a machine that replaces another boots the same."""
+    """The machine image, pinned by id, so that replacement machines boot the same one."""
     with translated("ssm", where=AMI_PARAMETER):
         ami = clients("ssm").get_parameter(Name=AMI_PARAMETER)["Parameter"]["Value"]
     with translated("ec2", where=ami):

@@ -1,4 +1,4 @@
-"""Things that are tried before they cost money: the dataset, the storage. Each gives one ``Check``."""
+"""Checks of dataset and storage access before a machine is paid for. Each gives one ``Check``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_inputs", "check_storage", "tried"]
 
 
 def tried(name: str, attempt: Callable[[], str]) -> Check:
-    """The check that an attempt makes: its words when it succeeds, AWS's when not."""
+    """A check by trying: its message on success, AWS's error otherwise."""
     try:
         return Check(name, "ok", attempt())
     except LaunchError as error:
@@ -21,7 +21,7 @@ def tried(name: str, attempt: Callable[[], str]) -> Check:
 
 
 def check_inputs(clients: ClientMaker, inputs: Iterable[str]) -> Iterator[Check]:
-    """Can each ``s3://`` URL that the trainer reads be listed, and is something there?"""
+    """Check that each ``s3://`` URL that the trainer reads can be listed and is not empty."""
     for uri in inputs:
         if uri.startswith("s3://"):
             yield tried("dataset", partial(_list, clients, uri))
@@ -37,7 +37,7 @@ def _list(clients: ClientMaker, uri: str) -> str:
 
 
 def check_storage(clients: ClientMaker, url: str) -> Check:
-    """May run records be written there? An upload is begun and given up, which leaves nothing."""
+    """Check that run records can be written: start and abort an upload, which leaves nothing."""
     if not url.startswith("s3://"):
         return Check("storage", "unknown", f"{url}: not at S3, so not tried")
     return tried("storage", partial(_begin_upload, clients, url))

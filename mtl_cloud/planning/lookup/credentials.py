@@ -1,4 +1,4 @@
-"""Whether it is worth asking AWS, found out without importing what asks."""
+"""Whether AWS can probably be queried, found without importing boto3."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FILES = {"AWS_SHARED_CREDENTIALS_FILE": "credentials", "AWS_CONFIG_FILE": "conf
 
 
 def can_ask_aws(environ: Mapping[str, str], home: Path) -> bool:
-    """boto3 is installed, and the environment or the AWS configuration below ``home`` names credentials.
+    """Whether boto3 is installed, and the environment or the AWS configuration below ``home`` names credentials.
 
-    A guess that costs microseconds: an instance's role is not seen, and what is named may have run out.
+    A guess in microseconds: it does not see an instance's role, and credentials may have expired.
     """
     named = any(environ.get(name) for name in _NAMED_BY)
     return find_spec("boto3") is not None and (named or any(_holds_something(path) for path in _paths(environ, home)))

@@ -1,4 +1,4 @@
-"""All facts of a job, from AWS where it tells them, from the tables where not."""
+"""All facts of a job, from AWS or, where it does not answer, from the tables."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass
 class _Questions:
-    """Asks, and keeps a check of what was not answered."""
+    """Runs queries, and records a check for each that failed."""
 
     checks: list[Check] = field(default_factory=list)
 
     def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
-        """The answer; or ``otherwise``, from the tables."""
+        """The answer, or ``otherwise`` (from the tables) if the query fails."""
         try:
             return question()
         except LaunchError as error:
@@ -41,7 +41,7 @@ class _Questions:
             return otherwise
 
     def need(self, name: str, question: Callable[[], T]) -> T | None:
-        """The answer; None where the run cannot be started for want of it."""
+        """The answer, or None if the query fails; the run then cannot be started."""
         try:
             return question()
         except LaunchError as error:
@@ -59,10 +59,10 @@ def look_up(
     thorough: bool = True,
     environ: Mapping[str, str] = os.environ,
 ) -> Facts:
-    """The facts of a job, which asks nothing where no machine is rented.
+    """The facts of a job. Queries nothing if no machine is rented.
 
-    ``thorough`` also asks for what a launch can do without: zones and their scores, quotas, and whether ``inputs`` and
-    storage can be reached. What fails is a check of the facts, never an exception; the tables stand in for it.
+    ``thorough`` also queries facts that a launch does not need: zones and their scores, quotas, and access to
+    ``inputs`` and storage. A failed query becomes a check, never an exception; the tables' values then remain.
     """
     facts, questions, compute = gather_facts(job, prices), _Questions(), job.compute
     if not isinstance(compute, Ec2Compute | SageMakerCompute):
@@ -119,7 +119,7 @@ def _spot(
     *,
     thorough: bool,
 ) -> list[tuple[str, str | None, Price, int | None]]:
-    """(type, zone, price, score), as ``offers_of`` takes them."""
+    """(type, zone, price, score), for ``offers_of``."""
     names = _ec2_names(candidates)
     if not names or "spot" not in markets_of(job):
         return []
@@ -172,7 +172,7 @@ def _with_limit(quota: Quota, clients: ClientMaker, questions: _Questions) -> Qu
 
 
 def _limit(quota: Quota, clients: ClientMaker) -> float | None:
-    """EC2's by its code; SageMaker's has a code of its own for each type and use, found by its name."""
+    """EC2's quota by its code; SageMaker's, which has a code for each type and use, by its name."""
     with translated("service-quotas", where=quota.name):
         quotas = clients("service-quotas")
         if quota.code:

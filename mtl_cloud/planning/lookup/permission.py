@@ -1,4 +1,4 @@
-"""Whether the launch would be allowed: EC2's dry run of the whole request."""
+"""Check whether the launch is permitted, by EC2's dry run of the whole request."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _dry_run(clients: ClientMaker, request: dict[str, Any]) -> str:
         if error.code == "DryRunOperation":
             return f"ec2:RunInstances of {request['InstanceType']} would be allowed"
         raise
-    raise LaunchError("ec2 RunInstances: a dry run was answered as if it were none", hint="check AWS_ENDPOINT_URL")
+    raise LaunchError("ec2 RunInstances: the dry run was answered as a real request", hint="check AWS_ENDPOINT_URL")
 
 
 def _request(plan: PlanRecord, account: Ec2Account, template: dict[str, Any]) -> dict[str, Any]:
-    """The template as RunInstances takes it: boto3 encodes its user data by itself."""
+    """The template as parameters of RunInstances, where boto3 encodes the user data itself."""
     machine, offers = template["LaunchTemplateData"], plan.parsed_facts.offers
     offered = [account.subnets[offer.zone] for offer in offers if offer.zone and offer.zone in account.subnets]
     return {

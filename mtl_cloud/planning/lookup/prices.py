@@ -39,7 +39,7 @@ def look_up_prices(clients: ClientMaker, names: Sequence[str], *, now: datetime)
 
 
 def look_up_on_demand(clients: ClientMaker, names: Sequence[str], *, now: datetime) -> dict[str, Price]:
-    """Type -> price in the clients' region; a type that the Price List does not have is left out."""
+    """Type -> price in the clients' region; types without an entry in the Price List are left out."""
     machines = [name for name in names if not name.startswith("ml.")]
     training = [name for name in names if name.startswith("ml.")]
     found: dict[str, float] = {}
@@ -72,7 +72,7 @@ def _hourly(product: dict[str, Any]) -> Iterator[float]:
 
 
 def look_up_spot_now(clients: ClientMaker, names: Sequence[str], *, now: datetime) -> dict[tuple[str, str], Price]:
-    """(type, zone) -> the spot price at present."""
+    """(type, zone) -> current spot price."""
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for point in _history(clients, names, start=now):
         key = point["InstanceType"], point["AvailabilityZone"]

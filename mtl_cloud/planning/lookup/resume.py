@@ -1,4 +1,4 @@
-"""Where a run of an id would go on, and how fast it went."""
+"""The step at which a run would resume, and its measured speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["find_resume"]
 
 
 def find_resume(run: RunRecord) -> Resume | None:
-    """None when there is no such run. Raises ``StorageError``."""
+    """The resume point; None if there is no such run. Raises ``StorageError``."""
     if not run.exists():
         return None
     rounds, checkpoints = run.rounds(), run.checkpoints()

@@ -224,7 +224,7 @@ def test_an_interrupted_machine_leaves_the_group_open_for_the_next(all_boots: An
     assert json.loads(booted["files"]["attempts/0001/exit.json"])["outcome"] == "interrupted"
     assert "result.json" not in booted["files"]
     assert CLOSED not in booted["calls"]
-    assert _phase(booted) == ("ended", "the run goes on elsewhere (supervisor: 75)")
+    assert _phase(booted) == ("ended", "the run continues elsewhere (supervisor: 75)")
 
 
 @pytest.mark.slow

@@ -19,10 +19,11 @@ from botocore.validate import ParamValidator
 from ec2_harness import START, ec2_plan
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.json_types import Json
 from mtl_cloud.launch.ec2 import Ec2Launcher
 from mtl_cloud.launch.ec2.request import Template, expires_at, requests
 from mtl_cloud.names import KEY_TAG
+from mtl_cloud.runs.dataclass_json import to_json
+from mtl_cloud.runs.plan_facts import Offer
 from mtl_cloud.runs.schema import PlanRecord
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -164,10 +165,8 @@ def test_a_plan_without_what_a_machine_needs_is_refused_by_name(plan: PlanRecord
 
 def test_zones_that_do_not_offer_the_type_are_not_asked() -> None:
     plan = ec2_plan()
-    offers: list[Json] = [
-        {"machine": "p4d.24xlarge", "zone": zone, "market": "on_demand"} for zone in ("us-east-1b", "us-east-1d")
-    ]
-    group: Any = requests(replace(plan, facts={**plan.facts, "offers": offers}))["create_auto_scaling_group"]
+    offers = [Offer("p4d.24xlarge", zone, "on_demand", None, None) for zone in ("us-east-1b", "us-east-1d")]
+    group: Any = requests(replace(plan, facts={**plan.facts, "offers": to_json(offers)}))["create_auto_scaling_group"]
     assert group["VPCZoneIdentifier"] == "subnet-0b"
 
 

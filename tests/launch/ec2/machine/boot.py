@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from mtl_cloud.runs.schema import BootRecord
+
 HERE = Path(__file__).parent
 LOG = Path("/var/log/cloud-init-output.log")
 PROGRAMS = (
@@ -61,6 +63,21 @@ class Metadata(BaseHTTPRequestHandler):
         pass
 
 
+def _earlier_boot(instance: str) -> bytes:
+    """The record of a machine that an interruption took after an hour."""
+    record = BootRecord(
+        instance=instance,
+        instance_type="p4d.24xlarge",
+        zone="us-east-1b",
+        market="spot",
+        phase="running",
+        message="",
+        started_at="2026-01-01T00:00:00+00:00",
+        at="2026-01-01T01:00:00+00:00",
+    )
+    return record.encode()
+
+
 def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any]:
     """What was called, in what order, and what lies in the bucket afterwards."""
     Metadata.market = scenario.get("market", "on-demand")
@@ -69,7 +86,7 @@ def boot(scenario: dict[str, Any], folder: Path, endpoint: str) -> dict[str, Any
     for name in scenario.get("boots", []):
         path = folder / "s3/bucket/runs-of-ada/runs/digits-1/boots" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+        path.write_bytes(_earlier_boot(path.stem))
     (folder / "count").write_text("0")
     (folder / "calls").write_text("")
     (folder / "signed").write_text("")
