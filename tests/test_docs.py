@@ -97,7 +97,7 @@ def links() -> Iterator[tuple[str, str]]:
                 yield page.relative_to(ROOT).as_posix(), target
 
 
-@pytest.mark.parametrize(("page", "target"), links())
+@pytest.mark.parametrize(("page", "target"), list(links()))
 def test_a_link_leads_somewhere(page: str, target: str) -> None:
     assert ((ROOT / page).parent / target).exists()
 
