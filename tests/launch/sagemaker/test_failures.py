@@ -61,6 +61,16 @@ def test_a_refusal_is_no_absence(aws: AwsClients, answers: Answers, run: RunReco
     assert caught.value.error_class == "permission"
 
 
+def test_a_job_that_may_not_be_made_is_an_error(aws: AwsClients, answers: Answers, run: RunRecord) -> None:
+    """Only a name that is taken is not: another process submits the same run."""
+    answers.refuse("sagemaker", "CreateTrainingJob", "AccessDeniedException", "not authorized")
+    launcher = launcher_on(aws)
+    with pytest.raises(CloudError, match="not authorized"):
+        launcher.submit(launcher.prepare(run.plan()))
+    answers.refuse("sagemaker", "CreateTrainingJob", "ResourceInUse", "Training job names must be unique")
+    assert launcher.submit(launcher.prepare(run.plan())) == RunHandle.of(run.plan())
+
+
 class MinuteClock(FakeClock):
     """Every pause takes a minute."""
 
