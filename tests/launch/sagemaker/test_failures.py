@@ -107,6 +107,13 @@ def test_a_plan_without_a_deadline_is_refused(run: RunRecord) -> None:
     assert caught.value.hint == "set compute.max_hours"
 
 
+def test_a_plan_without_an_image_is_refused(run: RunRecord) -> None:
+    plan = run.plan()
+    without = replace(plan, image=None, compute={**plan.compute, "image": None})
+    with pytest.raises(LaunchError, match=r"digits-1: compute\.image is not given"):
+        request(without)
+
+
 @pytest.mark.parametrize(
     ("training_s", "billable_s", "saving"), [(100, 30, 0.7), (100, 100, 0.0), (100, None, None), (None, None, None)]
 )
