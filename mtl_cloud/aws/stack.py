@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.names import STACK, SUBNETS_OUTPUT, StackOutput
+from mtl_cloud.names import STACK, SUBNET_OUTPUT_PREFIX, StackOutput
 
 __all__ = ["Bootstrap", "find_stack", "stack_outputs"]
 
@@ -81,7 +81,7 @@ def find_stack(client: Any) -> dict[str, Any] | None:
 
 def _bootstrap(outputs: Mapping[str, str], stack_id: str) -> Bootstrap:
     region, account = stack_id.split(":")[3:5]
-    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith(SUBNETS_OUTPUT))
+    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith(SUBNET_OUTPUT_PREFIX))
     return Bootstrap(
         region=region,
         account=account,

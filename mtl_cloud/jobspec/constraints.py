@@ -21,7 +21,7 @@ from mtl_cloud.jobspec.job import (
     MixingSpec,
     SageMakerCompute,
 )
-from mtl_cloud.names import ENV_PREFIX, PARAMETERS, SECRETS
+from mtl_cloud.names import ENV_PREFIX, PARAMETER_PREFIX, SECRET_PREFIX
 from mtl_cloud.suggest import did_you_mean
 from mtl_cloud.tasks import METRICS, NETWORK_TASKS, TASKS, Task
 
@@ -375,8 +375,8 @@ def _machine_can_reach(job: JobSpec) -> Iterator[Finding]:
 
 
 _SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
-_READABLE_PARAMETER = re.compile(rf"{PARAMETERS}|arn:[^:]*:ssm:[^:]*:[^:]*:parameter{PARAMETERS}")
-_READABLE_SECRET = re.compile(rf"{SECRETS}|arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:{SECRETS}")
+_READABLE_PARAMETER = re.compile(rf"{PARAMETER_PREFIX}|arn:[^:]*:ssm:[^:]*:[^:]*:parameter{PARAMETER_PREFIX}")
+_READABLE_SECRET = re.compile(rf"{SECRET_PREFIX}|arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:{SECRET_PREFIX}")
 
 
 def _env_is_ours_to_set(job: JobSpec) -> Iterator[Finding]:
@@ -389,7 +389,7 @@ def _secrets_are_by_reference(job: JobSpec) -> Iterator[Finding]:
     for name, value in job.env.items():
         if isinstance(value, str) and _SECRET_NAME.search(name):
             message = f"{name} looks like a secret, and will stand in the run record in clear"
-            yield Finding(("env", name), message, f"write {{ssm: {PARAMETERS}…}}, and put it there", fatal=False)
+            yield Finding(("env", name), message, f"write {{ssm: {PARAMETER_PREFIX}…}}, and put it there", fatal=False)
 
 
 def _secrets_are_open_to_runs(job: JobSpec) -> Iterator[Finding]:
@@ -399,7 +399,7 @@ def _secrets_are_open_to_runs(job: JobSpec) -> Iterator[Finding]:
             continue
         if not (_READABLE_PARAMETER.match(value.ssm or "") or _READABLE_SECRET.match(value.secretsmanager or "")):
             message = f"the role of `mtl-cloud bootstrap` cannot read {value.ssm or value.secretsmanager}"
-            hint = f"name it {PARAMETERS}… (ssm) or {SECRETS}… (secretsmanager), or allow it to the role"
+            hint = f"name it {PARAMETER_PREFIX}… (ssm) or {SECRET_PREFIX}… (secretsmanager), or allow it to the role"
             yield Finding(("env", name), message, hint, uses=(("compute", "backend"),), fatal=False)
 
 

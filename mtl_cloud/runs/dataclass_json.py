@@ -61,12 +61,8 @@ def json_object(data: bytes, source: str) -> dict[str, Any]:
 
 
 def to_json(value: object) -> Any:
-    """The value as ``json.loads`` would return it: dataclasses as objects, tuples as lists, members of enums as values.
-
-    Fields stand in order of declaration.
-    """
-    if isinstance(value, Enum):
-        return value.value
+    """The value with dataclasses as objects, whose fields stand in order of declaration, tuples as lists and members of
+    enumerations as their values."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

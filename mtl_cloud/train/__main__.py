@@ -1,7 +1,7 @@
 """The trainer process: ``python -m mtl_cloud.train``, started by the supervisor in the container.
 
-It reads its job from the run record, trains, and leaves with 0 (all rounds done), 75 (stopped as asked, state
-committed) or the exit code of the error that it names in the scratch folder.
+It reads its job from the run record, trains, and exits with one of ``TrainerExit`` or with the exit code of the error
+that it names in the scratch folder.
 """
 
 from __future__ import annotations

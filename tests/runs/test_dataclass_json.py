@@ -236,6 +236,12 @@ class Thing:
     anything: Any = None
 
 
+def test_a_member_of_an_enumeration_is_written_as_its_value() -> None:
+    (flag,) = to_json((SupervisorFlag.STORAGE,))
+    assert (flag, type(flag)) == ("--storage", str)
+    assert from_json(tuple[str, ...], [flag], AT) == ("--storage",)
+
+
 def test_lists_pairs_unions_and_free_json_survive_the_way() -> None:
     thing = Thing([Box(1, "a"), Box(2, 3)], (4, Box(5)), {"free": [None, {"x": 1.5}]}, [True])
     document = json.loads(json.dumps(to_json(thing)))

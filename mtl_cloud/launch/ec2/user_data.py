@@ -35,8 +35,7 @@ _COMMENT = re.compile(r"^ *#.*\n|^\n", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """The values of a run in the script. They hold no secret of the job: principals that may describe the machine can
-    read them."""
+    """Values of one run. No secret of the job is among them: everyone who may describe the machine can read them."""
 
     run_id: str
     group: str
@@ -58,14 +57,14 @@ class Boot:
 def user_data(boot: Boot, expires_at: datetime) -> str:
     """The script. Its first command schedules the machine's own shutdown at ``expires_at``; comments are left out."""
     expiry = int(expires_at.timestamp())
-    wall = f'shutdown -P "+$((({expiry} - $(date +%s)) / 60))" || shutdown -P now'
+    timer = f'shutdown -P "+$((({expiry} - $(date +%s)) / 60))" || shutdown -P now'
     values = [f"{name.upper()}={shlex.quote(str(value))}" for name, value in asdict(boot).items()]
-    return "\n".join(["#!/bin/bash", wall, *values, _body()])
+    return "\n".join(["#!/bin/bash", timer, *values, _body()])
 
 
 @cache
 def _body() -> str:
-    """The same for every run."""
+    """The script's own text with its shared names filled in, which is the same for every run."""
     text = files(__package__).joinpath("user_data.sh").read_text(encoding="utf-8")
     names = shared_names()
     return _SHARED_NAME.sub(lambda match: names[match[1]], _COMMENT.sub("", text))

@@ -62,7 +62,7 @@ def prepare_in_a_process(root: Path, target: Path) -> tuple[float, float]:
     return result["cpu_s"], result["peak_mib"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_memory_is_flat_over_200_000_small_members(tmp_path: Path) -> None:
     """Ten times the members cost only their lines in the plan (under 1.5 KiB each), for any image size."""
