@@ -21,7 +21,7 @@ from mtl_cloud.names import ENV_ATTEMPT, ENV_HANG_S, ENV_INPUTS, ENV_RUN_ID, ENV
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.scratch import Failure, Scratch
 from mtl_cloud.storage import open_storage
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 from mtl_cloud.train.build import build_trainer, open_data, wants_cuda
 from mtl_cloud.train.distributed import join_group
 
@@ -62,8 +62,8 @@ def _train(scratch: Scratch) -> int:
         group.leave()
 
 
-def _connect(url: str) -> PatientStorage:
-    return PatientStorage(open_storage(url), patience_s=_PATIENCE_S, clock=Clock())
+def _connect(url: str) -> RetryingStorage:
+    return RetryingStorage(open_storage(url), patience_s=_PATIENCE_S, clock=Clock())
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:

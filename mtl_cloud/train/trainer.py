@@ -29,7 +29,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import RoundRecord, RoundSamples
 from mtl_cloud.tasks import HEADLINE, Task
 from mtl_cloud.train.checkpoint import rng_state as rng
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, Restored
 from mtl_cloud.train.checkpoint.retention import Retention
 from mtl_cloud.train.control import Channel
@@ -96,7 +96,7 @@ class Trainer:
         self.epoch_losses = LossMeter(tuple(self.heads), self.group.device)
         look_every = 1 if self.group.device.type == "cpu" else _LOOK_EVERY
         self.watch = DivergenceWatch(tuple(self.heads), self.job.training.divergence, every_steps=look_every)
-        self.saver = Saver(self.checkpointer)
+        self.saver = AsyncSaver(self.checkpointer)
         self.retention = Retention(self.job, self.steps_per_round)
         self._saved_step, self._saved_at = -1, self.clock()
 
@@ -110,7 +110,7 @@ class Trainer:
             self.channel.report("stopping", **self._progress({}))
             self.saver.drain()
             if self.group.leads:
-                self.checkpointer.retire()
+                self.checkpointer.apply_retention()
         finally:
             self.saver.close()
         return self.position.rounds_closed == self.job.training.rounds
@@ -267,7 +267,7 @@ class Trainer:
     def _record(self, outcome: Validation, validation_s: float) -> None:
         if not self.group.leads:
             return
-        record = self.retention.reviewed(self._round_record(outcome, validation_s))
+        record = self.retention.with_best(self._round_record(outcome, validation_s))
         self.run.write_samples(self._samples(record.round), attempt=self.attempt)
         self.events.write(record)
         self.run.write_round(record)
@@ -363,7 +363,7 @@ class Trainer:
             self._load(restored)
             log.info("resumed at step %d/%d", self.position.step, self.steps)
         if self.group.leads:
-            self.retention.review(*self.run.rounds())
+            self.retention.observe(*self.run.rounds())
             self.checkpointer.pinned = self.retention.pinned(self.position.rounds_closed)
         if self.job.training.on_divergence == "rewind" and self.position.step == 0:
             self._save("start")
@@ -390,7 +390,7 @@ class Trainer:
         rewind = {"round": self.position.rounds_closed + 1, "step": divergence.step, "reason": str(divergence)}
         if self.group.leads:
             self.saver.drain()
-            self.checkpointer.abandon(after=round_start)
+            self.checkpointer.discard_newer(than=round_start)
         self.group.any(flag=False)  # nobody looks before the leader is done
         restored = self.checkpointer.load_upto(round_start)
         if restored is None:

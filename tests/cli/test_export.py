@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_last_and_refused_by_its_step(
         data = run.storage.read(entry.key)
         copy.storage.write(entry.key, data[:-1] if entry.key.startswith(run.paths.checkpoint(2, 1)) else data)
     assert find_checkpoint(copy, "last").manifest.step == 1
-    assert "step 2 by attempt 1 is passed over" in caplog.text
+    assert "skipping the checkpoint of step 2 by attempt 1" in caplog.text
     with pytest.raises(RecordError):
         find_checkpoint(copy, "2")
 

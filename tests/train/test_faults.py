@@ -22,8 +22,8 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat, RoundRecord
 from mtl_cloud.storage import Storage, open_storage, remote
-from mtl_cloud.storage.retrying import PatientStorage
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.storage.retrying import RetryingStorage
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 
 FAULTS = int(os.environ.get("MTL_CLOUD_FAULTS", "1000" if EXHAUSTIVE else "50"))
@@ -75,13 +75,13 @@ def round_record(number: int, attempt: int) -> RoundRecord:
 
 def live(storage: Storage, run_id: str, attempt: int) -> None:
     """One attempt: go on from the last one's end, check it, do two more rounds, and write of all of it."""
-    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), run_id)
+    run = RunRecord(RetryingStorage(storage, patience_s=300, clock=Clock()), run_id)
     run.claim(AttemptRecord(number=attempt, started_at="15:00", host="h", pid=1, backend="local", nonce=f"{attempt}"))
     restored = Checkpointer(run, attempt, keep=2).load_latest()
     done = 2 * (attempt - 1)
     assert (restored.manifest.round if restored else 0) == done
     assert restored is None or torch.equal(restored.state["w"], state_at(10 * done)["w"])
-    saver = Saver(Checkpointer(run, attempt, keep=2, part_bytes=4000))
+    saver = AsyncSaver(Checkpointer(run, attempt, keep=2, part_bytes=4000))
     for number in (done + 1, done + 2):
         saver.save(state_at(10 * number), step=10 * number, round=number, reason="round")
         run.append_log(attempt, number - done, f"round {number}\n".encode())
@@ -123,9 +123,9 @@ def test_runs_outlive_faults_of_every_kind(proxy: FaultProxy) -> None:
 def test_training_goes_on_until_credentials_are_renewed_or_the_clock_is_right(proxy: FaultProxy, kind: str) -> None:
     proxy.rate, proxy.kinds = 0.0, (kind,)
     storage = open_storage(f"s3://{BUCKET}/{kind}")
-    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), "run-1")
+    run = RunRecord(RetryingStorage(storage, patience_s=300, clock=Clock()), "run-1")
     run.claim(AttemptRecord(number=1, started_at="15:00", host="h", pid=1, backend="local"))
-    saver = Saver(Checkpointer(run, 1, keep=2))
+    saver = AsyncSaver(Checkpointer(run, 1, keep=2))
     proxy.rate = 1.0
     saver.save(state_at(1), step=1, round=1, reason="time")
     while proxy.injected[kind] < 3:

@@ -20,7 +20,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 from mtl_cloud.train.trainer import Trainer
 
@@ -145,7 +145,7 @@ def save_some(storage: Storage, attempt: int) -> int:
     start = restored.manifest.step if restored else 0
     if restored:
         assert torch.equal(restored.state["w"], value_at(start))
-    saver = Saver(Checkpointer(run, attempt, keep=1, part_bytes=1000))
+    saver = AsyncSaver(Checkpointer(run, attempt, keep=1, part_bytes=1000))
     for step in SAVES:
         saver.save({"w": value_at(start + step)}, step=start + step, round=0, reason="time")
     saver.drain()

@@ -91,7 +91,7 @@ def test_what_was_committed_after_the_rewinds_goal_is_gone_and_may_be_committed_
     checkpointer = claimed(run, 1)
     for step in (10, 20, 30):
         checkpointer.save({"w": torch.full((3,), float(step))}, step=step, round=0, reason="time")
-    checkpointer.abandon(after=10)
+    checkpointer.discard_newer(than=10)
     assert run.checkpoints() == [CheckpointId(10, 1)]
     checkpointer.save({"w": torch.zeros(3)}, step=20, round=0, reason="time")
     restored = checkpointer.load_upto(25)
@@ -105,5 +105,5 @@ def test_an_attempt_that_was_replaced_abandons_nothing() -> None:
     zombie.save({"w": torch.zeros(3)}, step=20, round=0, reason="time")
     claimed(run, 2)
     with pytest.raises(RunTakenOverError):
-        zombie.abandon(after=0)
+        zombie.discard_newer(than=0)
     assert run.checkpoints() == [CheckpointId(20, 1)]

@@ -104,7 +104,7 @@ def _newest_whole(run: RunRecord, checkpoints: Iterable[CheckpointId]) -> Restor
         try:
             return read_checkpoint(run, checkpoint)
         except (RecordError, NotFoundError) as error:
-            log.warning("checkpoint of step %d by attempt %d is passed over: %s", *checkpoint, error)
+            log.warning("skipping the checkpoint of step %d by attempt %d: %s", *checkpoint, error)
             failure = error
     raise failure or AssertionError("no checkpoint to choose from")
 
