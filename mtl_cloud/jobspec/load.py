@@ -22,7 +22,16 @@ from mtl_cloud.suggest import did_you_mean
 if TYPE_CHECKING:
     from mtl_cloud.json_types import Json
 
-__all__ = ["LoadedJob", "job_from_json", "job_to_json", "load_job", "parse_job", "preset_names", "relocate"]
+__all__ = [
+    "LoadedJob",
+    "job_from_json",
+    "job_to_json",
+    "load_job",
+    "parse_job",
+    "preset_names",
+    "preset_text",
+    "relocate",
+]
 
 _PRESETS = Path(__file__).parent / "presets"
 _SCHEMA_VERSION = 1
@@ -75,6 +84,11 @@ def parse_job(
 def preset_names() -> tuple[str, ...]:
     """What `extends` may name."""
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a preset."""
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _inherit(tree: Tree) -> Tree:

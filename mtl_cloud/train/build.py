@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_cloud.datasets import JointDataset, open_splits, restrict
 from mtl_cloud.datasets.base import Dataset
-from mtl_cloud.datasets.shards.locality import Shards, end_to_end, shards_of
+from mtl_cloud.datasets.shards.locality import Shards, concat_shards, shards_of
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.jobspec.job import GRADIENT_METHODS, JobSpec, TrainingSpec
 from mtl_cloud.runs.record import RunRecord
@@ -26,9 +26,9 @@ from mtl_cloud.train.checkpoint import rng_state as rng
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 from mtl_cloud.train.control import ControlChannel
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.device_cache import Resident
-from mtl_cloud.train.data.loader import Batches, Collate, ValidationView, training_batches, validation_batches
-from mtl_cloud.train.data.sampler import BatchOrder
+from mtl_cloud.train.data.device_cache import DeviceCache
+from mtl_cloud.train.data.loader import BatchDataset, Collate, ValidationView, training_batches, validation_batches
+from mtl_cloud.train.data.sampler import BatchSampler
 from mtl_cloud.train.distributed import ProcessGroup, set_norm
 from mtl_cloud.train.nets import build_network
 from mtl_cloud.train.optim.backward import Backward, SummedBackward, TaskwiseBackward
@@ -98,8 +98,8 @@ def build_trainer(
     rng.seed_all(job.training.seed, rank=group.rank)
     sources = data.train.datasets if isinstance(data.train, JointDataset) else (data.train,)
     shards = [shards_of(source) for source in sources]
-    order = _batch_order(job.training, shards, group)
-    step_tasks = _step_tasks(order, sources, tuple(heads))
+    sampler = _sampler(job.training, shards, group)
+    step_tasks = _step_tasks(sampler, sources, tuple(heads))
     collate = Collate(data.classes, data.train.info.multi_label)
     plan = run.plan()
     return Trainer(
@@ -123,12 +123,12 @@ def build_trainer(
             autocast=_autocast(job.training, group.device),
             ema=None if job.training.ema is None else MovingAverage(network, job.training.ema),
         ),
-        training_batches=_training_batches(data, job.training, collate, order, shards=shards, group=group),
+        training_batches=_training_batches(data, job.training, collate, sampler, shards=shards, group=group),
         step_tasks=step_tasks,
         validation_batches=_validation_batches(data, job.training, collate, group),
         sample_batch=partial(_sample_batch, data.val, job.training, collate),
         classes=data.classes,
-        steps_per_epoch=order.steps_per_epoch,
+        steps_per_epoch=sampler.steps_per_epoch,
         usd_per_hour=plan.usd_per_hour,
     )
 
@@ -182,8 +182,8 @@ def _build_weighting(
     return loss_weighting, SummedBackward(loss_weighting, scaler, group)
 
 
-def _batch_order(training: TrainingSpec, shards: Sequence[Shards], group: ProcessGroup) -> BatchOrder:
-    return BatchOrder(
+def _sampler(training: TrainingSpec, shards: Sequence[Shards], group: ProcessGroup) -> BatchSampler:
+    return BatchSampler(
         sizes=tuple(len(each.numbers) for each in shards),
         shards=tuple(each.numbers if each.files else None for each in shards),
         batch_size=training.batch_size,
@@ -205,40 +205,40 @@ class _StepTasks:
     sub-networks.
     """
 
-    order: BatchOrder
+    sampler: BatchSampler
     by_source: tuple[tuple[Task, ...] | None, ...]
 
     @property
     def are_partial(self) -> bool:
         """Whether some step runs only some of the sub-networks."""
-        return self.order.source(0) is not None and any(some is not None for some in self.by_source)
+        return self.sampler.source(0) is not None and any(some is not None for some in self.by_source)
 
     def __call__(self, step: int) -> tuple[Task, ...] | None:
-        source = self.order.source(step)
+        source = self.sampler.source(step)
         return None if source is None else self.by_source[source]
 
 
-def _step_tasks(order: BatchOrder, sources: Sequence[Dataset], tasks: tuple[Task, ...]) -> _StepTasks:
+def _step_tasks(sampler: BatchSampler, sources: Sequence[Dataset], tasks: tuple[Task, ...]) -> _StepTasks:
     labelled = [tuple(task for task in tasks if task in source.info.tasks) for source in sources]
-    return _StepTasks(order, tuple(None if some == tasks else some for some in labelled))
+    return _StepTasks(sampler, tuple(None if some == tasks else some for some in labelled))
 
 
 def _training_batches(
     data: JobData,
     training: TrainingSpec,
     collate: Collate,
-    order: BatchOrder,
+    sampler: BatchSampler,
     *,
     shards: Sequence[Shards],
     group: ProcessGroup,
 ) -> Callable[[int], Iterator[Batch]]:
     pin = group.device.type == "cuda"
-    ahead = end_to_end(shards) if group.local_rank == 0 else None
-    resident = _resident(data.train, training, group)
+    ahead = concat_shards(shards) if group.local_rank == 0 else None
+    device_cache = _device_cache(data.train, training, group)
 
     def batches(start: int) -> Iterator[Batch]:
         return training_batches(
-            data.train, training, collate, order, start=start, pin=pin, shards=ahead, resident=resident()
+            data.train, training, collate, sampler, start=start, pin=pin, shards=ahead, device_cache=device_cache()
         )
 
     return batches
@@ -249,27 +249,34 @@ def _validation_batches(
 ) -> Callable[[], Iterator[Batch]]:
     pin = group.device.type == "cuda"
     ahead = shards_of(data.val) if group.local_rank == 0 else None
-    resident = _resident(data.val, training, group)
+    device_cache = _device_cache(data.val, training, group)
 
     def batches() -> Iterator[Batch]:
         return validation_batches(
-            data.val, training, collate, rank=group.rank, world=group.world, pin=pin, shards=ahead, resident=resident()
+            data.val,
+            training,
+            collate,
+            rank=group.rank,
+            world=group.world,
+            pin=pin,
+            shards=ahead,
+            device_cache=device_cache(),
         )
 
     return batches
 
 
-def _resident(dataset: Dataset, training: TrainingSpec, group: ProcessGroup) -> Callable[[], Resident | None]:
-    """Loads the dataset onto the GPU at the first call, if the job trains on a GPU without loader workers."""
+def _device_cache(dataset: Dataset, training: TrainingSpec, group: ProcessGroup) -> Callable[[], DeviceCache | None]:
+    """A function that fills the cache on its first call; it returns None without a GPU, or with loader workers."""
     wanted = group.device.type == "cuda" and training.loader_workers == 0
-    return cache(lambda: Resident.of(dataset, group.device) if wanted else None)
+    return cache(lambda: DeviceCache.of(dataset, group.device) if wanted else None)
 
 
 def _sample_batch(val: Dataset, training: TrainingSpec, collate: Collate) -> Batch:
     """Images spread evenly over the split, so that all of its classes and sources may appear."""
     count = min(SAMPLE_IMAGES, len(val))
     view = ValidationView(val, training.image_size, training.fit)
-    return Batches(view, collate).load([i * len(val) // count for i in range(count)]).to(torch.device("cpu"))
+    return BatchDataset(view, collate).load([i * len(val) // count for i in range(count)]).to(torch.device("cpu"))
 
 
 def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

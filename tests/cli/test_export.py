@@ -137,7 +137,7 @@ def full_width(name: str, classes: int) -> tuple[str, nn.Module]:
     return "classification", torchvision.models.get_model(other, weights=None, num_classes=classes)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg16", "fcn_resnet50"])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow), "fcn_resnet50"])
 def test_torchvisions_module_takes_the_state_dict_and_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     task, theirs = full_width(name, 5)
     names = tuple("abcde")

@@ -14,8 +14,8 @@ from run_harness import FAST, FakeClock, make_run, no_cloud_environ
 from sagemaker_harness import plan_on
 from waiting import wait_for
 
-from mtl_cloud.errors import LaunchError
 from mtl_cloud.backends import BACKENDS
+from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import BackendState, Launcher, RunHandle, get_launcher
 from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.local import LocalLauncher

@@ -49,10 +49,6 @@ def _final_state(run: RunRecord) -> list[tuple[str, str]]:
     return [(part["key"].rpartition("/")[2], part["crc64nvme"]) for part in parts]
 
 
-def _has_rounds(run: RunRecord, number: int) -> Callable[[], bool]:
-    return lambda: len(run.rounds()) >= number
-
-
 def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(
     tmp_path: Path, sagemaker_double: SageMakerDouble
 ) -> None:

@@ -111,6 +111,7 @@ def test_random_kills_change_nothing(draw: st.DataObject, story: Story, tmp_path
     kill_at_random(draw, story, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", [stormy_job], indirect=True)
 @examples(4, reuse_fixtures=True, derandomize=True)
 @given(draw=st.data())
@@ -118,7 +119,7 @@ def test_random_kills_of_a_run_that_rewinds_change_nothing(draw: st.DataObject, 
     kill_at_random(draw, story, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("story", [tiny_job, stormy_job], indirect=True)
 @pytest.mark.parametrize("after", [False, True])

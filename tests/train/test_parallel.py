@@ -13,7 +13,7 @@ from process_harness import in_processes
 from torch import nn
 from trainer_harness import ALONE, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Sample, Shrink
+from mtl_cloud.datasets.base import HintFor, Sample
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import RoundRecord
 from mtl_cloud.storage import FolderStorage
@@ -26,8 +26,8 @@ from mtl_cloud.train.distributed import ProcessGroup
 class MasksOnEvenSamples(Altered):
     """A dataset whose odd samples carry no mask: in the order on disk, the second of two processes never sees one."""
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        sample = super().load(index, shrink)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        sample = super().load(index, hint_for)
         return replace(sample, segmentation=None) if index % 2 else sample
 
     def labels(self, index: int) -> frozenset[Task]:

@@ -13,7 +13,7 @@ from dataset_harness import Altered
 from torch import Tensor
 from trainer_harness import ALONE, Killed, digest, facts_of, killed_at, open_attempt, small_job
 
-from mtl_cloud.datasets.base import Sample, Shrink
+from mtl_cloud.datasets.base import HintFor, Sample
 from mtl_cloud.datasets.wrappers import SkippingDataset
 from mtl_cloud.errors import DatasetError, TrainingError
 from mtl_cloud.runs.scratch import StopReason
@@ -179,10 +179,10 @@ class Damaged(Altered):
 
     bad: int
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         if index == self.bad:
             raise DatasetError(f"{self.key(index)} is damaged")
-        return super().load(index, shrink)
+        return super().load(index, hint_for)
 
 
 def test_damaged_samples_of_both_splits_are_counted_once_each(make_trainer: TrainerMaker) -> None:

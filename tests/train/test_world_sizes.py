@@ -76,6 +76,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
     return tmp_path_factory.mktemp("begun"), tmp_path_factory.mktemp("continued"), tmp_path_factory.mktemp("join")
 
 
+@pytest.mark.slow
 def test_from_two_processes_to_one_and_from_one_to_two(folders: tuple[Path, Path, Path]) -> None:
     begun, continued, join = folders
     torch.set_num_threads(1)

@@ -355,7 +355,7 @@ def test_damage_on_the_way_here_costs_no_checkpoint(run: RunRecord, monkeypatch:
     assert len(spoilt) > 1
 
 
-@pytest.mark.parametrize("times", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [600, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_no_random_damage_goes_undetected(times: int) -> None:
     chance = random.Random(0)
     run = RunRecord(MemoryStorage(), "x-1")

@@ -88,7 +88,7 @@ def test_where_stages_share_all_sub_networks_run(make_trainer: TrainerMaker, joi
 
 
 @pytest.mark.parametrize("step", [3, 8])
-def test_a_killed_joint_run_goes_on_to_the_same_parameters(
+def test_a_killed_joint_run_resumes_to_the_same_parameters(
     make_trainer: TrainerMaker, joint_job: Callable[..., JobSpec], step: int
 ) -> None:
     job = joint_job(schedule="round_robin", ratio="sqrt")
