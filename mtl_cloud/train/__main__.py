@@ -62,8 +62,8 @@ def _train(scratch: Scratch) -> int:
         group.leave()
 
 
-def _connect(url: str) -> PatientStorage:
-    return PatientStorage(open_storage(url), patience_s=_STORAGE_PATIENCE_S, clock=Clock())
+def _connect(url: str) -> RetryingStorage:
+    return RetryingStorage(open_storage(url), patience_s=_STORAGE_PATIENCE_S, clock=Clock())
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:

@@ -96,7 +96,7 @@ class Trainer:
         self.epoch_losses = LossMeter(tuple(self.heads), self.group.device)
         check_every = 1 if self.group.device.type == "cpu" else _CHECK_EVERY_STEPS
         self.monitor = DivergenceMonitor(tuple(self.heads), self.job.training.divergence, every_steps=check_every)
-        self.saver = Saver(self.checkpointer)
+        self.saver = AsyncSaver(self.checkpointer)
         self.retention = Retention(self.job, self.steps_per_round)
         self._saved_step, self._saved_at = -1, self.clock()
 
@@ -390,7 +390,7 @@ class Trainer:
         rewind = {"round": self.position.rounds_closed + 1, "step": divergence.step, "reason": str(divergence)}
         if self.group.leads:
             self.saver.drain()
-            self.checkpointer.abandon(after=round_start)
+            self.checkpointer.discard_newer(than=round_start)
         self.group.any(flag=False)  # a barrier: no process may load before the leading one has deleted checkpoints
         restored = self.checkpointer.load_upto(round_start)
         if restored is None:
