@@ -82,7 +82,7 @@ def parse_job(
 
 
 def preset_names() -> tuple[str, ...]:
-    """What `extends` may name."""
+    """Names of the presets, for `extends`."""
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
 
 
