@@ -27,7 +27,7 @@ test-exhaustive: $(VENV)/.dev ## Run all tests with many repetitions, before a r
 
 coverage: $(VENV)/.dev ## Run the tests, and list what they leave out of the packages that keep runs alive
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not exhaustive" --cov --cov-report=
-	$(BIN)/coverage report --include='mtl_cloud/launch/*,mtl_cloud/runs/*,mtl_cloud/supervise/*'
+	$(BIN)/python -m coverage report --include='mtl_cloud/launch/*,mtl_cloud/runs/*,mtl_cloud/supervise/*'
 
 check: $(VENV)/.dev   ## Style, types, import contracts, the image's recipe, shell scripts
 	$(BIN)/ruff format --check .

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mtl_cloud.jobspec.job import DivergenceSpec
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.divergence import DivergenceError, DivergenceWatch, require_finite
+from mtl_cloud.train.divergence import DivergenceError, DivergenceMonitor, require_finite
 
 TASKS: tuple[Task, ...] = ("classification", "detection")
 
 
-def watch(*, every_steps: int = 1) -> DivergenceWatch:
-    return DivergenceWatch(TASKS, DivergenceSpec(), every_steps=every_steps)
+def monitor(*, every_steps: int = 1) -> DivergenceMonitor:
+    return DivergenceMonitor(TASKS, DivergenceSpec(), every_steps=every_steps)
 
 
 def sums(classification: float, detection: float, counts: tuple[float, float] = (4, 8)) -> Tensor:
@@ -27,11 +27,11 @@ def sums(classification: float, detection: float, counts: tuple[float, float] = 
 
 def verdict(losses: list[Tensor], *, every_steps: int = 1) -> str | None:
     """What is said of the losses of steps 1, 2, ..."""
-    seeing = watch(every_steps=every_steps)
+    monitored = monitor(every_steps=every_steps)
     try:
         for step, values in enumerate(losses, 1):
-            seeing.add(step, values)
-        seeing.look()
+            monitored.add(step, values)
+        monitored.check()
     except DivergenceError as error:
         return str(error)
     return None
@@ -80,18 +80,18 @@ def test_the_verdict_does_not_depend_on_when_one_looks_or_where_the_run_was_cut(
 ) -> None:
     expected = verdict(losses)
     assert verdict(losses, every_steps=every_steps) == expected
-    assert verdict_in_two_lives(losses, cut) == expected
+    assert verdict_of_two_attempts(losses, cut) == expected
 
 
-def verdict_in_two_lives(losses: list[Tensor], cut: int) -> str | None:
-    first, second = watch(every_steps=400), watch()
+def verdict_of_two_attempts(losses: list[Tensor], cut: int) -> str | None:
+    first, second = monitor(every_steps=400), monitor()
     try:
         for step, values in enumerate(losses, 1):
             (first if step <= cut else second).add(step, values)
             if step == cut:
-                first.look()  # as before each save
+                first.check()  # as before each save
                 second.load_state_dict(first.state_dict())
-        first.look()
+        first.check()
     except DivergenceError as error:
         return str(error)
     return None
@@ -99,11 +99,11 @@ def verdict_in_two_lives(losses: list[Tensor], cut: int) -> str | None:
 
 def test_a_step_does_not_read_the_device() -> None:
     """A tensor on the meta device has no values: whoever asks for one fails."""
-    seeing = watch(every_steps=50)
+    monitored = monitor(every_steps=50)
     for step in range(1, 50):
-        seeing.add(step, torch.empty(2, 2, device="meta"))
+        monitored.add(step, torch.empty(2, 2, device="meta"))
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        seeing.look()
+        monitored.check()
 
 
 def test_a_parameter_that_is_not_finite_is_named() -> None:

@@ -78,7 +78,7 @@ def begin(job: JobSpec, data: JobData, folder: Path, storage: Storage, life: Lif
 
 
 def outcome(trainer: Trainer) -> Outcome:
-    digests = digest(trainer.network) + digest(trainer.learner.judged)
+    digests = digest(trainer.network) + digest(trainer.replica.eval_network)
     return digests, [facts_of(record) for record in trainer.run.rounds()]
 
 

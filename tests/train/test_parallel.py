@@ -56,7 +56,7 @@ class FitIn:
         storage = FolderStorage(self.folder)
         trainer = open_attempt(job, self.folder, storage=storage, attempt=1, data=halved, group=group)
         torch.set_default_dtype(torch.float32)
-        trainer.learner.weighting.float()
+        trainer.replica.weighting.float()
         trainer.network.register_forward_pre_hook(_in_double)
         for module in trainer.network.modules():
             if isinstance(module, nn.LayerNorm):  # the fusion computes in float32 at least, whatever comes in

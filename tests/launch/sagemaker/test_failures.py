@@ -61,6 +61,16 @@ def test_a_refusal_is_no_absence(aws: AwsClients, answers: Answers, run: RunReco
     assert caught.value.error_class == "permission"
 
 
+def test_a_job_that_may_not_be_made_is_an_error(aws: AwsClients, answers: Answers, run: RunRecord) -> None:
+    """Only a name that is taken is not: another process submits the same run."""
+    answers.refuse("sagemaker", "CreateTrainingJob", "AccessDeniedException", "not authorized")
+    launcher = launcher_on(aws)
+    with pytest.raises(CloudError, match="not authorized"):
+        launcher.submit(launcher.prepare(run.plan()))
+    answers.refuse("sagemaker", "CreateTrainingJob", "ResourceInUse", "Training job names must be unique")
+    assert launcher.submit(launcher.prepare(run.plan())) == RunHandle.of(run.plan())
+
+
 class MinuteClock(FakeClock):
     """Every pause takes a minute."""
 
@@ -95,6 +105,13 @@ def test_a_plan_without_a_deadline_is_refused(run: RunRecord) -> None:
     with pytest.raises(LaunchError, match="digits-1: the plan has no deadline") as caught:
         request(replace(run.plan(), deadline_s=None))
     assert caught.value.hint == "set compute.max_hours"
+
+
+def test_a_plan_without_an_image_is_refused(run: RunRecord) -> None:
+    plan = run.plan()
+    without = replace(plan, image=None, compute={**plan.compute, "image": None})
+    with pytest.raises(LaunchError, match=r"digits-1: compute\.image is not given"):
+        request(without)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def gradients_of_steps(job: JobSpec, group: ProcessGroup, scratch: Path, *, step
             module.p = 0.0
     for step, batch in enumerate(islice(trainer.training_batches(0), steps)):
         trainer.position.step = step
-        trainer.learner.gradients(batch, size=64, tasks=trainer.step_tasks(trainer.position.step))
+        trainer.replica.gradients(batch, size=64, tasks=trainer.step_tasks(trainer.position.step))
     return {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
 
 
@@ -212,4 +212,4 @@ def test_a_killed_run_goes_on_to_the_same_parameters(make_trainer: Callable[...,
     again = make_trainer(job, storage=storage, attempt=2)
     assert again.fit()
     assert digest(again.network) == digest(straight.network)
-    assert again.learner.weighting.weights() == straight.learner.weighting.weights()
+    assert again.replica.weighting.weights() == straight.replica.weighting.weights()

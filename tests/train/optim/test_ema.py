@@ -71,7 +71,7 @@ def test_a_round_judges_the_averaged_network_and_commits_both(make_trainer: Trai
     trainer = make_trainer(small_job(rounds=1, epochs_per_round=1, ema=0.99))
     assert trainer.fit()
     (record,) = trainer.run.rounds()
-    average = trainer.learner.judged
+    average = trainer.replica.eval_network
     assert digest(average) != digest(trainer.network)
     outcomes = [
         validate(
@@ -79,7 +79,7 @@ def test_a_round_judges_the_averaged_network_and_commits_both(make_trainer: Trai
             trainer.heads,
             trainer.validation_batches(),
             group=ALONE,
-            autocast=trainer.learner.autocast,
+            autocast=trainer.replica.autocast,
             interrupted=lambda: False,
         )
         for network in (average, trainer.network)

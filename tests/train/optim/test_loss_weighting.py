@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_cloud.jobspec.job import LossWeightingSpec
 from mtl_cloud.tasks import TASKS, Task
-from mtl_cloud.train.optim.loss_weighting import LossWeighting, build_weighting
+from mtl_cloud.train.optim.loss_weighting import LossWeighting, build_loss_weighting
 
 METHODS = ("equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo")
 EVERYWHERE = (1.0, 1.0, 1.0)
@@ -21,7 +21,7 @@ START, LATER = (2.3, 400.0, 3.0), (2.0, 100.0, 2.9)
 
 
 def weighting_of(method: str, seed: int = 0) -> LossWeighting:
-    return build_weighting(LossWeightingSpec.model_validate({"name": method}), TASKS, seed=seed)
+    return build_loss_weighting(LossWeightingSpec.model_validate({"name": method}), TASKS, seed=seed)
 
 
 def leaves(values: Iterable[float]) -> list[Tensor]:
@@ -153,7 +153,7 @@ def test_equal_takes_the_moving_average_of_the_first_hundred_steps_and_keeps_it(
 
 
 def test_equal_weighs_a_task_alike_whatever_the_others_do() -> None:
-    joint, alone = weighting_of("equal"), build_weighting(LossWeightingSpec(), ("segmentation",))
+    joint, alone = weighting_of("equal"), build_loss_weighting(LossWeightingSpec(), ("segmentation",))
     for n in range(5):
         loss = torch.tensor(3.0 / (1 + n))
         alone.combine({"segmentation": loss}, {"segmentation": torch.tensor(1.0)})
@@ -162,7 +162,7 @@ def test_equal_weighs_a_task_alike_whatever_the_others_do() -> None:
 
 
 def test_fixed_takes_the_jobs_weights_and_one_for_the_others() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="fixed", weights={"detection": 0.25}), TASKS)
+    weighting = build_loss_weighting(LossWeightingSpec(name="fixed", weights={"detection": 0.25}), TASKS)
     assert step(weighting, (2.0, 8.0, 3.0)) == (7.0, [1.0, 0.25, 1.0])
 
 
@@ -178,7 +178,7 @@ def test_uncertainty_settles_where_the_variance_is_the_loss() -> None:
 
 
 def test_dwa_is_the_softmax_of_the_last_two_epochs_ratio() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="dwa", temperature=1.5), TASKS)
+    weighting = build_loss_weighting(LossWeightingSpec(name="dwa", temperature=1.5), TASKS)
     epochs: list[Mapping[Task, float]] = [dict(zip(TASKS, values, strict=True)) for values in (START, LATER)]
     weighting.end_epoch(epochs[0])
     assert step(weighting, START)[1] == [1, 1, 1]
@@ -188,7 +188,7 @@ def test_dwa_is_the_softmax_of_the_last_two_epochs_ratio() -> None:
 
 
 def test_dwa_takes_a_tasks_last_two_epochs_with_a_sample() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="dwa", temperature=1.0), TASKS[:2])
+    weighting = build_loss_weighting(LossWeightingSpec(name="dwa", temperature=1.0), TASKS[:2])
     epochs: list[dict[Task, float]] = [
         {"classification": 4.0, "detection": 8.0},
         {"classification": 2.0},
