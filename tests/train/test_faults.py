@@ -75,7 +75,7 @@ def round_record(number: int, attempt: int) -> RoundRecord:
 
 def live(storage: Storage, run_id: str, attempt: int) -> None:
     """Run one attempt: restore and check the last state, then save and record two more rounds."""
-    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), run_id)
+    run = RunRecord(RetryingStorage(storage, patience_s=300, clock=Clock()), run_id)
     run.claim(AttemptRecord(number=attempt, started_at="15:00", host="h", pid=1, backend="local", nonce=f"{attempt}"))
     restored = Checkpointer(run, attempt, keep=2).load_latest()
     done = 2 * (attempt - 1)
