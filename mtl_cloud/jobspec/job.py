@@ -1,7 +1,7 @@
-"""The job: what a user wants, as frozen pydantic models. One declaration serves validation, JSON schema and docs.
+"""The job file as frozen pydantic models, from which validation, JSON schema and reference are derived.
 
-Each field is checked here for itself; what fields mean together, or against the catalogue (a p4d has eight GPUs), is
-checked in ``mtl_cloud.jobspec.constraints``. Paths stay as they are written; ``load_job`` makes them absolute.
+Each field is checked here by itself; ``mtl_cloud.jobspec.constraints`` checks combinations of fields, also against the
+catalogue (a p4d has eight GPUs). Paths are kept as written; ``load_job`` makes them absolute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mtl_cloud.tasks import Task
 
 __all__ = [
     "GRADIENT_METHODS",
+    "PATTERNS",
     "BestSpec",
     "CheckpointSpec",
     "Compute",
@@ -46,9 +47,19 @@ Fit: TypeAlias = Literal["letterbox", "crop"]
 Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
+_JOB_NAME = r"^[a-z][a-z0-9-]{0,39}$"
+_ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_RESERVATION_ID = r"^cr-[0-9a-f]+$"
 _ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+$"
+PATTERNS = {
+    _JOB_NAME: "use lower-case letters, digits and dashes, at most 40, starting with a letter",
+    _ENV_NAME: "use letters, digits and underscores, not starting with a digit",
+    _RESERVATION_ID: "use an id such as cr-0123456789abcdef0",
+    _ROLE_ARN: "use an ARN such as arn:aws:iam::123456789012:role/NAME",
+}
+"""Pattern of a field -> what its value must be, for messages."""
 GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
-"""Loss weightings that need each task's gradient apart: one backward pass a task."""
+"""Loss weightings that need a separate gradient for each task: one backward pass per task."""
 
 
 class _Spec(BaseModel):
@@ -108,7 +119,7 @@ class Ec2Compute(_Compute):
     on_demand_after: PositiveInt = Field(
         2, description="spot_then_on_demand: buy on demand after this many interruptions."
     )
-    capacity_reservation: Annotated[str, Field(pattern=r"^cr-[0-9a-f]+$")] | None = Field(
+    capacity_reservation: Annotated[str, Field(pattern=_RESERVATION_ID)] | None = Field(
         None, description="Id of a capacity reservation or capacity block to run in."
     )
     capacity_timeout_minutes: PositiveFloat | None = Field(
@@ -124,7 +135,7 @@ class Ec2Compute(_Compute):
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -171,7 +182,7 @@ class SageMakerCompute(_Compute):
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -447,13 +458,13 @@ class EnvReference(_Spec):
     @model_validator(mode="after")
     def _names_one(self) -> Self:
         if bool(self.ssm) == bool(self.secretsmanager):
-            raise ValueError("name either `ssm` or `secretsmanager`")
+            raise ValueError("give either `ssm` or `secretsmanager`")
         if self.ssm and self.key is not None:
-            raise ValueError("`key` is for `secretsmanager`: a parameter is one text")
+            raise ValueError("`key` only applies to `secretsmanager`")
         return self
 
 
-EnvName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvName: TypeAlias = Annotated[str, Field(pattern=_ENV_NAME)]
 EnvValue: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[EnvReference, Tag("reference")],
     Discriminator(lambda value: "reference" if isinstance(value, dict | EnvReference) else "text"),
@@ -466,7 +477,7 @@ EnvValue: TypeAlias = Annotated[
 class JobSpec(_Spec):
     """One training job. Every field except `dataset` has a default; `extends` names presets with other defaults."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
+    name: Annotated[str, Field(pattern=_JOB_NAME)] = Field(
         "job", description="Lower-case letters, digits and dashes; starts the run id."
     )
     compute: ComputeSpec = Field(LocalCompute(), description="Where it runs.")
@@ -489,11 +500,11 @@ class JobSpec(_Spec):
 
     @property
     def processes(self) -> int:
-        """Trainer processes in all: as `compute.processes` says, or one a GPU, or one an instance."""
-        asked = self.compute.processes if isinstance(self.compute, LocalCompute) else None
-        return asked or (self.compute.gpu_count or 1) * self.instances
+        """Trainer processes in total: `compute.processes`, or one per GPU, or one per instance without GPUs."""
+        requested = self.compute.processes if isinstance(self.compute, LocalCompute) else None
+        return requested or (self.compute.gpu_count or 1) * self.instances
 
     @property
     def instances(self) -> int:
-        """Machines that train together."""
+        """Number of machines that train together."""
         return self.compute.instance_count if isinstance(self.compute, SageMakerCompute) else 1

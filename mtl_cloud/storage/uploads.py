@@ -50,7 +50,7 @@ class _Body:
         return len(self._data)
 
     def read(self, size: int = -1) -> memoryview:
-        """Up to a MiB, whatever ``size``: the 16 KiB that urllib3 requests would take thousands of calls."""
+        """The next MiB instead of ``size`` bytes: the 16 KiB that urllib3 requests would take thousands of calls."""
         begin = self._position
         self._position = len(self) if size < 0 else min(len(self), begin + _SEND_BYTES)
         return self._data[begin : self._position]

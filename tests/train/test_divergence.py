@@ -1,4 +1,4 @@
-"""Divergence is a fact about the sequence of losses: it does not matter when one looks, and no step waits for it."""
+"""Divergence detection depends only on the sequence of losses, and adding a step does not wait for the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sums(classification: float, detection: float, counts: tuple[float, float] = 
 
 
 def verdict(losses: list[Tensor], *, every_steps: int = 1) -> str | None:
-    """What is said of the losses of steps 1, 2, ..."""
+    """The error message for the losses of steps 1, 2, ..., or None."""
     monitored = monitor(every_steps=every_steps)
     try:
         for step, values in enumerate(losses, 1):
@@ -55,8 +55,8 @@ def test_a_loss_over_ten_times_its_median_for_twenty_steps_has_diverged() -> Non
 @pytest.mark.parametrize(
     "losses",
     [
-        [sums(5, 1), *[sums(0.01, 1)] * 100, *[sums(4.9, 1)] * 100],  # still better than it was untrained
-        [sums(1, 1), *[sums(50, 1)] * 100],  # too early to know what is usual
+        [sums(5, 1), *[sums(0.01, 1)] * 100, *[sums(4.9, 1)] * 100],  # still below the untrained loss
+        [sums(1, 1), *[sums(50, 1)] * 100],  # too few steps for a median
         [*[sums(1, 1)] * 60, *[sums(20, 1), sums(1, 1)] * 60],  # spikes
         [sums(1, 1, (0, 8)), sums(math.nan, 1, (0, 8))],  # a task without a sample
         [*[sums(1, 1)] * 60, *[sums(1000, 1, (0, 8))] * 60],
@@ -75,7 +75,7 @@ LOSSES = st.lists(
 
 
 @given(LOSSES, st.integers(2, 70), st.integers(0, 300))
-def test_the_verdict_does_not_depend_on_when_one_looks_or_where_the_run_was_cut(
+def test_the_verdict_does_not_depend_on_when_losses_are_checked_or_where_the_run_was_killed(
     losses: list[Tensor], every_steps: int, cut: int
 ) -> None:
     expected = verdict(losses)
@@ -98,7 +98,7 @@ def verdict_of_two_attempts(losses: list[Tensor], cut: int) -> str | None:
 
 
 def test_a_step_does_not_read_the_device() -> None:
-    """A tensor on the meta device has no values: whoever asks for one fails."""
+    """Tensors on the meta device have no values: reading one fails."""
     monitored = monitor(every_steps=50)
     for step in range(1, 50):
         monitored.add(step, torch.empty(2, 2, device="meta"))

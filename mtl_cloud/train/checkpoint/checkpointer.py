@@ -124,7 +124,7 @@ class Checkpointer:
         ancestors = lineage(self._run, self._attempt)
         kept = {*ancestors[: self._keep], *(found for found in ancestors if found.step in self.pinned)}
         for checkpoint in self._run.started_checkpoints():
-            # Checkpoints of later attempts are theirs to delete.
+            # Only a later attempt deletes its own checkpoints.
             if checkpoint not in kept and checkpoint.attempt <= self._attempt:
                 self._run.delete_checkpoint(checkpoint)
 
