@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two test processes on two cores: torch must not start two threads in each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-exhaustive coverage check format lock wheel clean
+.PHONY: help demo test test-slow test-exhaustive coverage mutation check format lock wheel clean
 
 help:           ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ test-exhaustive: $(VENV)/.dev ## Run all tests with many repetitions, before a r
 coverage: $(VENV)/.dev ## Run the tests, and list what they leave out of the packages that keep runs alive
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not exhaustive" --cov --cov-report=
 	$(BIN)/python -m coverage report --include='mtl_cloud/launch/*,mtl_cloud/runs/*,mtl_cloud/supervise/*'
+
+mutation: $(VENV)/.dev ## Mutate the fence, the budget and the failure policy, and list the mutants that no test notices (an hour)
+	$(BIN)/python -m pip install --quiet --editable ".[mutation]"
+	$(BIN)/python -m mutmut run
+	$(BIN)/python -m mutmut results
 
 check: $(VENV)/.dev   ## Style, types, import contracts, the image's recipe, shell scripts
 	$(BIN)/ruff format --check .
