@@ -117,5 +117,8 @@ def test_resolving_again_gives_the_locked_versions(tmp_path: Path) -> None:
     again = tmp_path / LOCK.name
     shutil.copy(LOCK, again)
     command = [str(ROOT / "docker" / "make-lock"), str(again)]
-    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
+    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    if "Failed to fetch" in done.stderr:
+        pytest.skip(f"no package index is in reach: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
     assert pins(again.read_text()) == pins(LOCK.read_text()), RENEW
