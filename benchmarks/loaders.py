@@ -268,7 +268,7 @@ WRITERS = {"mds": write_mds, "litdata": write_litdata}
 LIMITS: dict[str, Callable[[Path, int], Images]] = {
     "decode, fastest": decode_fast,
     "decode": decode_exact,
-    "decode, what crops show": decode_as_ours,
+    "decode, rows of the crop only": decode_as_ours,
     "decode, Pillow": decode_pillow,
 }
 OURS: dict[str, Callable[[Path, int], Images]] = {
