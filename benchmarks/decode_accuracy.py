@@ -31,11 +31,11 @@ import torch
 from PIL import Image
 from training import first_attempt
 
-from mtl_cloud.datasets.base import Sample, Shrink
+from mtl_cloud.datasets.base import HintFor, Sample
 from mtl_cloud.datasets.formats.imagenet import ImageNetDataset
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.data.buffers import Rooms
+from mtl_cloud.train.data.buffers import BufferPool
 from mtl_cloud.train.data.loader import Collate, TrainingView, validation_batches
 from mtl_cloud.train.data.sampler import Draw
 from mtl_cloud.train.tasks.losses import forward
@@ -49,7 +49,7 @@ Labels = npt.NDArray[np.int64]
 class DecodedWhole(ImageNetDataset):
     """By Pillow, whatever of it is wanted."""
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002
         image = np.array(Image.open(io.BytesIO(self.read(index))).convert("RGB"))
         return Sample(self.key(index), image, classification=int(self.targets[index]))
 
@@ -60,8 +60,8 @@ class Watched(ImageNetDataset):
 
     shrunk: list[bool]
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        sample = super().load(index, shrink)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        sample = super().load(index, hint_for)
         self.shrunk.append(sample.image.shape[:2] != sample.shape)
         return sample
 
@@ -118,7 +118,7 @@ def _shrunk(data: JobData, job: JobSpec) -> dict[str, float]:
     watched = {name: Watched(**vars(split), shrunk=[]) for name, split in (("train", data.train), ("val", data.val))}
     view = TrainingView(watched["train"], job.training.image_size, job.training.augment, job.training.seed, "crop")
     for index in range(len(view.dataset)):
-        view.load(Draw(0, index), Rooms(1).take())
+        view.load(Draw(0, index), BufferPool(1).take())
     for _ in _validation(watched["val"], job, data):
         pass
     return {name: statistics.fmean(each.shrunk) for name, each in watched.items()}
@@ -146,7 +146,7 @@ def _named(trainer: Trainer, data: JobData) -> Labels:
     trainer.network.eval()
     with torch.inference_mode():
         batches = (batch.to(torch.device("cpu")) for batch in _validation(data.val, trainer.job, data))
-        outputs = [forward(trainer.network, batch.floats(), trainer.learner.autocast) for batch in batches]
+        outputs = [forward(trainer.network, batch.floats(), trainer.replica.autocast) for batch in batches]
     labels: Labels = torch.cat([output["classification"].argmax(1) for output in outputs]).numpy()
     return labels
 

@@ -42,7 +42,7 @@ from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.storage import MemoryStorage
 from mtl_cloud.train.build import JobData, build_trainer, open_data
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.loader import Batches, Collate, ValidationView
+from mtl_cloud.train.data.loader import BatchDataset, Collate, ValidationView
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.trainer import Trainer
 
@@ -128,7 +128,7 @@ def _trainer(job: JobSpec, data: JobData, device: torch.device, folder: Path) ->
 def _batch(data: JobData, options: argparse.Namespace) -> Batch:
     """Embedded scenes, without colour jitter: plain pipelines do that in the loader."""
     view = ValidationView(data.train, options.image_size)
-    batches = Batches(view, Collate(data.classes, data.train.info.multi_label))
+    batches = BatchDataset(view, Collate(data.classes, data.train.info.multi_label))
     batch = batches.load(range(options.batch)).to(torch.device("cpu"))
     return batch.pin_memory() if options.device.type == "cuda" else batch
 

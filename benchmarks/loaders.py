@@ -48,15 +48,17 @@ def decode_exact(folder: Path, workers: int) -> Images:  # noqa: ARG001
 
 def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
     """No more of each image than our crops show of it."""
-    from mtl_cloud.datasets.files import decode_shrunk
+    from mtl_cloud.datasets.files import decode_scaled
     from mtl_cloud.jobspec.job import AugmentSpec
-    from mtl_cloud.train.data.transforms import SampleRng, draw_crop, least
+    from mtl_cloud.train.data.transforms import SampleRng, decode_hint, draw_crop
 
     files, rngs, augment = _files(folder), SampleRng(0), AugmentSpec()
     for epoch in itertools.count():
         for number, data in enumerate(files):
             rng = rngs.at(epoch, number)
-            decode_shrunk(data, "", lambda *shape, rng=rng: least(shape, draw_crop(shape, SIZE, augment, rng), SIZE))
+            decode_scaled(
+                data, "", lambda *shape, rng=rng: decode_hint(shape, draw_crop(shape, SIZE, augment, rng), SIZE)
+            )
             yield 1
 
 
@@ -81,14 +83,14 @@ def _ours(name: str, uri: str, workers: int, *, whole: bool = False, **training:
     from mtl_cloud.datasets.shards.locality import shards_of
     from mtl_cloud.jobspec.job import DatasetSpec, TrainingSpec
     from mtl_cloud.train.data.loader import Collate, training_batches
-    from mtl_cloud.train.data.sampler import BatchOrder
+    from mtl_cloud.train.data.sampler import BatchSampler
 
     tasks = ("detection",) if name == "voc" else None
     dataset = open_dataset(DatasetSpec(name=name, uri=uri, tasks=tasks), "train")
     spec = TrainingSpec(image_size=SIZE, batch_size=BATCH, loader_workers=workers, **training)
-    order = BatchOrder((len(dataset),), BATCH, 100_000, 0, "random")
+    sampler = BatchSampler((len(dataset),), BATCH, 100_000, 0, "random")
     collate = Collate(dataset.info.classes, dataset.info.multi_label)
-    batches = training_batches(dataset, spec, collate, order, start=0, pin=False, shards=shards_of(dataset))
+    batches = training_batches(dataset, spec, collate, sampler, start=0, pin=False, shards=shards_of(dataset))
     return (len(batch.to(torch.device("cpu")) if whole else batch) for batch in batches)
 
 

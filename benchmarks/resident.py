@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import DatasetInfo, HintFor, Sample
 from mtl_cloud.jobspec.job import TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.device_cache import Resident
+from mtl_cloud.train.data.device_cache import DeviceCache
 from mtl_cloud.train.data.loader import Collate, training_batches
-from mtl_cloud.train.data.sampler import BatchOrder
+from mtl_cloud.train.data.sampler import BatchSampler
 
 _CLASSES = tuple("0123456789")
 _WARM_UP = 10
@@ -50,7 +50,7 @@ class Noise:
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.key(index), self.pixels, classification=index % 10)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002  # these pixels are not encoded
         return self[index]
 
     def key(self, index: int) -> str:
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     noise = Noise(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     sides = {f"{workers} workers": _batches(noise, options, workers=workers) for workers in options.workers}
-    sides["resident"] = _batches(noise, options, workers=0, resident=Resident.of(noise, device))
+    sides["resident"] = _batches(noise, options, workers=0, device_cache=DeviceCache.of(noise, device))
     for batches in sides.values():
         _take(batches, _WARM_UP, device)
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -94,10 +94,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batches(
-    noise: Noise, options: argparse.Namespace, *, workers: int, resident: Resident | None = None
+    noise: Noise, options: argparse.Namespace, *, workers: int, device_cache: DeviceCache | None = None
 ) -> Iterator[Batch]:
     training = TrainingSpec(batch_size=options.batch, image_size=options.image_size, loader_workers=workers)
-    order = BatchOrder(
+    sampler = BatchSampler(
         sizes=(len(noise),),
         shards=(None,),
         batch_size=options.batch,
@@ -110,7 +110,7 @@ def _batches(
         world=1,
     )
     collate, pin = Collate({"classification": _CLASSES}, multi_label=False), options.device != "cpu"
-    return training_batches(noise, training, collate, order, start=0, pin=pin, resident=resident)
+    return training_batches(noise, training, collate, sampler, start=0, pin=pin, device_cache=device_cache)
 
 
 def _take(batches: Iterator[Batch], count: int, device: torch.device) -> float:

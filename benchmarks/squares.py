@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_cloud.jobspec.job import AugmentSpec
-from mtl_cloud.train.data.crops import GREY, Cuts, Span
-from mtl_cloud.train.data.transforms import SampleRng, draw_crop, draw_placement, seen
+from mtl_cloud.train.data.crops import GREY, CropRegion, Crops
+from mtl_cloud.train.data.transforms import SampleRng, draw_crop, draw_placement, visible_region
 
 _HEIGHT, _WIDTH = 375, 500
 _DRAWS = {"crop": draw_crop, "letterbox": draw_placement}
@@ -47,13 +47,13 @@ def main() -> None:
 def measure(fit: str, options: argparse.Namespace) -> dict[str, Any]:
     """Images a second of every side, what ours is of them, and MiB that ours takes on a GPU beside its result."""
     device = torch.device(options.device)
-    cuts = _cuts(fit, options.batch, options.size)
-    made = cuts.squares(torch.device("cpu"))
+    crops = _crops(fit, options.batch, options.size)
+    made = crops.resize(torch.device("cpu"))
     if device.type == "cuda":
-        cuts, made = Cuts(cuts.pixels.pin_memory(), cuts.spans.pin_memory(), cuts.size), made.pin_memory()
+        crops, made = Crops(crops.pixels.pin_memory(), crops.regions.pin_memory(), crops.size), made.pin_memory()
     sides: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: cuts.squares(device),
-        "plain": lambda: _plainly(cuts, device),
+        "ours": lambda: crops.resize(device),
+        "plain": lambda: _plainly(crops, device),
         "copy": lambda: made.to(device, copy=True, non_blocking=True),
     }
     assert torch.equal(sides["ours"]().cpu(), made.cpu())
@@ -70,27 +70,27 @@ def measure(fit: str, options: argparse.Namespace) -> dict[str, Any]:
     return found | (_on_a_gpu(sides["ours"]) if device.type == "cuda" else {})
 
 
-def _cuts(fit: str, count: int, size: int) -> Cuts:
+def _crops(fit: str, count: int, size: int) -> Crops:
     """Parts one after another, as a loader has them."""
     placements = [_DRAWS[fit]((_HEIGHT, _WIDTH), size, AugmentSpec(), SampleRng(0).at(0, i)) for i in range(count)]
-    spans, start = [], 0
+    regions, start = [], 0
     for placement in placements:
-        span = seen((_HEIGHT, _WIDTH), placement, size)
-        spans.append(span._replace(start=start, stride=span.width))
-        start += span.height * span.width
-    return Cuts.of(torch.randint(0, 256, (start, 3), dtype=torch.uint8), spans, size)
+        region = visible_region((_HEIGHT, _WIDTH), placement, size)
+        regions.append(region._replace(start=start, stride=region.width))
+        start += region.height * region.width
+    return Crops.of(torch.randint(0, 256, (start, 3), dtype=torch.uint8), regions, size)
 
 
-def _plainly(cuts: Cuts, device: torch.device) -> Tensor:
-    squares = torch.full((len(cuts.spans), 3, cuts.size, cuts.size), GREY, dtype=torch.uint8, device=device)
-    for square, numbers in zip(squares, cuts.spans.tolist(), strict=True):
-        span = Span(*numbers)
-        part = cuts.pixels[span.start :][: span.height * span.width].to(device, non_blocking=True)
-        image = part.view(1, span.height, span.width, 3).permute(0, 3, 1, 2).float()
-        shape = span.bottom - span.top, span.right - span.left
+def _plainly(crops: Crops, device: torch.device) -> Tensor:
+    squares = torch.full((len(crops.regions), 3, crops.size, crops.size), GREY, dtype=torch.uint8, device=device)
+    for square, numbers in zip(squares, crops.regions.tolist(), strict=True):
+        region = CropRegion(*numbers)
+        part = crops.pixels[region.start :][: region.height * region.width].to(device, non_blocking=True)
+        image = part.view(1, region.height, region.width, 3).permute(0, 3, 1, 2).float()
+        shape = region.bottom - region.top, region.right - region.left
         resized = F.interpolate(image, shape, mode="bilinear", antialias=True)[0].round_().clamp_(0, 255)
-        square[:, span.top : span.bottom, span.left : span.right] = resized
-        if span.flip:
+        square[:, region.top : region.bottom, region.left : region.right] = resized
+        if region.flip:
             square.copy_(square.flip(-1))
     return squares
 

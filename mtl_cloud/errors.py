@@ -9,15 +9,15 @@
     ├── ImageError                4   the container image cannot be built or found
     ├── LaunchError               5   the backend refused to start the run
     │   ├── EngineError           5   the container engine is absent, does not answer, or refuses
-    │   └── CloudError            5   AWS refused a request; its code, and which of the nine classes it is
-    │       └── CapacityError     6   the cloud has no such machine free at present
-    ├── RunFailedError            7   the run ended, and not well
+    │   └── CloudError            5   AWS refused a request; with its code and class
+    │       └── CapacityError     6   the cloud has no such machine available
+    ├── RunFailedError            7   the run ended without success
     ├── StorageError              8   the run record cannot be read or written
     │   ├── NotFoundError         8   no object under that key
     │   ├── AlreadyExistsError    8   a create-only write found the key taken
-    │   ├── StorageRefusedError   8   the storage will not, and will not the next time: permission, bucket
+    │   ├── StorageRefusedError   8   the storage refuses permanently: permission, bucket
     │   ├── RunTakenOverError     8   a later attempt owns the run, and this one must stop
-    │   └── RecordError           8   an object is there but is not what it should be
+    │   └── RecordError           8   an object is malformed
     ├── DatasetError              9   the dataset is missing, damaged or wrongly labelled
     ├── TrainingError            10   training cannot go on (diverged, out of memory, …)
     │   └── WorkerDiedError      10   a signal ended a loader worker: the machine's fault
@@ -148,7 +148,7 @@ class CloudError(LaunchError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
-        """As AWS gave it, ``VcpuLimitExceeded``; botocore's class for a request that never arrived."""
+        """AWS's code, ``VcpuLimitExceeded``; for a request without an answer, botocore's class."""
         self.error_class = error_class
         """One of ``mtl_cloud.aws.ErrorClass``."""
         self.operation = operation

@@ -38,6 +38,7 @@ def aws_name(run_id: str) -> str:
 RUN_LABEL: Final = "mtl-cloud.run-id"
 """Label of a container on this machine: its run."""
 STORAGE_LABEL: Final = "mtl-cloud.storage"
+"""Label of a container on this machine: URL of the storage that holds the run record."""
 
 RUN_TAG: Final = "mtl-cloud:run"
 """The run's id. The policies allow changes only to resources that have this tag."""
@@ -54,6 +55,8 @@ SPOT_THEN_ON_DEMAND: Final = "spot_then_on_demand"
 KEY_TAG: Final = "mtl-cloud-key"
 """The group's key, on a group and its launch template and on nothing that an instance can describe: a session of the
 group role with the same key may close the group. It has no colon, because policies use it within ``${...}``."""
+KEY_BYTES: Final = 16
+"""Length of the key, which is written in hex digits. The role's trust policy requires as many digits."""
 
 # --- the AWS stack of a region: infra/mtl-cloud.yaml -----------------------------------------------------------------
 
@@ -62,11 +65,11 @@ REPOSITORY: Final = PRODUCT
 """The image's name on this machine, and its ECR repository."""
 LOG_GROUP: Final = "/mtl-cloud"
 STORAGE_PREFIX: Final = PRODUCT
-"""Default prefix of the bucket: runs can reach nothing outside of it."""
-PARAMETERS: Final = "/mtl-cloud/"
-"""Prefix of the SSM parameters that runs may read."""
-SECRETS: Final = "mtl-cloud/"
-"""Prefix of the Secrets Manager secrets that runs may read."""
+"""Default prefix in the bucket. Runs can reach nothing outside of it."""
+PARAMETER_PREFIX: Final = "/mtl-cloud/"
+"""Runs may read the SSM parameters below it."""
+SECRET_PREFIX: Final = "mtl-cloud/"  # noqa: S105  # a name, and no secret
+"""Runs may read the Secrets Manager secrets below it."""
 
 Role: TypeAlias = Literal["instance", "group", "sagemaker"]
 Policy: TypeAlias = Literal["run", "instance", "group", "sagemaker", "user-launch", "user"]
@@ -88,7 +91,7 @@ def bucket_name(account: str, region: str) -> str:
 
 
 class StackParameter(StrEnum):
-    """What the template is given, beside ``ZONE_PARAMETERS``."""
+    """Parameters of the template, beside ``ZONE_PARAMETERS``."""
 
     PREFIX = "Prefix"
     VPC = "VpcId"
@@ -99,7 +102,7 @@ ZONE_PARAMETERS: Final = tuple(f"Zone{number}" for number in range(1, 7))
 
 
 class StackOutput(StrEnum):
-    """What the template tells of the stack, beside its subnets."""
+    """Outputs of the template, beside those of its subnets."""
 
     SECURITY_GROUP = "SecurityGroup"
     INSTANCE_PROFILE = "InstanceProfile"
@@ -113,7 +116,7 @@ class StackOutput(StrEnum):
     LOG_GROUP = "LogGroup"
 
 
-SUBNETS_OUTPUT: Final = "Subnet"
+SUBNET_OUTPUT_PREFIX: Final = "Subnet"
 """``Subnet1`` to ``Subnet6`` hold one ``zone=subnet`` each; ``Subnets`` holds all of them in a VPC of your own."""
 
 # --- names of AWS that the policies and the code must both use -------------------------------------------------------
@@ -123,31 +126,31 @@ SAGEMAKER_LOG_GROUP: Final = "/aws/sagemaker/TrainingJobs"
 SSH_DOCUMENT: Final = "AWS-StartSSHSession"
 """Session Manager's document for a tunnel that carries ssh."""
 SERVICE_ROLE_OWNERS: Final = ("autoscaling.amazonaws.com", "spot.amazonaws.com")
-"""Services whose service-linked roles ``bootstrap`` makes."""
+"""Services whose service-linked roles ``bootstrap`` creates."""
 
 # --- launcher or boot script → supervisor ----------------------------------------------------------------------------
 
 SUPERVISOR_MODULE: Final = "mtl_cloud.supervise"
 
 
-class SupervisorFlag(StrEnum):
-    """Its flags, beside those of ``SupervisorOptions``."""
+class SupervisorFlag:
+    """Flags of the supervisor, beside those of ``SupervisorOptions``."""
 
-    STORAGE = "--storage"
-    RUN_ID = "--run-id"
-    ATTEMPT = "--attempt"
-    SCRATCH = "--scratch"
-    SPOT_NOTICES = "--spot-notices"
-    SAGEMAKER = "--sagemaker"
-    ECHO = "--echo"
+    STORAGE: Final = "--storage"
+    RUN_ID: Final = "--run-id"
+    ATTEMPT: Final = "--attempt"
+    SCRATCH: Final = "--scratch"
+    SPOT_NOTICES: Final = "--spot-notices"
+    SAGEMAKER: Final = "--sagemaker"
+    ECHO: Final = "--echo"
 
 
 class SupervisorExit(IntEnum):
-    """Its exit codes, which the boot script reads. Any other code is one of ``mtl_cloud.errors``."""
+    """Exit codes of the supervisor, which the boot script reads. Any other code is one of ``mtl_cloud.errors``."""
 
     DONE = 0
     ENDED = RunFailedError.exit_code
-    """The run has ended, and not well."""
+    """The run has ended without success."""
     TAKEN = 73
     """Another process has claimed the attempt (``EX_CANTCREAT`` of sysexits.h)."""
     CONTINUES = 75
@@ -155,7 +158,7 @@ class SupervisorExit(IntEnum):
 
 
 class BootPhase(StrEnum):
-    """How far the boot script is, in its record."""
+    """Progress of the boot script, as its record tells it."""
 
     BOOTING = "booting"
     PULLING = "pulling"
@@ -165,22 +168,22 @@ class BootPhase(StrEnum):
 
 
 SAGEMAKER_ROOT: Final = "/opt/ml"
-"""Where SageMaker tells a container its job ("Using your own training container", SageMaker developer guide)."""
+"""Folder in which SageMaker describes a job to its container ("Using your own training container", developer guide)."""
 SAGEMAKER_SCRATCH: Final = "/tmp/mtl-cloud"  # noqa: S108  # one job in one container
 
 # --- supervisor → trainer --------------------------------------------------------------------------------------------
 
 ENV_PREFIX: Final = "MTL_CLOUD_"
-"""Variables of the trainer that a job may not set."""
+"""A job may set no variable that begins so."""
 ENV_STORAGE: Final = "MTL_CLOUD_STORAGE"
 """URL of the storage. In a user's own shell: where the commands look for runs."""
 ENV_RUN_ID: Final = "MTL_CLOUD_RUN_ID"
 ENV_ATTEMPT: Final = "MTL_CLOUD_ATTEMPT"
 ENV_SCRATCH: Final = "MTL_CLOUD_SCRATCH"
 ENV_HANG_S: Final = "MTL_CLOUD_HANG_S"
-"""Seconds of silence after which every trainer process writes its stack traces, and is then killed."""
+"""Seconds without progress after which each trainer process writes its stack traces and is killed."""
 ENV_INPUTS: Final = "MTL_CLOUD_INPUTS"
-"""JSON object: a URL that the job names → the path under which this machine has it. Absent: no input was brought."""
+"""JSON object that maps URLs of the job to local paths. Absent: nothing was downloaded ahead."""
 
 
 class TrainerExit(IntEnum):
@@ -189,7 +192,7 @@ class TrainerExit(IntEnum):
     DONE = 0
     """All rounds are done and committed."""
     STOPPED = 75
-    """Stopped as asked, and a checkpoint is committed (``EX_TEMPFAIL`` of sysexits.h)."""
+    """Stopped on request, with a checkpoint committed (``EX_TEMPFAIL`` of sysexits.h)."""
 
 
 # --- trainer's log → SageMaker's metrics -----------------------------------------------------------------------------

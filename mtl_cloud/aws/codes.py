@@ -46,7 +46,7 @@ class KnownCode:
 
 
 ACTIONS: Final[dict[ErrorClass, str]] = {
-    ErrorClass.CAPACITY: "AWS goes on trying the other zones and types of the job; give it more of them, or "
+    ErrorClass.CAPACITY: "AWS keeps trying the job's other zones and types; name more of them, or "
     "`purchase: spot_then_on_demand`",
     ErrorClass.NOT_OFFERED: "choose a type or region that has it: `mtl-cloud instances --region REGION`",
     ErrorClass.QUOTA: "ask for more at Service Quotas (`mtl-cloud plan` names the quota's code, have and need), or use "

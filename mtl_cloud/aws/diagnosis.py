@@ -21,10 +21,10 @@ class Diagnosis:
     error_class: ErrorClass
     cause: str
     action: str
-    """What to do next."""
+    """The next step."""
 
 
-# Sentences of scaling activities, and of errors whose code is too general, with the code that each stands for.
+# Messages of scaling activities, and of errors with a general code, mapped to a specific code.
 _SENTENCES = (
     (r"do not have sufficient .*capacity", "InsufficientInstanceCapacity"),
     (r"no (Spot )?capacity (is )?available", "InsufficientInstanceCapacity"),

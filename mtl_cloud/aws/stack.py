@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.names import STACK, SUBNETS_OUTPUT, StackOutput
+from mtl_cloud.names import STACK, SUBNET_OUTPUT_PREFIX, StackOutput
 
 __all__ = ["Bootstrap", "find_stack", "stack_outputs"]
 
@@ -33,7 +33,7 @@ class Bootstrap:
     """Name of the instance profile."""
     instance_role_arn: str
     group_role_arn: str
-    """Of the role that instances take on to close the group of which they have the key."""
+    """ARN of the role that instances assume to close the group whose key they have."""
     sagemaker_role_arn: str
     user_policy_arns: tuple[str, ...]
     """Policies for users who submit; attach both."""
@@ -81,7 +81,7 @@ def find_stack(client: Any) -> dict[str, Any] | None:
 
 def _bootstrap(outputs: Mapping[str, str], stack_id: str) -> Bootstrap:
     region, account = stack_id.split(":")[3:5]
-    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith(SUBNETS_OUTPUT))
+    zones = ",".join(value for name, value in sorted(outputs.items()) if name.startswith(SUBNET_OUTPUT_PREFIX))
     return Bootstrap(
         region=region,
         account=account,

@@ -62,7 +62,7 @@ class Deployment:
         self._cloudformation = clients("cloudformation")
 
     def propose(self, vpc: str | None = None) -> Proposal:
-        """What would change. ``vpc`` is one of your own; None keeps what the stack has, or makes one."""
+        """Propose changes. ``vpc``: an existing VPC; None keeps that of the stack, or creates one."""
         stack = self._settled()
         if stack and stack["StackStatus"] in _FAILED_FIRST_TIME:
             self._delete(stack)

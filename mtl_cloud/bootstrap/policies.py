@@ -16,9 +16,9 @@ POLICIES: Final = {
     "group": ("GroupPolicy",),
     "sagemaker": ("RunPolicy", "SageMakerPolicy"),
 }
-"""Whose policies -> their resources in the template."""
+"""Principal -> the template's resources of its policies."""
 ROLES: Final = {"instance": "InstanceRole", "group": "GroupRole", "sagemaker": "SageMakerRole"}
-"""Who of them is a role -> its resource in the template."""
+"""Principal that is a role -> its resource in the template."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Policy:
     """One managed policy, or the trust policy of a role."""
 
     name: str
-    """Of the managed policy, or of the role."""
+    """Name of the managed policy, or of the role."""
     document: dict[str, Any]
     """Ready for IAM."""
     reasons: dict[str, str]
@@ -40,7 +40,7 @@ def policies(who: str, *, account: str, region: str, prefix: str = STORAGE_PREFI
 
 
 def trust_policy(who: str, *, account: str, region: str) -> Policy:
-    """Who may take on the role of one of ``ROLES``."""
+    """The trust policy of one of ``ROLES``: who may assume it."""
     return _policy(ROLES[who], "RoleName", "AssumeRolePolicyDocument", _names(account, region))
 
 
@@ -55,7 +55,7 @@ def _policy(resource: str, name: str, document: str, names: dict[str, str]) -> P
 
 
 def _names(account: str, region: str, prefix: str = "") -> dict[str, str]:
-    """What the policies refer to -> its value."""
+    """Values of the references in the policies."""
     names = {
         "AWS::AccountId": account,
         "AWS::Partition": _partition(region),

@@ -1,4 +1,4 @@
-"""What stands in the way of destroying the stack: runs that are alive, and data."""
+"""Obstacles to destroying the stack: live runs and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JOB_ALIVE = ("InProgress", "Stopping")
 
 def what_is_left(clients: ClientMaker) -> list[str]:
     """One line for each group, instance and job of a run, and one for a bucket that is not empty. By tags and names:
-    no record is asked. Raises ``CloudError`` when AWS refuses to look: then nobody knows."""
+    run records are not read. Raises ``CloudError`` if AWS refuses to list."""
     return [*_groups(clients), *_instances(clients), *_jobs(clients), *_data(clients)]
 
 
@@ -35,7 +35,7 @@ def _instances(clients: ClientMaker) -> Iterator[str]:
 
 
 def _jobs(clients: ClientMaker) -> Iterator[str]:
-    """Whoever made them: a job that uses our role or bucket need not be named after us."""
+    """Jobs of any origin: a job that uses our role or bucket need not have our name."""
     for status in _JOB_ALIVE:
         for page in _pages(clients, "sagemaker", "list_training_jobs", StatusEquals=status):
             yield from (f"the SageMaker job {job['TrainingJobName']}" for job in page["TrainingJobSummaries"])

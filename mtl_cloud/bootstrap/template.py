@@ -16,7 +16,7 @@ _FILE = "mtl-cloud.yaml"
 
 
 def template_text() -> str:
-    """As CloudFormation gets it: from the wheel, or in a clone from ``infra/``."""
+    """The text for CloudFormation: from the wheel, or in a clone from ``infra/``."""
     here = Path(__file__).parent
     shipped = here / _FILE
     return (shipped if shipped.exists() else here.parents[1] / "infra" / _FILE).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How commands print: JSON, pairs, warnings and tables."""
+"""Print JSON, pairs, warnings and tables."""
 
 from __future__ import annotations
 

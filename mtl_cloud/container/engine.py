@@ -33,8 +33,8 @@ class Engine:
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Engine:
         """The program of ``MTL_CLOUD_ENGINE``, or else docker or podman, whichever is found first in this order."""
-        wished = environ.get(ENGINE_VARIABLE)
-        names = (wished,) if wished else _PROGRAMS
+        chosen = environ.get(ENGINE_VARIABLE)
+        names = (chosen,) if chosen else _PROGRAMS
         found = [path for name in names if (path := shutil.which(name, path=environ.get("PATH")))]
         if not found:
             raise EngineError(

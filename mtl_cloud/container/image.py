@@ -37,7 +37,7 @@ __all__ = [
 BASE_IMAGE = "python:3.11-slim"
 BASE_VARIABLE = "MTL_CLOUD_BASE_IMAGE"
 CLOUD_PLATFORM = "linux/amd64"
-"""Of the GPU instances that the catalogue holds."""
+"""Platform of the catalogue's GPU instances."""
 
 _PACKAGE = Path(__file__).parents[1]
 _CLONE = _PACKAGE.parent
@@ -58,7 +58,7 @@ class ImageContent:
     base: str
     """Reference of the base image: a Debian or Ubuntu with Python 3.11 or newer and its venv module."""
     platform: str
-    """As ``linux/amd64``."""
+    """Such as ``linux/amd64``."""
     recipe: Path
     """The folder with the Dockerfile and the lock file."""
     package: Path
@@ -81,7 +81,7 @@ class ImageContent:
 
     @property
     def reference(self) -> str:
-        """What the image is called on this machine."""
+        """The image's reference on this machine."""
         return f"{REPOSITORY}:{self.tag}"
 
     def _parts(self) -> Iterator[bytes]:
@@ -110,7 +110,7 @@ def image_content(environ: Mapping[str, str], *, base: str | None = None, platfo
 
 
 def local_platform() -> str:
-    """Of containers that this machine runs without emulation."""
+    """The platform of containers that run here without emulation."""
     machine = host.machine()
     return f"linux/{_MACHINES.get(machine, machine)}"
 
@@ -131,7 +131,7 @@ def _locked(recipe: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What the build must know of this network. None of it is in the image or in its tag."""
+    """Build options for this network. They affect neither the image nor its tag."""
 
     ca_bundle: Path | None = None
     """PEM file of the authorities that the package index's certificate is checked with."""
@@ -199,7 +199,7 @@ def _make_context(content: ImageContent, context: Path, wheel: Path | None) -> N
 
 
 def _build_wheel(folder: Path) -> None:
-    """Of the source tree, or the one that this package was installed from, asked of pip's index."""
+    """Build the wheel from the source tree, or fetch this version's wheel through pip."""
     source = str(_CLONE) if _is_clone() else f"mtl-cloud=={__version__}"
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), source]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

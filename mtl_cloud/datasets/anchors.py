@@ -1,7 +1,7 @@
-"""YOLOv3's anchors: darknet's nine, and nine of one's own, clustered from the boxes of a dataset.
+"""YOLOv3 anchors: darknet's nine, or anchors clustered from the boxes of a dataset.
 
 The distance of two box sizes is 1 - IoU, both at the same centre (Redmon & Farhadi, YOLO9000, 2017): with the Euclidean
-distance large boxes would decide everything.
+distance, large boxes would dominate.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ They were clustered on COCO at 416.
 """
 
 _RESTARTS = 10
-_MOST_ROUNDS = 1000
+_MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Clustering:
     """Anchors, smallest area first, and the mean best IoU after the start and after each round of the k-means."""
 
     anchors: Sizes
-    course: tuple[float, ...]
+    history: tuple[float, ...]
 
     @property
     def mean_iou(self) -> float:
-        return self.course[-1]
+        return self.history[-1]
 
 
 def box_sizes(dataset: Dataset, image_size: int) -> Sizes:
-    """Of all boxes that detection is trained on, once their images are letterboxed to ``image_size`` pixels.
+    """Sizes of all boxes that detection is trained on, with images letterboxed to ``image_size`` pixels.
 
-    Difficult boxes are left out, as they are in training. Raises ``DatasetError`` when a sample is bad, or no sample
-    carries boxes.
+    Difficult boxes are left out, as in training. Raises ``DatasetError`` if a sample is bad, or the dataset labels no
+    boxes.
     """
     if "detection" not in dataset.info.classes:
         raise DatasetError(
@@ -73,20 +73,20 @@ def box_sizes(dataset: Dataset, image_size: int) -> Sizes:
 
 
 def mean_best_iou(sizes: Sizes, anchors: Sizes) -> float:
-    """Over the sizes, of the IoU with the anchor that fits best."""
+    """The mean over ``sizes`` of the IoU with the best anchor."""
     return float(_iou(sizes, anchors).max(axis=1).mean())
 
 
 def cluster_sizes(sizes: Sizes, k: int = 9, *, seed: int = 0) -> Clustering:
-    """The best of ten k-means from k-means++ starts. The same ``sizes`` and ``seed`` give the same anchors.
+    """The best of ten k-means runs from k-means++ starts. The same ``sizes`` and ``seed`` give the same anchors.
 
-    No round lowers the mean best IoU: a cluster's centre moves to the mean, or the median, of its sizes only where that
-    fits them better on average.
+    No round lowers the mean best IoU: a cluster's centre moves to the mean or the median of its sizes only if that
+    raises their mean IoU.
 
     Raises
     ------
     DatasetError
-        There are fewer than ``k`` different sizes.
+        There are fewer than ``k`` distinct sizes.
     """
     different = len(np.unique(sizes, axis=0))
     if different < k:
@@ -98,14 +98,14 @@ def cluster_sizes(sizes: Sizes, k: int = 9, *, seed: int = 0) -> Clustering:
 
 
 def _iou(sizes: Sizes, anchors: Sizes) -> Sizes:
-    """[n, k] of boxes that share their centre."""
+    """[n, k] the IoU of boxes with a common centre."""
     shared = np.minimum(sizes[:, None], anchors).prod(axis=2)
     iou: Sizes = shared / (sizes.prod(axis=1)[:, None] + anchors.prod(axis=1) - shared)
     return iou
 
 
 def _start(sizes: Sizes, k: int, rng: np.random.Generator) -> Sizes:
-    """k-means++ (Arthur & Vassilvitskii 2007): each next one with a chance of its squared distance to those before."""
+    """k-means++ (Arthur & Vassilvitskii 2007): draws each centre with probability proportional to squared distance."""
     chosen = [sizes[rng.integers(len(sizes))]]
     while len(chosen) < k:
         chance = (1 - _iou(sizes, np.array(chosen)).max(axis=1)).clip(0) ** 2
@@ -114,14 +114,14 @@ def _start(sizes: Sizes, k: int, rng: np.random.Generator) -> Sizes:
 
 
 def _k_means(sizes: Sizes, anchors: Sizes) -> Clustering:
-    course = [mean_best_iou(sizes, anchors)]
-    for _ in range(_MOST_ROUNDS):
+    history = [mean_best_iou(sizes, anchors)]
+    for _ in range(_MAX_ROUNDS):
         owner = _iou(sizes, anchors).argmax(axis=1)
         anchors = np.array([_centre(sizes[owner == index], anchor) for index, anchor in enumerate(anchors)])
-        course.append(mean_best_iou(sizes, anchors))
-        if course[-1] <= course[-2]:
+        history.append(mean_best_iou(sizes, anchors))
+        if history[-1] <= history[-2]:
             break
-    return Clustering(anchors[np.argsort(anchors.prod(axis=1), kind="stable")], tuple(course))
+    return Clustering(anchors[np.argsort(anchors.prod(axis=1), kind="stable")], tuple(history))
 
 
 def _centre(members: Sizes, present: Sizes) -> Sizes:

@@ -1,4 +1,4 @@
-"""What every dataset gives: samples with the labels that it has, and no others. NumPy only; torch is not imported."""
+"""The dataset interface: samples with partial labels. It uses NumPy only; torch is not imported."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from mtl_cloud.tasks import TASKS, Task
 
-__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "Least", "Sample", "Shrink", "whole"]
+__all__ = ["IGNORE", "Boxes", "Dataset", "DatasetInfo", "DecodeHint", "HintFor", "Sample", "full_decode"]
 
 IGNORE = 255
-"""Mask value of pixels that count neither in the loss nor in the metrics (VOC's border)."""
+"""Mask value of pixels that both loss and metrics ignore (VOC's border)."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a split before any sample is read."""
+    """Metadata of a split, known before any sample is read."""
 
     name: str
     split: str
@@ -29,7 +29,7 @@ class DatasetInfo:
     multi_label: bool = False
     """Classification labels are sets of classes (VOC) rather than one class (CIFAR-10, ImageNet)."""
     digest: str | None = None
-    """Of a prepared dataset: names its content, all splits, wherever it lies."""
+    """Digest of the content of all splits of a prepared dataset, independent of its location; else None."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -45,54 +45,54 @@ class Boxes:
     classes: npt.NDArray[np.int64]
     """[n] index into ``DatasetInfo.classes["detection"]``."""
     difficult: npt.NDArray[np.bool_]
-    """[n] VOC's flag: not trained on, and neither hit nor miss in evaluation."""
+    """[n] VOC's flag: ignored in training, and neither hit nor miss in evaluation."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its labels. A label of None means: this sample does not carry it."""
+    """One image and its labels. A label is None where the sample does not have it."""
 
     key: str
-    """Names the sample for people: the file, or the archive and member."""
+    """Name of the sample, for messages: the file, or the archive and member."""
     image: npt.NDArray[np.uint8]
-    """[height, width, 3] RGB; perhaps shrunk, and black below what was asked for."""
+    """[height, width, 3] RGB; scaled down, and black below the rows needed, as far as a ``DecodeHint`` allows."""
     classification: int | npt.NDArray[np.float32] | None = None
     """Class index; or, for multi-label sets, [classes] with 1 present, 0 absent, -1 unknown (VOC's difficult only)."""
     detection: Boxes | None = None
     segmentation: npt.NDArray[np.uint8] | None = None
     """[height, width] class index, ``IGNORE`` where unknown."""
-    shrunk_from: tuple[int, int] | None = None
-    """Height and width of an image that was shrunk while it was decoded. Boxes and mask are as they were."""
+    stored_shape: tuple[int, int] | None = None
+    """Height and width of the stored image, to which boxes and mask refer, if ``image`` may be scaled down."""
     replaces: str | None = None
-    """Key of the bad sample in whose place this one stands, under ``on_bad_sample: skip``. It then carries no labels:
-    it counts neither in a loss nor in a metric."""
+    """Key of the bad sample that this one replaces, with ``on_bad_sample: skip``. It then has no labels, so it counts
+    neither in a loss nor in a metric."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the image as it is stored."""
-        return self.shrunk_from or self.image.shape[:2]
+        """Height and width of the stored image."""
+        return self.stored_shape or self.image.shape[:2]
 
 
-class Least(NamedTuple):
-    """How little of a stored image is enough."""
+class DecodeHint(NamedTuple):
+    """The smallest scale and the rows of a stored image that must be decoded."""
 
     divisor: int
-    """1, 2, 4 or 8: its sides may be divided by this."""
+    """1, 2, 4 or 8: the image may be scaled down by this factor."""
     rows: int
-    """From its top, before the division. What lies below may come out black."""
+    """Rows needed from the top, before scaling. Rows below may be black."""
 
 
-Shrink: TypeAlias = Callable[[int, int], Least]
-"""(height, width) of a stored image -> how little of it is enough."""
+HintFor: TypeAlias = Callable[[int, int], DecodeHint]
+"""(height, width) of a stored image -> its ``DecodeHint``."""
 
 
-def whole(height: int, width: int) -> Least:  # noqa: ARG001  # a `Shrink`
-    """Nothing is spared."""
-    return Least(1, height)
+def full_decode(height: int, width: int) -> DecodeHint:  # noqa: ARG001  # a `HintFor`
+    """The hint to decode the image in full."""
+    return DecodeHint(1, height)
 
 
 class Dataset(Protocol):
-    """A split, random access. Instances are picklable (loader workers are spawned) and open files lazily."""
+    """A split with random access. Instances are picklable, to be sent to loader workers, and open files lazily."""
 
     @property
     def info(self) -> DatasetInfo: ...
@@ -100,17 +100,17 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one sample. Raises ``DatasetError`` naming the file when it is damaged or wrongly labelled."""
+        """Decode one sample. Raises ``DatasetError`` that names the file if it is damaged or wrongly labelled."""
         ...
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        """The same, but of its image only as much need be decoded as ``shrink`` asks for."""
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        """As ``__getitem__``, but of the image only as much as ``hint_for`` requires need be decoded."""
         ...
 
     def key(self, index: int) -> str:
-        """The name of a sample, without decoding it. Equal keys are the same image, in any split."""
+        """The key of a sample, without decoding it. Equal keys mean the same image, in any split."""
         ...
 
     def labels(self, index: int) -> frozenset[Task]:
-        """Which labels the sample carries, without decoding it."""
+        """The labels that the sample has, without decoding it."""
         ...

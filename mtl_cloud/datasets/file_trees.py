@@ -1,4 +1,4 @@
-"""The files of a dataset below one root, wherever that is: a folder, an object store, a tar."""
+"""Read the files of a dataset below one root: a folder, a prefix in an object store, or a folder in a tar."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ __all__ = ["FileTree", "FolderTree", "StorageTree", "TarTree"]
 
 
 class FileTree(Protocol):
-    """Paths are relative, with ``/``. Picklable."""
+    """Files below one root. Paths are relative, with ``/``. Picklable."""
 
     @property
     def name(self) -> str:
-        """Of the root, without what is above it."""
+        """Last path component of the root."""
         ...
 
     def names(self, folder: str) -> frozenset[str]:
-        """What lies directly in ``folder``, by its last name; nothing where there is no such folder."""
+        """Names directly in ``folder``; empty if there is no such folder."""
         ...
 
     def size(self, path: str) -> int:
-        """Bytes of a file that is there."""
+        """Bytes of an existing file."""
         ...
 
     def read(self, path: str) -> bytes:
-        """A whole file. Raises ``DatasetError`` where it is not there or cannot be read."""
+        """A whole file. Raises ``DatasetError`` if it is missing or cannot be read."""
         ...
 
     def where(self, path: str) -> str:
-        """The file, or the archive and member, for people."""
+        """The file, or the archive and member, for messages."""
         ...
 
 
 @dataclass(frozen=True)
 class FolderTree:
-    """On this machine's disks."""
+    """A local folder."""
 
     root: Path
 
@@ -64,13 +64,13 @@ class FolderTree:
 
 @dataclass(frozen=True)
 class StorageTree:
-    """An object a file."""
+    """Objects of a storage, one per file."""
 
     storage: Storage
     root: str
     """Prefix of the keys, without a slash at its end."""
     sizes: Mapping[str, int]
-    """Key -> bytes, of all objects."""
+    """Key -> bytes, for all objects."""
 
     @property
     def name(self) -> str:
@@ -94,12 +94,12 @@ class StorageTree:
 
 @dataclass(frozen=True)
 class TarTree:
-    """Members of a tar, by one read each."""
+    """Members of a tar, read by their offset."""
 
     reader: ByteReader
     root: str
     members: Mapping[str, tuple[int, int]]
-    """Name, from the tar's root -> offset and bytes."""
+    """Full name in the tar -> offset and size in bytes."""
 
     @property
     def name(self) -> str:

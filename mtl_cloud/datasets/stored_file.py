@@ -1,4 +1,4 @@
-"""One object of a storage as a file: bytes at any offset, or a stream with large reads ahead."""
+"""One object of a storage as a file: range reads, or a buffered stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BUFFER_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Picklable, as its storage is."""
+    """An object of known size. Picklable, as its storage is."""
 
     storage: Storage
     key: str
@@ -24,23 +24,23 @@ class StoredFile:
 
     @property
     def path(self) -> str:
-        """Its URL."""
+        """The object's URL."""
         return f"{self.storage.url}/{self.key}"
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes. Raises ``DatasetError`` when the object is shorter or gone."""
+        """Exactly ``size`` bytes. Raises ``DatasetError`` if the object is shorter or missing."""
         try:
             data = self.storage.read_range(self.key, offset, size) if size else b""
         except NotFoundError as error:
             raise DatasetError(f"{self.path}: gone since it was opened", hint="upload it again") from error
         if len(data) != size:
             raise DatasetError(
-                f"{self.path}: ends within a member, at byte {offset + len(data)}", hint="upload it again, whole"
+                f"{self.path}: ends within a member, at byte {offset + len(data)}", hint="upload it again, in full"
             )
         return data
 
     def open(self) -> BinaryIO:
-        """A stream from its start. What is read in one place is fetched in requests of 8 MiB."""
+        """A seekable stream from the start. Sequential reads are fetched in requests of 8 MiB."""
         return io.BufferedReader(_Stream(self), _BUFFER_BYTES)
 
 
@@ -60,7 +60,7 @@ class _Stream(io.RawIOBase):
         self._position = start + offset
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the stub wants any buffer
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the stub accepts any buffer
         data = self._file.storage.read_range(self._file.key, self._position, len(buffer))
         buffer[: len(data)] = data
         self._position += len(data)

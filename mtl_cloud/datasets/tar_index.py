@@ -1,8 +1,8 @@
-"""Where the members of a tar, or of a tar of tars, lie: headers are scanned once, members are read by offset.
+"""Index of a tar, or of a tar of tars: its headers are scanned once, its members read by offset.
 
-Scanning the 150 GB of ImageNet's training tar takes minutes, so an index is kept in the user's cache folder
-(``$XDG_CACHE_HOME/mtl-cloud``) under a name made of the tar's path, size and time of change. A cache that cannot be
-written is done without.
+Scanning the 150 GB of ImageNet's training tar takes minutes, so the index is kept in the user's cache folder
+(``$XDG_CACHE_HOME/mtl-cloud``), under a name made of the tar's path, size and time of change. If the cache cannot be
+written, the tar is scanned each time.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _STREAMS = 8
 
 
 class TarIndex(NamedTuple):
-    """The regular files of a tar; of those in a tar within it, the inner tar's name is the first part of the name."""
+    """The regular files of a tar. The names of files in an inner tar start with that tar's name."""
 
     names: npt.NDArray[np.bytes_]
     """[n] UTF-8, e.g. ``n01440764/n01440764_10026.JPEG``. Sorted."""
     offsets: npt.NDArray[np.int64]
-    """[n] of the first content byte, from the start of the (outer) file."""
+    """[n] offset of the first content byte, from the start of the (outer) file."""
     sizes: npt.NDArray[np.int64]
-    """[n] in bytes."""
+    """[n] size in bytes."""
 
 
 def index_tar(tar: Path | StoredFile, cache: Path) -> TarIndex:
-    """The index of ``tar``, scanned or from the folder ``cache``.
+    """The index of ``tar``, from the folder ``cache`` or by a scan.
 
     Raises
     ------
     DatasetError
-        Not a tar, or one that ends too early (an unfinished download).
+        ``tar`` is not a tar, or is truncated (an unfinished download).
     """
     cached = cache / f"{_fingerprint(tar)}.npz"
     index = _load(cached)
@@ -59,13 +59,13 @@ def index_tar(tar: Path | StoredFile, cache: Path) -> TarIndex:
 
 
 def inner_tars(tar: Path | StoredFile) -> list[str]:
-    """Names, without suffix, of the tars in a tar. Reads their headers only. Raises ``DatasetError``."""
+    """Names, without suffix, of the tars in a tar. Reads headers only. Raises ``DatasetError``."""
     with _open(tar) as file:
         return sorted(Path(m.name).stem for m in _headers(file, 0, _name(tar)) if m.name.endswith(".tar"))
 
 
 def default_cache(environ: Mapping[str, str]) -> Path:
-    """Where indexes are kept between runs."""
+    """The folder of cached indexes."""
     return cache_folder(environ) / "tar-index"
 
 
@@ -96,7 +96,7 @@ def _scan(tar: Path | StoredFile) -> TarIndex:
 
 
 def _members(tar: Path | StoredFile) -> Iterator[tuple[bytes, int, int]]:
-    """Tars within it are scanned by several threads: from afar, one stream is slow."""
+    """Inner tars of a remote tar are scanned by several threads, because one stream is slow."""
     with _open(tar) as file:
         outer = list(_headers(file, 0, _name(tar)))
     yield from ((os.fsencode(m.name.removeprefix("./")), m.offset_data, m.size) for m in outer if not _is_tar(m))
@@ -115,9 +115,9 @@ def _inner_members(tar: Path | StoredFile, outer: tarfile.TarInfo) -> list[tuple
         members = list(_headers(file, outer.offset_data, source))
     for member in members:
         if member.offset_data + member.size > outer.offset_data + outer.size:
-            raise _truncated(source, f"{member.name} reaches beyond its end")
+            raise _truncated(source, f"{member.name} extends beyond its end")
     if not members:
-        raise DatasetError(f"{source}: the class has no images", hint="download the tar again, or take the class out")
+        raise DatasetError(f"{source}: the class has no images", hint="download the tar again, or remove the class")
     return [(os.fsencode(f"{folder}/{m.name.rpartition('/')[2]}"), m.offset_data, m.size) for m in members]
 
 
@@ -128,10 +128,10 @@ def _headers(file: BinaryIO, offset: int, source: str) -> Iterator[tarfile.TarIn
         yield from (member for member in tar if member.isreg())
     except tarfile.TarError as error:
         raise _truncated(source, str(error)) from error
-    # tarfile takes a header that it does not understand for the end, and so would hide the rest of a damaged tar.
+    # tarfile treats an invalid header as the end, and so would hide the rest of a damaged tar.
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise _truncated(source, f"no header and no end at byte {tar.offset}")
+        raise _truncated(source, f"neither a header nor an end marker at byte {tar.offset}")
 
 
 def _truncated(source: str, what: str) -> DatasetError:

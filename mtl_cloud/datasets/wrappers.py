@@ -1,4 +1,4 @@
-"""Datasets made of datasets: a selection of samples and tasks, bad samples passed over, several joined into one."""
+"""Dataset wrappers: select samples and tasks, skip bad samples, join several datasets into one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
 __all__ = ["JointDataset", "Selection", "SkippingDataset", "restrict"]
 
-_BAD_IN_A_ROW = 100
-"""Longer stretches of bad samples mean that the dataset is bad, e.g. its disk is gone."""
+_MAX_CONSECUTIVE_BAD = 100
+"""More bad samples in a row mean that the whole dataset is unusable, e.g. its disk is gone."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Selection:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        return _without(self.dataset.load(self.indices[index], shrink), frozenset(TASKS).difference(self.tasks))
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        return _without(self.dataset.load(self.indices[index], hint_for), frozenset(TASKS).difference(self.tasks))
 
     def key(self, index: int) -> str:
         return self.dataset.key(self.indices[index])
@@ -50,7 +50,7 @@ class Selection:
 
 
 def restrict(dataset: Dataset, tasks: Collection[Task]) -> Dataset:
-    """Only labels of ``tasks``, and only samples that carry one of them. Joined datasets stay joined."""
+    """Only labels of ``tasks``, and only samples that have one of them. Joined datasets stay joined."""
     if isinstance(dataset, JointDataset):
         parts = [restrict(part, tasks) for part in dataset.datasets]
         return JointDataset([part for part in parts if part.info.tasks] or parts)
@@ -58,29 +58,29 @@ def restrict(dataset: Dataset, tasks: Collection[Task]) -> Dataset:
     if kept == dataset.info.tasks:
         return dataset
     indices = [i for i in range(len(dataset)) if dataset.labels(i).intersection(kept)]
-    return Selection(_narrowed(dataset, frozenset(kept)), indices, kept)
+    return Selection(_with_tasks(dataset, frozenset(kept)), indices, kept)
 
 
 @runtime_checkable
-class _Narrowable(Protocol):
-    """A dataset that can spare itself the reading of labels that nobody wants."""
+class _HasWithTasks(Protocol):
+    """A dataset that need not read unused labels."""
 
-    def narrowed(self, tasks: frozenset[Task]) -> Dataset: ...
+    def with_tasks(self, tasks: frozenset[Task]) -> Dataset: ...
 
 
-def _narrowed(dataset: Dataset, tasks: frozenset[Task]) -> Dataset:
+def _with_tasks(dataset: Dataset, tasks: frozenset[Task]) -> Dataset:
     if isinstance(dataset, Selection | SkippingDataset):
-        return replace(dataset, dataset=_narrowed(dataset.dataset, tasks))
-    return dataset.narrowed(tasks) if isinstance(dataset, _Narrowable) else dataset
+        return replace(dataset, dataset=_with_tasks(dataset.dataset, tasks))
+    return dataset.with_tasks(tasks) if isinstance(dataset, _HasWithTasks) else dataset
 
 
 @dataclass(frozen=True)
 class SkippingDataset:
-    """A dataset whose bad samples are passed over instead of ending the run.
+    """A dataset whose bad samples are replaced instead of ending the run.
 
-    In the place of a bad sample stands the image of the next good one, without labels and with ``replaces`` set to
-    the bad one's key. So a bad sample costs its share of a batch and nothing else: no other sample weighs more in a
-    loss or counts twice in a metric, and which image stands in depends on the index only.
+    A bad sample is replaced by the image of the next good one, without labels and with ``replaces`` set to the bad
+    one's key. So no other sample has more weight in a loss or counts twice in a metric, and the replacement depends on
+    the index only.
     """
 
     dataset: Dataset
@@ -93,13 +93,13 @@ class SkippingDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         try:
-            return self.dataset.load(index, shrink)
+            return self.dataset.load(index, hint_for)
         except DatasetError as error:
-            return self._stand_in(index, error)
+            return self._replacement(index, error)
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)
@@ -107,15 +107,15 @@ class SkippingDataset:
     def labels(self, index: int) -> frozenset[Task]:
         return self.dataset.labels(index)
 
-    def _stand_in(self, bad: int, error: DatasetError) -> Sample:
-        for step in range(1, min(_BAD_IN_A_ROW, len(self))):
+    def _replacement(self, bad: int, error: DatasetError) -> Sample:
+        for step in range(1, min(_MAX_CONSECUTIVE_BAD, len(self))):
             try:
                 sample = self.dataset[(bad + step) % len(self)]
             except DatasetError:
                 continue
             return replace(_without(sample, frozenset(TASKS)), replaces=self.key(bad))
         raise DatasetError(
-            f"{self.info.name} {self.info.split}: every sample of a long stretch is bad; the first: {error}",
+            f"{self.info.name} {self.info.split}: too many consecutive samples are bad; the first: {error}",
             hint=error.hint,
         ) from error
 
@@ -126,12 +126,12 @@ def _without(sample: Sample, tasks: frozenset[Task]) -> Sample:
 
 
 class JointDataset:
-    """Datasets that label different tasks, end to end: first all samples of the first one, and so on.
+    """Datasets that label different tasks, concatenated: first all samples of the first one, and so on.
 
     Raises
     ------
     DatasetError
-        Two of them label the same task with other classes, or classification once as one class and once as a set.
+        Two of them label the same task with different classes, or classification once as one class and once as a set.
     """
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
@@ -143,11 +143,11 @@ class JointDataset:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         which, i = self.locate(index)
-        return self.datasets[which].load(i, shrink)
+        return self.datasets[which].load(i, hint_for)
 
     def key(self, index: int) -> str:
         which, i = self.locate(index)
@@ -158,7 +158,7 @@ class JointDataset:
         return self.datasets[which].labels(i)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which dataset holds the sample, and its index there. Raises ``IndexError``."""
+        """Number of the dataset that holds the sample, and its index there. Raises ``IndexError``."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect_right(self._ends, index)

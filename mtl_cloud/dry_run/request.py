@@ -14,6 +14,7 @@ from mtl_cloud.errors import LaunchError, MissingExtraError, PlanError
 from mtl_cloud.jobspec.job import Ec2Compute, JobSpec, SageMakerCompute
 from mtl_cloud.json_types import Json
 from mtl_cloud.launch import get_launcher
+from mtl_cloud.names import REPOSITORY, role_name
 from mtl_cloud.planning.facts import Facts, gather_facts
 from mtl_cloud.planning.plan import plan_run
 from mtl_cloud.runs.plan_facts import Ec2Account, MachineImage, Reservation, SageMakerAccount
@@ -48,17 +49,18 @@ def check_request(job: JobSpec, *, now: datetime) -> RequestCheck:
 
 def _with_account(facts: Facts, compute: Ec2Compute | SageMakerCompute) -> Facts:
     """The facts, with an account as `mtl-cloud bootstrap` and `image push` would make it."""
-    image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/mtl-cloud@sha256:{64 * '0'}"
+    image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/{REPOSITORY}@sha256:{64 * '0'}"
+    roles = "arn:aws:iam::123456789012:role"
     if isinstance(compute, SageMakerCompute):
-        role = "arn:aws:iam::123456789012:role/mtl-cloud-sagemaker"
+        role = f"{roles}/{role_name('sagemaker', compute.region)}"
         return replace(facts, sagemaker=SageMakerAccount(role=role, image=image))
     zone = f"{compute.region}a"
     account = Ec2Account(
         ami=MachineImage(id="ami-0123456789abcdef0", root_device="/dev/sda1"),
         subnets={zone: "subnet-0123456789abcdef0"},
         security_group="sg-0123456789abcdef0",
-        instance_profile="mtl-cloud-instance",
-        group_role="arn:aws:iam::123456789012:role/mtl-cloud-group",
+        instance_profile=role_name("instance", compute.region),
+        group_role=f"{roles}/{role_name('group', compute.region)}",
         image=image,
         reservation=Reservation(zone=zone, kind="default"),
     )
@@ -66,7 +68,7 @@ def _with_account(facts: Facts, compute: Ec2Compute | SageMakerCompute) -> Facts
 
 
 def _misfits(requests: Mapping[str, Json]) -> Iterator[str]:
-    """What botocore would refuse to send. Raises ``MissingExtraError`` without it."""
+    """Mistakes that botocore finds in the requests. Raises ``MissingExtraError`` without botocore."""
     try:
         from botocore.session import get_session
         from botocore.validate import ParamValidator

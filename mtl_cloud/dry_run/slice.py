@@ -51,6 +51,6 @@ def _datasets(job: JobSpec, data: str | None) -> tuple[DatasetSpec, ...]:
 
 
 def _dataset(dataset: DatasetSpec, *, images: int) -> DatasetSpec:
-    wished = dataset.max_train_samples, dataset.max_val_samples
-    train, val = (min(most, one or most) for one, most in zip(wished, (images, _VALIDATED), strict=True))
+    limits = dataset.max_train_samples, dataset.max_val_samples
+    train, val = (min(most, one or most) for one, most in zip(limits, (images, _VALIDATED), strict=True))
     return dataset.model_copy(update={"max_train_samples": train, "max_val_samples": val})

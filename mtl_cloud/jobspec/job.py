@@ -1,7 +1,7 @@
-"""The job: what a user wants, as frozen pydantic models. One declaration serves validation, JSON schema and docs.
+"""The job file as frozen pydantic models, from which validation, JSON schema and reference are derived.
 
-Each field is checked here for itself; what fields mean together, or against the catalogue (a p4d has eight GPUs), is
-checked in ``mtl_cloud.jobspec.constraints``. Paths stay as they are written; ``load_job`` makes them absolute.
+Each field is checked here by itself; ``mtl_cloud.jobspec.constraints`` checks combinations of fields, also against the
+catalogue (a p4d has eight GPUs). Paths are kept as written; ``load_job`` makes them absolute.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from mtl_cloud.catalog.datasets import DatasetName
 from mtl_cloud.tasks import Task
 
 __all__ = [
     "GRADIENT_METHODS",
+    "PATTERNS",
     "BestSpec",
     "CheckpointSpec",
     "Compute",
@@ -45,9 +47,19 @@ Fit: TypeAlias = Literal["letterbox", "crop"]
 Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
+_JOB_NAME = r"^[a-z][a-z0-9-]{0,39}$"
+_ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_RESERVATION_ID = r"^cr-[0-9a-f]+$"
 _ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+$"
+PATTERNS = {
+    _JOB_NAME: "use lower-case letters, digits and dashes, at most 40, starting with a letter",
+    _ENV_NAME: "use letters, digits and underscores, not starting with a digit",
+    _RESERVATION_ID: "use an id such as cr-0123456789abcdef0",
+    _ROLE_ARN: "use an ARN such as arn:aws:iam::123456789012:role/NAME",
+}
+"""Pattern of a field -> what its value must be, for messages."""
 GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
-"""Loss weightings that need each task's gradient apart: one backward pass a task."""
+"""Loss weightings that need a separate gradient for each task: one backward pass per task."""
 
 
 class _Spec(BaseModel):
@@ -78,51 +90,52 @@ InstanceTypes: TypeAlias = Annotated[
 
 
 class LocalCompute(_Compute):
-    """This machine: a detached process that survives the terminal."""
+    """This machine: a detached process, which survives the terminal."""
 
     backend: Literal["local"] = "local"
     gpu_count: Count = Field(0, description="GPUs to use; 0 trains on the CPU.")
-    processes: PositiveInt | None = Field(None, description="Trainer processes; default one a GPU, or one.")
+    processes: PositiveInt | None = Field(
+        None, description="Trainer processes; default: one per GPU, or one on the CPU."
+    )
 
 
 class DockerCompute(_Compute):
-    """A container on this machine: the dry-run's backend."""
+    """A container on this machine."""
 
     backend: Literal["docker"]
     gpu_count: Count = Field(0, description="GPUs to use; 0 trains on the CPU.")
-    image: str | None = Field(None, description="Image reference; default the one built from docker/.")
+    image: str | None = Field(
+        None, description="Image reference; default: this version's image, built by `mtl-cloud image build`."
+    )
 
 
 class Ec2Compute(_Compute):
-    """One EC2 instance, kept alive by an Auto Scaling group of one."""
+    """One EC2 instance, kept running by an Auto Scaling group of one."""
 
     backend: Literal["ec2"]
     instance_type: InstanceTypes = Field(..., description="One type, or several in order of preference.")
-    gpu_count: Count = Field(1, description="GPUs to use of those that the instance has; 0 trains on the CPU.")
-    purchase: Literal["on_demand", "spot", "spot_then_on_demand"] = Field(
-        "on_demand", description="How the instance is bought."
-    )
+    gpu_count: Count = Field(1, description="GPUs of the instance to use; 0 trains on the CPU.")
+    purchase: Literal["on_demand", "spot", "spot_then_on_demand"] = Field("on_demand", description="Purchase option.")
     on_demand_after: PositiveInt = Field(
-        2, description="spot_then_on_demand: the instance after so many interruptions is bought on demand."
+        2, description="spot_then_on_demand: buy on demand after this many interruptions."
     )
-    capacity_reservation: Annotated[str, Field(pattern=r"^cr-[0-9a-f]+$")] | None = Field(
+    capacity_reservation: Annotated[str, Field(pattern=_RESERVATION_ID)] | None = Field(
         None, description="Id of a capacity reservation or capacity block to run in."
     )
     capacity_timeout_minutes: PositiveFloat | None = Field(
         60.0,
-        description="How long AWS may look for the first instance before who follows the run gives up; "
-        "null: until the deadline.",
+        description="Minutes to wait for the first instance before `submit` stops waiting; null: until the deadline.",
     )
     region: str = Field("us-east-1", description="AWS region.")
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(200, description="Root disk, GiB (encrypted gp3).")
-    image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")
+    image: str | None = Field(None, description="Image reference; default: the one pushed by `mtl-cloud image push`.")
     max_hours: PositiveFloat = Field(
         24.0, description="Wall-clock hours over all attempts; then the run saves and stops."
     )
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -133,17 +146,19 @@ class SageMakerCompute(_Compute):
     instance_type: InstanceTypes = Field(
         ..., description="One type (ml.…), or up to five in order of preference (on demand)."
     )
-    instance_count: PositiveInt = Field(1, description="Instances; several train as one, joined by torchrun.")
-    gpu_count: Count = Field(1, description="GPUs to use of those that each instance has; 0 trains on the CPU.")
-    purchase: Literal["on_demand", "spot"] = Field("on_demand", description="Managed spot training or not.")
+    instance_count: PositiveInt = Field(1, description="Number of instances; torchrun connects several.")
+    gpu_count: Count = Field(1, description="GPUs of each instance to use; 0 trains on the CPU.")
+    purchase: Literal["on_demand", "spot"] = Field(
+        "on_demand", description="On-demand instances, or managed spot training."
+    )
     region: str = Field("us-east-1", description="AWS region.")
     role: Annotated[str, Field(pattern=_ROLE_ARN)] | None = Field(
-        None, description="ARN of the role that the job acts under; default the one that `mtl-cloud bootstrap` made."
+        None, description="ARN of the job's IAM role; default: the one that `mtl-cloud bootstrap` created."
     )
     disk_gib: Annotated[int, Field(ge=30, le=16384)] = Field(
-        200, description="Training volume, GiB, of types without disks of their own."
+        200, description="Training volume, GiB, for types without local disks."
     )
-    image: str | None = Field(None, description="Image reference; default the one pushed by `mtl-cloud image push`.")
+    image: str | None = Field(None, description="Image reference; default: the one pushed by `mtl-cloud image push`.")
     input_mode: Literal["s3", "fast_file", "file"] = Field(
         "s3", description="s3:// data: read from S3 by the trainer, streamed as files, or copied before the start."
     )
@@ -153,19 +168,21 @@ class SageMakerCompute(_Compute):
     )
     kms_key: str | None = Field(None, description="KMS key (id or ARN) for the volume and SageMaker's own output.")
     keep_alive_minutes: Annotated[int, Field(ge=0, le=360)] = Field(
-        0, description="Keep the instances warm for a next job, at their full price."
+        0, description="Keep the instances warm for the next job, at full price."
     )
     max_hours: Annotated[float, Field(gt=0, le=672)] = Field(
         24.0, description="Wall-clock hours; SageMaker allows 28 days."
     )
-    max_wait_hours: PositiveFloat = Field(24.0, description="Spot: hours to wait for capacity, beside max_hours.")
+    max_wait_hours: PositiveFloat = Field(
+        24.0, description="spot: hours to wait for capacity, in addition to max_hours."
+    )
     max_pending_hours: Annotated[float, Field(ge=0.5, le=672)] = Field(
-        24.0, description="Give up after so many hours without capacity (GPU types)."
+        24.0, description="Give up after this many hours without capacity (GPU types)."
     )
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -187,7 +204,7 @@ ComputeSpec: TypeAlias = Annotated[
 
 
 class SplitsSpec(_Spec):
-    """Names of the splits, as the dataset calls them."""
+    """Names of the dataset's splits."""
 
     train: str = Field("train", description="Split to train on.")
     val: str = Field("val", description="Split to evaluate on after each round.")
@@ -196,13 +213,19 @@ class SplitsSpec(_Spec):
 class DatasetSpec(_Spec):
     """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
 
-    name: Literal["embedded", "cifar10", "voc", "imagenet"] = Field(..., description="Which dataset.")
-    uri: str | None = Field(None, description="Its folder or archive, or what `mtl-cloud data prepare` made of it.")
+    name: DatasetName = Field(..., description="Which dataset.")
+    uri: str | None = Field(
+        None, description="Its folder or archive, or a dataset prepared by `mtl-cloud data prepare`."
+    )
     splits: SplitsSpec = Field(SplitsSpec(), description="Names of the splits.")
-    tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default all that it has.")
-    on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What a damaged or mislabelled sample does.")
-    max_train_samples: PositiveInt | None = Field(None, description="Use this many, spread over the train split.")
-    max_val_samples: PositiveInt | None = Field(None, description="Use this many, spread over the val split.")
+    tasks: tuple[Task, ...] | None = Field(None, description="Labels to use; default: all labels of the dataset.")
+    on_bad_sample: Literal["fail", "skip"] = Field(
+        "fail", description="On a damaged or mislabelled sample: stop, or skip it."
+    )
+    max_train_samples: PositiveInt | None = Field(
+        None, description="Use this many samples, spread over the train split."
+    )
+    max_val_samples: PositiveInt | None = Field(None, description="Use this many samples, spread over the val split.")
 
 
 DatasetSpecs: TypeAlias = Annotated[
@@ -215,7 +238,7 @@ DatasetSpecs: TypeAlias = Annotated[
 
 
 class PretrainedSpec(_Spec):
-    """Weights to start from: a path or URL each."""
+    """Pretrained weights: a path or URL each."""
 
     classification: str | None = Field(None, description="torchvision VGG16 or AlexNet state_dict.")
     detection: str | None = Field(None, description="Darknet-53 or YOLOv3 darknet .weights.")
@@ -223,7 +246,7 @@ class PretrainedSpec(_Spec):
 
 
 class FusionSpec(_Spec):
-    """The final fully connected layers in which the outputs of the three sub-networks meet."""
+    """The final fully connected layers, which combine the outputs of the three sub-networks."""
 
     enabled: bool = Field(True, description="Add the joint layers' correction to the classifier's logits.")
     hidden: PositiveInt = Field(1024, description="Width of the hidden fully connected layer.")
@@ -237,7 +260,7 @@ class ModelSpec(_Spec):
     name: Literal["mtl_net", "mtl_lite", "vgg16", "alexnet", "yolov3", "fcn_resnet50"] = Field(
         "mtl_net", description="Which network."
     )
-    tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default all that the network has.")
+    tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default: all tasks of the network.")
     sharing: dict[Stage, SharingKind] = Field(
         {},
         description="Sharing after each encoder stage (1..5); unnamed stages share nothing.",
@@ -250,17 +273,17 @@ class ModelSpec(_Spec):
     batch_norm: bool = Field(True, description="VGG with batch normalisation.")
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Weight of the newest batch in running statistics; default each network's own (torchvision 0.1, "
+        description="Weight of the newest batch in running statistics; default: that of each network (torchvision 0.1, "
         "darknet 0.01, which evaluates well only after hundreds of steps).",
     )
     box_loss: Literal["darknet", "giou", "ciou"] = Field("darknet", description="YOLOv3's box loss.")
     ignore_threshold: Share = Field(
-        0.5, description="IoU over which a prediction is not taught `no object` (VOC 0.5, COCO 0.7)."
+        0.5, description="Predictions above this IoU get no `no object` loss (VOC 0.5, COCO 0.7)."
     )
     anchors: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = Field(
         None, description="Nine (width, height), pixels of the input (see `mtl-cloud anchors`); default darknet's."
     )
-    pretrained: PretrainedSpec = Field(PretrainedSpec(), description="Weights to start from.")
+    pretrained: PretrainedSpec = Field(PretrainedSpec(), description="Pretrained weights.")
 
 
 # --- training: how ---------------------------------------------------------------------------------------------------
@@ -272,15 +295,15 @@ class OptimizerSpec(_Spec):
     name: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
     lr: PositiveFloat = Field(0.01, description="Peak learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum, or AdamW's first beta.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="On weights only.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay, on weights only.")
     clip_norm: PositiveFloat | None = Field(10.0, description="Clip the gradient's norm; null for none.")
 
 
 class ScheduleSpec(_Spec):
-    """Learning rate over the steps of the whole job."""
+    """Learning rate schedule over the steps of the whole job."""
 
     name: Literal["constant", "cosine", "poly", "step"] = Field("cosine", description="Shape after the warm-up.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of burn-in from 0 to the peak.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Warm-up steps from 0 to the peak.")
     warmup_power: PositiveFloat = Field(1.0, description="(step / warmup_steps) ** power; darknet's is 4.")
     power: PositiveFloat = Field(0.9, description="poly: exponent.")
     milestones: tuple[Share, ...] = Field((), description="step: shares (0..1) of the job at which the rate drops.")
@@ -288,17 +311,17 @@ class ScheduleSpec(_Spec):
 
 
 class LossWeightingSpec(_Spec):
-    """How the tasks' losses become one."""
+    """Combination of the tasks' losses."""
 
     name: Literal[LossMethod, GradientMethod] = Field(
-        "equal", description="Which method; those from pcgrad on need a backward pass for each task."
+        "equal", description="Method; `pcgrad` and the methods after it need a backward pass for each task."
     )
     weights: dict[Task, Annotated[float, Field(ge=0)]] = Field({}, description="fixed: the weights; others start at 1.")
     temperature: PositiveFloat = Field(2.0, description="dwa: softmax temperature.")
 
 
 class MixingSpec(_Spec):
-    """How several datasets come together. An epoch is as many images as they hold together, whatever the ratio."""
+    """Mixing of several datasets. An epoch has as many images as all datasets together, at any ratio."""
 
     schedule: Literal["mixed", "round_robin"] = Field(
         "mixed", description="Batches of all datasets, or of one dataset at a time, in turn."
@@ -311,7 +334,7 @@ class MixingSpec(_Spec):
 
 
 class AugmentSpec(_Spec):
-    """Random changes of training images. Validation images are never changed."""
+    """Augmentation of training images. Validation images are never changed."""
 
     flip: Share = Field(0.5, description="Probability of a horizontal flip (wrong for digits).")
     jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -326,94 +349,107 @@ class AugmentSpec(_Spec):
 
 
 class DivergenceSpec(_Spec):
-    """When a task's loss counts as diverged, and what a rewind changes. A loss that is not a number always does."""
+    """Criteria for a diverged loss, and the effect of a rewind. A loss that is not a number is always diverged."""
 
     loss_ratio: Annotated[float, Field(gt=1)] = Field(
-        10.0, description="Over so many times its running median (100 steps), and over its first value, ..."
+        10.0,
+        description="A loss is diverged above this multiple of its running median (100 steps) and "
+        "above its first value, ...",
     )
-    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="... for so many steps in a row.")
+    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="... for this many steps in a row.")
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="rewind: multiplies the learning rate from there on."
+        0.5, description="rewind: factor for the learning rate afterwards."
     )
-    max_rewinds: PositiveInt = Field(3, description="rewind: over the whole job; then the run fails.")
+    max_rewinds: PositiveInt = Field(3, description="rewind: limit for the whole job; then the run fails.")
 
 
 class TrainingSpec(_Spec):
     """The recipe. The published experiment: batch 16, random sampling, 50 rounds of 20 epochs."""
 
-    rounds: PositiveInt = Field(50, description="Rounds; metrics are taken after each.")
+    rounds: PositiveInt = Field(50, description="Rounds; metrics are computed after each.")
     epochs_per_round: PositiveInt = Field(20, description="Epochs of a round.")
     max_steps_per_epoch: PositiveInt | None = Field(None, description="Cut an epoch short.")
-    batch_size: PositiveInt = Field(16, description="Images a step over all processes.")
+    batch_size: PositiveInt = Field(16, description="Images per step, over all processes.")
     sampling: Literal["random", "sequential"] = Field(
         "random", description="A new permutation every epoch, or the order on disk."
     )
-    mixing: MixingSpec = Field(MixingSpec(), description="How several datasets come together.")
+    mixing: MixingSpec = Field(MixingSpec(), description="Mixing of several datasets.")
     loader_workers: Annotated[int, Field(ge=0, le=256)] = Field(
         4,
-        description="Loader processes of each trainer process. With 0, a small classification set of equal images, as "
-        "CIFAR-10, lives on the GPU.",
+        description="Loader processes of each trainer process. With 0, a small classification set of equal images, "
+        "such as CIFAR-10, stays in GPU memory.",
     )
     cache_gib: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Local disk for copies of shards that lie at a URL, GiB; default half of what is free."
+        None, description="Local disk for copies of remote shards, GiB; default: half of the free space."
     )
     image_size: Side = Field(416, description="Side of the square input, pixels.")
     fit: Fit = Field(
         "letterbox",
-        description="How an image becomes the square: whole, on grey (darknet's); or cropped to fill it (torchvision's "
-        "for classifiers: at random in training, the centre in validation).",
+        description="How an image fits the square input: whole, padded with grey (darknet); or cropped to fill it "
+        "(torchvision's classifiers: a random crop in training, the centre in validation).",
     )
     multi_scale: tuple[Side, Side] | None = Field(
         None, description="Train at a new size within [least, most] every 10 steps; the last epoch is at image_size."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")
-    schedule: ScheduleSpec = Field(ScheduleSpec(), description="The learning rate's course.")
-    loss_weighting: LossWeightingSpec = Field(LossWeightingSpec(), description="How the tasks' losses become one.")
+    schedule: ScheduleSpec = Field(ScheduleSpec(), description="The learning rate schedule.")
+    loss_weighting: LossWeightingSpec = Field(
+        LossWeightingSpec(), description="How the losses of the tasks are combined."
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of a moving average of the weights (0.9999 for long jobs), which is validated and exported; "
-        "null for none.",
+        "null: none.",
     )
     on_divergence: Literal["fail", "rewind"] = Field(
-        "fail", description="What a diverging loss does: end the run, or go back to the last round's end more slowly."
+        "fail",
+        description="On a diverged loss: end the run, or return to the end of the last round at a lower learning rate.",
     )
-    divergence: DivergenceSpec = Field(DivergenceSpec(), description="When a loss counts as diverged.")
-    augment: AugmentSpec = Field(AugmentSpec(), description="Random changes of training images.")
+    divergence: DivergenceSpec = Field(DivergenceSpec(), description="Criteria for a diverged loss.")
+    augment: AugmentSpec = Field(AugmentSpec(), description="Augmentation of training images.")
     norm: Literal["auto", "local", "sync", "frozen"] = Field(
         "auto",
-        description="Batch statistics: of each process, of all, or the stored ones; auto: of all.",
+        description="Batch statistics of each process, of all processes, or stored ones (frozen); auto: of all.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random.")
-    deterministic: bool = Field(False, description="Only deterministic kernels (slower on GPUs).")
-    eval_batch_size: PositiveInt | None = Field(None, description="Validation batch; default twice the training batch.")
+    deterministic: bool = Field(False, description="Use deterministic kernels only (slower on GPUs).")
+    eval_batch_size: PositiveInt | None = Field(
+        None, description="Validation batch size; default: twice the training batch."
+    )
 
 
 class BestSpec(_Spec):
-    """By what one round's checkpoint is the best: a metric of the validation split."""
+    """The metric of the validation split that selects the best round's checkpoint."""
 
     metric: str | None = Field(
         None,
-        description="As in TensorBoard's events, detection/map50_voc or segmentation/loss; "
-        "default the mean of the tasks' headline metrics (top1, map50_voc, miou).",
+        description="Named as in TensorBoard: detection/map50_voc or segmentation/loss; "
+        "default: the mean of the tasks' headline metrics (top1, map50_voc, miou).",
     )
-    mode: Literal["max", "min"] | None = Field(None, description="Is more better, or less? Default: less of a loss.")
+    mode: Literal["max", "min"] | None = Field(
+        None, description="Whether more or less is better. Default: min for a loss, else max."
+    )
 
 
 class CheckpointSpec(_Spec):
-    """When the state is saved, and what is kept. After each round and on a stop it always is saved."""
+    """When checkpoints are saved, and which are kept. One is always saved after each round and on a stop."""
 
-    every_minutes: PositiveFloat | None = Field(15.0, description="Also in mid-round, by time; null for never.")
+    every_minutes: PositiveFloat | None = Field(
+        15.0, description="Also save within a round, at this interval; null: never."
+    )
     keep: PositiveInt = Field(3, description="Newest checkpoints to keep.")
-    keep_rounds: bool = Field(False, description="Keep those of all rounds' ends too.")
-    keep_best: BestSpec | None = Field(None, description="Keep the best round's too; {} is by the headline metrics.")
+    keep_rounds: bool = Field(False, description="Also keep the checkpoint of each round's end.")
+    keep_best: BestSpec | None = Field(
+        None, description="Also keep the best round's checkpoint; {} uses the headline metrics."
+    )
 
 
 # --- env: what the trainer finds in its environment ------------------------------------------------------------------
 
 
 class EnvReference(_Spec):
-    """A secret by its name at AWS. Its value is read where the trainer runs, and is never written anywhere."""
+    """A secret by its name at AWS. Its value is read on the trainer's machine, and never stored."""
 
     ssm: str | None = Field(None, description="Parameter of SSM Parameter Store, e.g. /mtl-cloud/wandb.")
     secretsmanager: str | None = Field(None, description="Secret of Secrets Manager, e.g. mtl-cloud/wandb.")
@@ -422,13 +458,13 @@ class EnvReference(_Spec):
     @model_validator(mode="after")
     def _names_one(self) -> Self:
         if bool(self.ssm) == bool(self.secretsmanager):
-            raise ValueError("name either `ssm` or `secretsmanager`")
+            raise ValueError("give either `ssm` or `secretsmanager`")
         if self.ssm and self.key is not None:
-            raise ValueError("`key` is for `secretsmanager`: a parameter is one text")
+            raise ValueError("`key` only applies to `secretsmanager`")
         return self
 
 
-EnvName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvName: TypeAlias = Annotated[str, Field(pattern=_ENV_NAME)]
 EnvValue: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[EnvReference, Tag("reference")],
     Discriminator(lambda value: "reference" if isinstance(value, dict | EnvReference) else "text"),
@@ -439,18 +475,20 @@ EnvValue: TypeAlias = Annotated[
 
 
 class JobSpec(_Spec):
-    """One training job. Every field but `dataset` has a default; `extends` names a preset that fills in the others."""
+    """One training job. Every field except `dataset` has a default; `extends` names presets with other defaults."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
+    name: Annotated[str, Field(pattern=_JOB_NAME)] = Field(
         "job", description="Lower-case letters, digits and dashes; starts the run id."
     )
     compute: ComputeSpec = Field(LocalCompute(), description="Where it runs.")
     dataset: DatasetSpecs = Field(..., description="One dataset, or several for joint training.")
-    model: ModelSpec = Field(ModelSpec(), description="The network.")
+    model: ModelSpec = Field(ModelSpec(), description="The network to train.")
     training: TrainingSpec = Field(TrainingSpec(), description="The recipe.")
-    checkpoint: CheckpointSpec = Field(CheckpointSpec(), description="When the state is saved.")
+    checkpoint: CheckpointSpec = Field(CheckpointSpec(), description="When checkpoints are saved, and which are kept.")
     env: dict[EnvName, EnvValue] = Field(
-        {}, description="Environment of the trainer: a text, or by reference {ssm: NAME}, {secretsmanager: NAME}."
+        {},
+        description="Environment variables of the trainer: a text, or a secret by reference, {ssm: NAME} or "
+        "{secretsmanager: NAME}.",
     )
     storage: str = Field("mtl-runs", description="Folder or fsspec URL (s3://bucket/prefix) of run records.")
     tags: dict[str, str] = Field({}, description="Your own labels; on AWS they become resource tags.")
@@ -462,11 +500,11 @@ class JobSpec(_Spec):
 
     @property
     def processes(self) -> int:
-        """Trainer processes in all: as `compute.processes` says, or one a GPU, or one an instance."""
-        asked = self.compute.processes if isinstance(self.compute, LocalCompute) else None
-        return asked or (self.compute.gpu_count or 1) * self.instances
+        """Trainer processes in total: `compute.processes`, or one per GPU, or one per instance without GPUs."""
+        requested = self.compute.processes if isinstance(self.compute, LocalCompute) else None
+        return requested or (self.compute.gpu_count or 1) * self.instances
 
     @property
     def instances(self) -> int:
-        """Machines that train together."""
+        """Number of machines that train together."""
         return self.compute.instance_count if isinstance(self.compute, SageMakerCompute) else 1

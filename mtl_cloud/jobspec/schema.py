@@ -18,7 +18,7 @@ def job_schema() -> dict[str, Any]:
     preset = {"type": "string", "enum": list(preset_names())}
     extends = {
         "title": "Extends",
-        "description": "A preset, or several in order: what they say holds where the job says nothing.",
+        "description": "A preset, or several in order: defaults for fields that the job does not set.",
         "anyOf": [preset, {"type": "array", "items": preset}],
     }
     schema = JobSpec.model_json_schema()

@@ -161,6 +161,6 @@ def _arguments_in_proc(pid: int) -> list[str]:
 
 
 def _arguments_by_ps(pid: int) -> list[str]:
-    """As ``_arguments_in_proc``, where the system has no ``/proc`` (macOS)."""
+    """The same as ``_arguments_in_proc`` for systems without ``/proc`` (macOS)."""
     found = subprocess.run(["/bin/ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.split()

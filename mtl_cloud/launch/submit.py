@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from mtl_cloud.backends import BACKENDS
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, LaunchError
 from mtl_cloud.launch.base import BackendState, Launcher, RunHandle
@@ -77,11 +78,11 @@ def release_run(run: RunRecord, request: CancelRecord, *, launcher: Launcher, cl
 
 
 def with_requests_if_known(plan: PlanRecord) -> tuple[PlanRecord, LaunchError | None]:
-    """The plan with its exact requests, or unchanged with the reason if the account is unknown."""
-    from mtl_cloud.launch import LAUNCHERS, get_launcher
+    """The plan with its exact requests; as it was, with the reason, where the account is not known."""
+    from mtl_cloud.launch import get_launcher
     from mtl_cloud.launch.submit import with_requests
 
-    if plan.backend not in LAUNCHERS:
+    if plan.backend not in BACKENDS:
         return plan, None
     try:
         return with_requests(plan, get_launcher(plan.backend)), None

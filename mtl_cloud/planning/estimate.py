@@ -17,6 +17,7 @@ from typing import Any
 
 from mtl_cloud import catalog
 from mtl_cloud.catalog import InstanceType
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.jobspec.constraints import trained_tasks
 from mtl_cloud.jobspec.job import DatasetSpec, JobSpec
 from mtl_cloud.runs.plan_facts import Estimate, Range
@@ -72,8 +73,8 @@ def training_images(job: JobSpec) -> int:
 
 
 def data_gigabytes(job: JobSpec) -> float:
-    """Size of the published datasets in GB."""
-    return sum(float(_dataset(spec)["gigabytes"]) for spec in job.datasets)
+    """GB that the published datasets have."""
+    return sum(DATASETS[spec.name].gigabytes for spec in job.datasets)
 
 
 def forward_gflop(job: JobSpec) -> float:
@@ -113,7 +114,12 @@ def _side_squared(job: JobSpec) -> float:
 
 def _split_size(job: JobSpec, split: str) -> int:
     """Images of all datasets together."""
-    return sum(min(int(_dataset(spec)[split]), _limit(spec, split)) for spec in job.datasets)
+    return sum(min(_images(spec, split), _limit(spec, split)) for spec in job.datasets)
+
+
+def _images(spec: DatasetSpec, split: str) -> int:
+    known = DATASETS[spec.name]
+    return known.train_images if split == "train" else known.val_images
 
 
 def _limit(spec: DatasetSpec, split: str) -> int:
@@ -169,8 +175,8 @@ def _step_rate(job: JobSpec) -> float:
 
 
 def _loader_rate(job: JobSpec, machine: InstanceType) -> float:
-    """The loader's limit; infinite for datasets that need almost no decoding."""
-    if not any(_dataset(spec)["jpeg"] for spec in job.datasets):
+    """Infinite where there is next to nothing to decode."""
+    if not any(DATASETS[spec.name].is_jpeg for spec in job.datasets):
         return math.inf
     workers = max(1, job.training.loader_workers) * job.processes
     return float(_speeds()["jpegs_per_s_per_core"] * min(workers, machine.vcpus * job.instances))
@@ -178,11 +184,6 @@ def _loader_rate(job: JobSpec, machine: InstanceType) -> float:
 
 def _gb_per_s(machine: InstanceType) -> float:
     return min(_DOWNLOAD_GB_PER_S, _DOWNLOAD_SHARE * machine.network_gbit / 8)
-
-
-def _dataset(spec: DatasetSpec) -> dict[str, Any]:
-    found: dict[str, Any] = _speeds()["datasets"][spec.name]
-    return found
 
 
 @cache

@@ -25,7 +25,7 @@ class Facts(PlanFacts):
     """The facts that a plan is made from: those that it will hold, and two that become fields of its own."""
 
     machines: int = 1
-    """How many are rented together."""
+    """Machines that are rented together."""
     image: str | None = None
     """Reference of this version's image at the backend; None where none is used, or the registry is not known."""
 
@@ -61,7 +61,7 @@ def gather_facts(job: JobSpec, prices: PriceBook | None = None) -> Facts:
 
 
 def markets_of(job: JobSpec) -> tuple[Market, ...]:
-    """In the order in which the job tries them."""
+    """The job's markets, in order of preference."""
     if not isinstance(job.compute, Ec2Compute | SageMakerCompute):
         return ("on_demand",)
     ways: dict[str, tuple[Market, ...]] = {"spot": ("spot",), "spot_then_on_demand": ("spot", "on_demand")}

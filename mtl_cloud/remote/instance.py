@@ -1,4 +1,4 @@
-"""Which instance a run has, how a tunnel leads to it, and what AWS knows of its host keys."""
+"""The instance of a run, the tunnel to it, and its host keys as AWS shows them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _CONNECT_S = 30
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """The result of a command."""
 
     exit_code: int
     stdout: str
@@ -150,7 +150,7 @@ class Session:
             )
 
     def _learn_host_keys(self) -> None:
-        """What AWS's console says stands above what was trusted before."""
+        """Host keys from AWS's console output replace keys that were trusted before."""
         keys = console_host_keys(self._instance, self._clients)
         if keys:
             self._known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

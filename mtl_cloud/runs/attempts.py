@@ -2,12 +2,12 @@
 
 Every command, ``follow`` and the supervisor's own limits ask here, so that they give one answer:
 
-* An attempt is *lost* when its last sign of life is older than ``LOST_AFTER_S``. A reader that compares that sign's
+* An attempt is *lost* when its last heartbeat is older than ``LOST_AFTER_S``. A reader that compares that sign's
   time with its own clock grants ``CLOCK_SKEW_S`` more; one that has watched the silence itself (``follow``) need not.
 * AWS bills a machine from its start to its end. So the boot counts with the machine's first attempt, and a machine
   that failed before any attempt has a charge of its own.
 * An attempt that ended lasted as long as its own clock counted or as its two time stamps say, whichever is longer.
-* One that is lost, or was replaced without an exit record, lasted until its last sign of life; one that is alive lasts
+* One that is lost, or was replaced without an exit record, lasted until its last heartbeat; one that is alive lasts
   until now.
 """
 
@@ -41,7 +41,7 @@ LOST_AFTER_S = 90.0
 CLOCK_SKEW_S = 300.0
 """The clocks of two machines may differ by this much."""
 LOST_BY_CLOCK_S = LOST_AFTER_S + CLOCK_SKEW_S
-"""Age of the last sign of life, by another machine's clock, from which an attempt is lost."""
+"""Age of the last heartbeat, by another machine's clock, from which an attempt is lost."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_attempts(run: RunRecord) -> list[AttemptState]:
 def bill_of(
     run: RunRecord, billed: Mapping[str, Sequence[Charge]] | None = None, *, now: datetime | None = None
 ) -> Bill:
-    """What the run has cost until ``now`` (None: until its last sign of life), at the prices that its plan locked.
+    """The run's cost until ``now`` (None: until its last heartbeat), at the prices locked in its plan.
 
     ``billed`` maps a backend to the charges that the backend itself reports; they replace those of its attempts.
     """
@@ -168,7 +168,7 @@ def _listed(plan: PlanRecord, machine: str) -> float | None:
 
 @dataclass(frozen=True)
 class AttemptOutcome:
-    """How an attempt ended and how far it came: what the failure policy decides from."""
+    """The end and the progress of an attempt, from which the failure policy decides."""
 
     attempt: int
     outcome: Outcome

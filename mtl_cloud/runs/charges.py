@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+
+from mtl_cloud.backends import BACKENDS
 
 __all__ = ["Bill", "Charge"]
-
-_FREE_BACKENDS: Final = frozenset({"local", "docker"})
-"""Backends that use the submitter's own machine."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Charge:
 
     @property
     def is_rented(self) -> bool:
-        return self.backend not in _FREE_BACKENDS
+        """Whether its seconds cost money. A backend that this version does not know counts as rented."""
+        return self.backend not in BACKENDS or BACKENDS[self.backend].is_rented
 
     @property
     def usd(self) -> float | None:
@@ -41,7 +40,7 @@ class Charge:
 
     @property
     def saved_usd(self) -> float | None:
-        """What spot saved, compared with the same time on demand."""
+        """The savings from spot, compared with the same time on demand."""
         on_demand = _dollars(self.on_demand_usd_per_hour, self.seconds)
         return None if on_demand is None or self.usd is None else on_demand - self.usd
 
@@ -67,7 +66,7 @@ class Bill:
         return _sum(charge.saved_usd for charge in self._priced())
 
     def budgeted_usd(self, usd_per_hour: float) -> float:
-        """Dollars to hold against a budget: ``usd_per_hour`` stands for every rented machine whose price is unknown.
+        """Dollars to compare with a budget: ``usd_per_hour`` replaces unknown prices of rented machines.
 
         Never less than ``usd``.
         """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from itertools import repeat
 from types import UnionType
@@ -60,14 +61,15 @@ def json_object(data: bytes, source: str) -> dict[str, Any]:
 
 
 def to_json(value: object) -> Any:
-    """The value with dataclasses as objects, whose fields stand in order of declaration, and tuples as lists."""
+    """The value with dataclasses as objects, whose fields stand in order of declaration, tuples as lists and members of
+    enumerations as their values."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(inner) for inner in value]
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def from_json(kind: type[T], value: Json, at: FieldPath) -> T:

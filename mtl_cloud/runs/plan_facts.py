@@ -149,7 +149,7 @@ class Reservation:
 
 @dataclass(frozen=True, kw_only=True)
 class Ec2Account:
-    """What a run on EC2 needs of the account in its region."""
+    """The account's facts for a run on EC2, in its region."""
 
     ami: MachineImage
     subnets: Mapping[str, str]
@@ -166,12 +166,12 @@ class Ec2Account:
 
 @dataclass(frozen=True, kw_only=True)
 class SageMakerAccount:
-    """What a run on SageMaker needs of the account in its region."""
+    """The account's facts for a run on SageMaker, in its region."""
 
     role: str
     """ARN of the role that the training job acts under."""
     image: str
-    """As in ``Ec2Account``."""
+    """See ``Ec2Account``."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,6 @@ class PlanFacts:
         return (self.identity or "unknown").rpartition("/")[2]
 
     def document(self) -> dict[str, Json]:
-        """As ``plan.json`` holds it. Apart from ``collected`` and ``candidates``, what is empty is left out."""
+        """The object in ``plan.json``. Empty fields other than ``collected`` and ``candidates`` are left out."""
         values = {f.name: getattr(self, f.name) for f in fields(PlanFacts)}
         return {name: to_json(value) for name, value in values.items() if value or name in {"collected", "candidates"}}

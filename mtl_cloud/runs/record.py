@@ -9,6 +9,7 @@ by the owner only; an attempt that was replaced gets ``RunTakenOverError``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import count, takewhile
@@ -35,6 +36,8 @@ from mtl_cloud.runs.schema import (
 from mtl_cloud.storage import Storage
 
 __all__ = ["CheckpointId", "RunRecord"]
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -91,7 +94,7 @@ class RunRecord:
         self._create(self.paths.moved_plan(move), plan.encode())
 
     def moves(self) -> int:
-        """How often the run was moved."""
+        """The number of moves."""
         return max(takewhile(lambda move: self._exists(self.paths.moved_plan(move)), count(1)), default=0)
 
     def spec_yaml(self) -> bytes:
@@ -185,7 +188,15 @@ class RunRecord:
     def boots(self) -> list[BootRecord]:
         """The boot records of rented machines, oldest first; empty where no machine is rented."""
         keys = [entry.key for entry in self.storage.list(self.paths.boots) if entry.key.endswith(".json")]
-        return sorted((self._read(BootRecord, key) for key in keys), key=lambda boot: boot.started_at)
+        return sorted(filter(None, map(self._boot, keys)), key=lambda boot: boot.started_at)
+
+    def _boot(self, key: str) -> BootRecord | None:
+        """None, with a warning, for a damaged record: a boot script writes it, and it must not stop the supervisor."""
+        try:
+            return self._read(BootRecord, key)
+        except (NotFoundError, RecordError) as error:
+            log.warning("skipping a boot record: %s", error)
+            return None
 
     # --- logs ---
 

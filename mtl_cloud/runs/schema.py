@@ -1,10 +1,10 @@
-"""What crosses the wall between orchestrator and container: the typed files of a run's record.
+"""The typed files of a run's record, which orchestrator and container exchange.
 
 Every file is one JSON object with a ``schema_version``. A reader keeps fields it does not know (``extra``: a newer
 writer of the same version may add some) and refuses a version it does not know. Only the standard library is used,
 because the supervisor, process 1 of the container, reads and writes these too.
 
-Times are ISO 8601 in UTC. Units stand in the names.
+Times are ISO 8601 in UTC. Names contain units.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Outcome(StrEnum):
-    """How an attempt or a run ended. Only ``MACHINE_ERROR`` and ``INTERRUPTED`` are worth another attempt."""
+    """The end of an attempt or a run. Only ``MACHINE_ERROR`` and ``INTERRUPTED`` are worth another attempt."""
 
     DONE = "done"
     USER_ERROR = "user_error"
@@ -122,7 +122,7 @@ class PlanRecord(Record):
     command: list[str]
     """The trainer's command line inside the container."""
     env: dict[str, str]
-    """What the job adds to the trainer's environment in clear."""
+    """The job's variables of the trainer's environment, in clear text."""
     processes: int
     """Trainer processes (one a GPU, one on a CPU)."""
     rounds: int
@@ -180,7 +180,7 @@ class SupervisedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRecord(Record):
-    """``attempts/0001.json``: the claim of one life of the run. The highest number owns the run."""
+    """``attempts/0001.json``: the claim of one attempt. The highest number owns the run."""
 
     number: int
     started_at: str
@@ -189,16 +189,16 @@ class AttemptRecord(Record):
     backend: str
     device: str | None = None
     usd_per_hour: float | None = None
-    """What this life costs by its plan; None where nothing is rented, or the price is not known."""
+    """Price of this attempt by its plan; None if nothing is rented or the price is unknown."""
     nonce: str = ""
     """Random: lets a process recognise a claim as its own when only the reply to it was lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootRecord(Record):
-    """``boots/<instance>.json``: a rented machine's word before and after its container, overwritten.
+    """``boots/<instance>.json``: a rented machine's state before and after its container, overwritten.
 
-    An attempt's ``host`` is the instance's id: so it is known which machine an attempt had, and what that costs.
+    An attempt's ``host`` is the instance's id, which links the attempt to its machine and its price.
     """
 
     instance: str
@@ -215,21 +215,21 @@ class BootRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord(Record):
-    """``start.json``: which checkpoint an attempt went on from; both None when it began anew.
+    """``start.json``: the checkpoint that an attempt resumed from; both None for a fresh start.
 
-    Written once, by the trainer, before its first step. It is what makes a late commit of a replaced attempt harmless:
+    Written once, by the trainer, before its first step. It makes a late commit of a replaced attempt harmless:
     checkpoints of ``checkpoint_attempt`` beyond ``checkpoint_step`` are no ancestors of this attempt's.
     """
 
     checkpoint_step: int | None
     checkpoint_attempt: int | None
     datasets: list[dict[str, Json]] = field(default_factory=list)
-    """What the attempt trains on, in the job's order. Each: ``name``, and ``digest`` of a prepared dataset or null."""
+    """The attempt's datasets, in the job's order. Each: ``name``, and ``digest`` of a prepared dataset or null."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat(Record):
-    """``heartbeat.json``: the sign of life, overwritten. ``progress`` is the trainer's newest word."""
+    """``heartbeat.json``, overwritten at each heartbeat. ``progress`` is the trainer's newest report."""
 
     at: str
     phase: str
@@ -257,9 +257,9 @@ class BestRound:
 
     round: int
     metric: str | None
-    """As the job names it, ``detection/map50_voc``; None for the mean of the tasks' headline metrics."""
+    """In the job's form, ``detection/map50_voc``; None for the mean of the tasks' headline metrics."""
     value: float | None
-    """What the round reached; None where its trainer did not tell."""
+    """The round's value; None if its trainer did not record it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +304,7 @@ class RoundRecord(Record):
     best_round: int | None = None
     """The round whose checkpoint is the best of those up to this one; None without ``checkpoint.keep_best``."""
     best_metric: str | None = None
-    """What it is the best by, as in ``BestRound``."""
+    """The metric of the comparison, as in ``BestRound``."""
     best_value: float | None = None
 
     @property
@@ -342,7 +342,7 @@ class CheckpointManifest(Record):
     meta: dict[str, Any]
     """Everything of the state that is not a tensor."""
     sha256: str = ""
-    """Of all other fields; see `sealed`."""
+    """Checksum of all other fields; see `sealed`."""
 
     def sealed(self) -> Self:
         """The manifest with its own checksum filled in, so that damage to any other field shows."""
@@ -360,7 +360,7 @@ class CheckpointManifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CancelRecord(Record):
-    """``cancel.json``: a person's wish to stop, honoured by the supervisor."""
+    """``cancel.json``: a person's request to stop, which the supervisor follows."""
 
     at: str
     by: str

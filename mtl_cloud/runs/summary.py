@@ -32,7 +32,7 @@ class RunSummary:
     metrics: dict[str, float | None]
     """task -> its headline metric (``tasks.HEADLINE``) after the last completed round."""
     best: BestRound | None
-    """Whose checkpoint is kept as the best; None without ``checkpoint.keep_best``, or before any has a value."""
+    """The round whose checkpoint is kept as the best; None without ``checkpoint.keep_best`` or a value yet."""
     started_at: str | None
     seconds: float
     """Machine seconds of all attempts so far, as ``attempts.bill_of`` counts them."""
@@ -63,7 +63,7 @@ def summarize(run: RunRecord, now: datetime, *, lost_after_s: float = LOST_BY_CL
 
 
 def _state(run: RunRecord, attempts: list[AttemptState], now: datetime, lost_after_s: float) -> str:
-    """Of a run without a result."""
+    """The state of a run without a result."""
     last = attempts[-1] if attempts else None
     if last and last.exit and not Outcome(last.exit.outcome).may_retry:
         return last.exit.outcome

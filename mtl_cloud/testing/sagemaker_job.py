@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mtl_cloud.launch.sagemaker.opt_ml import write_opt_ml
+from mtl_cloud.names import SAGEMAKER_SCRATCH
 
 __all__ = ["DoubleJob"]
 
@@ -183,7 +184,8 @@ class DoubleJob:
             hyperparameters=request.get("HyperParameters"),
             interface="lo",
         )
-        places = {"python": sys.executable, "/opt/ml": str(root), "/tmp/mtl-cloud": str(root / "tmp")}  # noqa: S108
+        # A container has folders of its own; "/opt/ml" is SageMaker's name.
+        places = {"python": sys.executable, "/opt/ml": str(root), SAGEMAKER_SCRATCH: str(root / "tmp")}
         argv = [*specification["ContainerEntrypoint"], *specification["ContainerArguments"]]
         environ = {**self._environ, **request["Environment"], "TRAINING_JOB_NAME": request["TrainingJobName"]}
         with (root / "output.log").open("wb") as output:

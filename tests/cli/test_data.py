@@ -93,7 +93,7 @@ def test_verify_names_what_is_damaged_and_fails(prepared: Path, capsys: pytest.C
     shard.write_bytes(data)
     assert cli.main(["data", "verify", str(prepared)]) == 9
     output = capsys.readouterr().out
-    assert f"{shard}: other bytes\n  test_batch/" in output
+    assert f"{shard}: wrong checksum\n  test_batch/" in output
     assert "1 of 4 files are damaged" in output
     assert cli.main(["data", "verify", str(prepared), "--json"]) == 9
     (damage,) = json.loads(capsys.readouterr().out)["damaged"]

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from mtl_cloud import cli
-from mtl_cloud.cli.commands.init import DATASETS, job_text
+from mtl_cloud.catalog.datasets import DATASETS
+from mtl_cloud.cli.commands.init import job_text
 from mtl_cloud.jobspec.load import load_job, parse_job
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"

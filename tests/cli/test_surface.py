@@ -18,7 +18,7 @@ IMAGE = ["--base", "--debug", "--json", "--platform"]
 SURFACE = {
     "init": ["--dataset", "--debug", "--force", "--json", "--name", "--uri", "[FILE]"],
     "validate": ["--debug", "--json", "--set", "FILE..."],
-    "schema": ["--debug", "--json"],
+    "schema": ["--debug", "--format", "--json"],
     "plan": ["--debug", "--json", "--offline", "--requests", "--run-id", "--set", "FILE"],
     "anchors": ["--debug", "--json", "--seed", "--set", "FILE"],
     "data": [],

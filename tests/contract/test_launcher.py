@@ -14,8 +14,9 @@ from run_harness import FAST, FakeClock, make_run, no_cloud_environ
 from sagemaker_harness import plan_on
 from waiting import wait_for
 
+from mtl_cloud.backends import BACKENDS
 from mtl_cloud.errors import LaunchError
-from mtl_cloud.launch import LAUNCHERS, BackendState, Launcher, RunHandle, get_launcher
+from mtl_cloud.launch import BackendState, Launcher, RunHandle, get_launcher
 from mtl_cloud.launch.docker import DockerLauncher
 from mtl_cloud.launch.local import LocalLauncher
 from mtl_cloud.launch.sagemaker import SageMakerLauncher
@@ -103,7 +104,7 @@ def test_a_run_that_was_never_submitted_is_unknown(launcher: Launcher, plan: Pla
         launcher.describe(RunHandle.of(replace(plan, run_id="nowhere-1")))
 
 
-@pytest.mark.parametrize("backend", LAUNCHERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_registered_launcher_is_made_by_its_name(backend: str) -> None:
     assert get_launcher(backend).backend == backend
 
@@ -111,4 +112,4 @@ def test_a_registered_launcher_is_made_by_its_name(backend: str) -> None:
 def test_a_backend_of_another_version_is_refused_with_what_there_is() -> None:
     with pytest.raises(LaunchError, match="cannot start runs on 'lambda'") as caught:
         get_launcher("lambda")
-    assert caught.value.hint == f"it can on: {', '.join(LAUNCHERS)}"
+    assert caught.value.hint == f"it can on: {', '.join(BACKENDS)}"

@@ -1,4 +1,4 @@
-"""Small datasets in the layouts of the real ones, built where a test needs one that is wrong somewhere."""
+"""Small datasets in the layouts of the real ones, for tests that damage them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Prepared = tuple[str, Path, Callable[[str], Dataset]]
 
 @pytest.fixture
 def voc_root(tmp_path: Path) -> Path:
-    """VOC2012 with two images for training (one with a mask) and one with a mask for validation; all hold a dog."""
+    """VOC2012 with two training images (one with a mask) and one validation image with a mask; all show a dog."""
     root = tmp_path / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -80,7 +80,7 @@ def cifar_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pack_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Path]:
-    """Packs ``train/`` and ``val/`` as the original tars: a tar of a tar for each class, and a flat one."""
+    """Packs ``train/`` and ``val/`` as the original tars: a tar with one tar per class, and a flat one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def pack(root: Path, target: Path) -> Path:

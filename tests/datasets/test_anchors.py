@@ -1,4 +1,4 @@
-"""Clustering of box sizes against brute force, an own k-means of another make, and darknet's anchors on real boxes."""
+"""Clustering of box sizes, compared with brute force, another k-means, and darknet's anchors on real boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from mtl_cloud.datasets import open_dataset
 from mtl_cloud.datasets.anchors import ANCHORS, Sizes, box_sizes, cluster_sizes, mean_best_iou
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import Task
@@ -28,7 +28,7 @@ def iou(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def partitions(n: int, k: int) -> Iterator[list[int]]:
-    """All ways of putting n things into at most k unnamed groups, as the group of each thing."""
+    """All partitions of n items into at most k groups, as the group of each item."""
 
     def grow(labels: list[int]) -> Iterator[list[int]]:
         if len(labels) == n:
@@ -41,7 +41,7 @@ def partitions(n: int, k: int) -> Iterator[list[int]]:
 
 
 class Scenes:
-    """A dataset of blank images with the boxes that a test asks for."""
+    """A dataset of blank images with the given boxes."""
 
     info = DatasetInfo("scenes", "train", {"detection": ("thing",)})
 
@@ -54,7 +54,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         return self.samples[index]
 
     def key(self, index: int) -> str:
@@ -91,7 +91,7 @@ def test_mean_best_iou_by_the_definition(sizes: Sizes) -> None:
 @settings(max_examples=40, deadline=None)
 def test_no_round_lowers_the_mean_best_iou(sizes: Sizes, seed: int) -> None:
     found = cluster_sizes(sizes, seed=seed)
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(found.course, found.course[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in zip(found.history, found.history[1:], strict=False))
     assert found.mean_iou == pytest.approx(mean_best_iou(sizes, found.anchors))
 
 

@@ -1,4 +1,4 @@
-"""What every dataset promises, over all of them and over the datasets that are made of others."""
+"""The contract of datasets, tested on all of them and on their wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a dataset: images of every colour space, reads at an offset, and failures that name the file."""
+"""Files of a dataset: images of every colour space, reads at an offset, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mtl_cloud.datasets.base import Least
-from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, decode_shrunk, read_bytes, read_lines
+from mtl_cloud.datasets.base import DecodeHint
+from mtl_cloud.datasets.files import RandomReader, decode_mask, decode_rgb, decode_scaled, read_bytes, read_lines
 from mtl_cloud.errors import DatasetError
 
 RED = (200, 30, 40)
@@ -60,7 +60,7 @@ def test_damaged_bytes_decode_or_are_a_dataset_error(data: st.DataObject) -> Non
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's on metadata and on sizes that the damage made huge
+        warnings.simplefilter("ignore")  # Pillow warns of metadata and of sizes that the damage made huge
         try:
             image = decode_rgb(bytes(damaged), "a.jpg")
         except DatasetError:
@@ -77,7 +77,7 @@ def test_a_mask_is_its_palette_indices() -> None:
     assert np.array_equal(decode_mask(file.getvalue(), "x"), indices)
 
 
-def test_a_reader_reads_anywhere_and_again_after_it_was_sent_away(tmp_path: Path) -> None:
+def test_a_reader_reads_at_any_offset_and_again_after_a_pickle(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(range(256)))
     reader = RandomReader(path)
@@ -105,12 +105,12 @@ def test_whole_jpegs_have_the_pixels_that_pillow_gives_them(voc_photographs: Pat
 
 
 @pytest.mark.parametrize("divisor", [2, 4, 8])
-def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(voc_photographs: Path, divisor: int) -> None:
-    """Within one level of 255, on average, of Pillow's box filter over the decoded whole."""
+def test_a_scaled_jpeg_is_the_mean_of_its_pixels(voc_photographs: Path, divisor: int) -> None:
+    """Within one level of 255, on average, of Pillow's box filter over the fully decoded image."""
     differences = []
     for file in sorted(voc_photographs.rglob("*.jpg"))[:20]:
         full = Image.open(file).convert("RGB")
-        shrunk, shape = decode_shrunk(file.read_bytes(), "x", lambda height, _: Least(divisor, height))
+        shrunk, shape = decode_scaled(file.read_bytes(), "x", lambda height, _: DecodeHint(divisor, height))
         assert (shape, shrunk.shape[:2]) == ((full.height, full.width), _ceil(full.height, full.width, divisor))
         inside = np.s_[: full.height // divisor, : full.width // divisor]
         difference = np.abs(shrunk.astype(int)[inside] - np.asarray(full.reduce(divisor)).astype(int)[inside])
@@ -122,27 +122,27 @@ def _ceil(height: int, width: int, divisor: int) -> tuple[int, int]:
     return -(-height // divisor), -(-width // divisor)
 
 
-def test_a_jpeg_cut_short_is_refused_whatever_decodes_it() -> None:
-    for least in (Least(2, 100), Least(1, 16)):
+def test_a_truncated_jpeg_is_refused_by_every_decoder() -> None:
+    for hint in (DecodeHint(2, 100), DecodeHint(1, 16)):
         with pytest.raises(DatasetError, match=r"cut\.jpg: damaged, or not an image"):
-            decode_shrunk(jpeg(200, 100)[:-400], "cut.jpg", lambda *_, least=least: least)
+            decode_scaled(jpeg(200, 100)[:-400], "cut.jpg", lambda *_, hint=hint: hint)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}, {}])
 def test_rows_from_the_top_are_those_of_the_whole_however_the_jpeg_is_coded(options: dict[str, Any]) -> None:
-    """Progressive ones are decoded whole: their first rows are only known at the end."""
+    """Progressive ones are decoded in full: their first rows are only known at the end."""
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG", exif=b"Exif\0\0" + b"\xff\xc0" * 40, **options)
-    part, shape = decode_shrunk(file.getvalue(), "x", lambda *_: Least(1, 30))
+    part, shape = decode_scaled(file.getvalue(), "x", lambda *_: DecodeHint(1, 30))
     assert shape == (90, 60)
     assert np.array_equal(part[:30], np.asarray(Image.open(file))[:30])
     assert part[60:].any() == ("progressive" in options)
 
 
-def test_a_jpeg_with_fill_bytes_before_its_markers_is_decoded_whole() -> None:
-    """ITU-T T.81, B.1.1.2 allows any number of them; libjpeg passes over them."""
+def test_a_jpeg_with_fill_bytes_before_its_markers_is_decoded_in_full() -> None:
+    """ITU-T T.81, B.1.1.2 allows any number of them; libjpeg skips them."""
     data = jpeg(90, 60)
     filled = data[:2] + b"\xff\xff" + data[2:]
-    part, _ = decode_shrunk(filled, "x", lambda *_: Least(1, 30))
+    part, _ = decode_scaled(filled, "x", lambda *_: DecodeHint(1, 30))
     assert np.array_equal(part, np.asarray(Image.open(io.BytesIO(data))))

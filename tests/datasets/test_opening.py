@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_data import real
 
+from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.datasets import (
-    DATASETS,
     DatasetInfo,
     JointDataset,
     Sample,
@@ -22,7 +22,7 @@ from mtl_cloud.datasets import (
     open_dataset,
     open_splits,
 )
-from mtl_cloud.datasets.base import Dataset, Shrink
+from mtl_cloud.datasets.base import Dataset, HintFor
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.jobspec.job import DatasetSpec
 from mtl_cloud.tasks import TASKS, Task
@@ -31,7 +31,7 @@ DIGITS = tuple("0123456789")
 
 
 class Listed:
-    """A dataset of keys; an image says which key it is of."""
+    """A dataset of keys; the pixels of an image encode its key."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Listed:
     def __getitem__(self, index: int) -> Sample:
         return Sample(key=self.keys[index], image=np.full((1, 1, 3), index, dtype=np.uint8), classification=index)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         return self[index]
 
     def key(self, index: int) -> str:
@@ -179,7 +179,7 @@ def test_validation_must_label_what_is_trained(voc_root: Path) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any))
-def test_a_joint_dataset_is_its_parts_end_to_end(lengths: list[int]) -> None:
+def test_a_joint_dataset_is_the_concatenation_of_its_parts(lengths: list[int]) -> None:
     parts = [Listed([f"{which}/{i}" for i in range(length)]) for which, length in enumerate(lengths)]
     joint: Dataset = JointDataset(parts)
     everything = [(which, i) for which, length in enumerate(lengths) for i in range(length)]
@@ -231,7 +231,7 @@ def test_a_bad_sample_ends_the_run_unless_told_otherwise(voc_root: Path) -> None
         open_dataset(voc(voc_root), "train")[0]
 
 
-def test_the_next_good_image_stands_in_without_labels_and_names_the_bad_one(voc_root: Path) -> None:
+def test_a_bad_sample_is_replaced_by_the_next_good_image_without_labels(voc_root: Path) -> None:
     (voc_root / "JPEGImages/a.jpg").write_bytes(jpeg()[:100])
     dataset = open_dataset(voc(voc_root, on_bad_sample="skip"), "train")
     stand_in, good = dataset[0], dataset[1]
@@ -241,20 +241,20 @@ def test_the_next_good_image_stands_in_without_labels_and_names_the_bad_one(voc_
     assert (dataset.key(0), len(dataset)) == ("VOC2012/a", 2)
 
 
-def test_the_stand_in_of_the_last_sample_is_the_first(voc_root: Path) -> None:
+def test_the_replacement_of_the_last_sample_is_the_first(voc_root: Path) -> None:
     (voc_root / "Annotations/b.xml").write_text(voc_annotation(voc_object("dog", 3, 5, 99, 24)))
     sample = open_dataset(voc(voc_root, on_bad_sample="skip"), "train")[1]
     assert (sample.key, sample.replaces) == ("VOC2012/a", "VOC2012/b")
 
 
-def test_a_dataset_without_a_good_sample_ends_the_run_all_the_same(voc_root: Path) -> None:
+def test_a_dataset_without_a_good_sample_ends_the_run(voc_root: Path) -> None:
     for name in ("a", "b"):
         (voc_root / f"JPEGImages/{name}.jpg").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"voc train: every sample of a long stretch is bad; the first: .*a\.jpg"):
+    with pytest.raises(DatasetError, match=r"voc train: too many consecutive samples are bad; the first: .*a\.jpg"):
         open_dataset(voc(voc_root, on_bad_sample="skip"), "train")[0]
 
 
-# --- where data lies -----------------------------------------------------------------------------------------------
+# --- locations of data -----------------------------------------------------------------------------------------------
 
 
 def test_a_uri_may_be_a_file_url_with_escapes(voc_root: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_uri_may_be_a_file_url_with_escapes(voc_root: Path) -> None:
     assert len(open_dataset(DatasetSpec(name="voc", uri=spaced.as_uri()), "train")) == 2
 
 
-def test_data_elsewhere_is_to_be_prepared_first() -> None:
+def test_remote_data_must_be_prepared_first() -> None:
     with pytest.raises(DatasetError, match=r"^memory://voc: no prepared dataset there \(no manifest.json\)") as caught:
         open_dataset(DatasetSpec(name="voc", uri="memory://voc"), "train")
     assert "mtl-cloud data prepare" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""The index of a tar, against tarfile's own reading of nested tars, and tars that are not whole."""
+"""The index of a tar, compared with tarfile on nested tars, and errors for damaged tars."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def nested(classes: dict[str, dict[str, bytes]]) -> bytes:
 
 @settings(max_examples=50, deadline=None)
 @given(classes=st.dictionaries(st.from_regex(r"n[0-9]{8}", fullmatch=True), contents, min_size=1, max_size=3))
-def test_each_member_lies_where_the_index_says(
+def test_each_member_is_at_the_offset_in_the_index(
     tmp_path_factory: pytest.TempPathFactory, classes: dict[str, dict[str, bytes]]
 ) -> None:
-    """Names over 100 characters included, whose headers take several blocks."""
+    """Includes names over 100 characters, whose headers take several blocks."""
     folder = tmp_path_factory.mktemp("tar")
     (folder / "a.tar").write_bytes(data := nested(classes))
     index = index_tar(folder / "a.tar", folder / "cache")
@@ -78,7 +78,7 @@ def test_a_damaged_cache_is_scanned_again(tmp_path: Path) -> None:
     assert index_tar(tmp_path / "a.tar", tmp_path / "cache").names.tolist() == [b"a.JPEG"]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.JPEG": b"one"})
     (tmp_path / "file").write_text("not a folder")
     assert index_tar(tmp_path / "a.tar", tmp_path / "file" / "cache").names.tolist() == [b"a.JPEG"]
@@ -95,7 +95,7 @@ END_OF_DATA = len(TWO_CLASSES.rstrip(b"\0"))
 
 @given(cut=st.integers(0, END_OF_DATA))
 @settings(max_examples=60, deadline=None)
-def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_tar_truncated_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("cut")
     (folder / "a.tar").write_bytes(TWO_CLASSES[:cut])
     with pytest.raises(DatasetError, match=r"a\.tar") as caught:
@@ -108,7 +108,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPath
 def test_a_header_with_a_flipped_byte_never_hides_members(
     tmp_path_factory: pytest.TempPathFactory, where: int, data: st.DataObject
 ) -> None:
-    """Either the damage is found, or it lies in the images and the index is as before."""
+    """Either the damage is found, or it is within the images and the index is unchanged."""
     folder = tmp_path_factory.mktemp("flip")
     damaged = bytearray(TWO_CLASSES)
     damaged[512 * where + data.draw(st.integers(0, 156))] ^= data.draw(st.integers(1, 255))

@@ -35,6 +35,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 
+def _has_rounds(run: RunRecord, count: int) -> Callable[[], bool]:
+    return lambda: len(run.rounds()) >= count
+
+
 def _plan(job: JobSpec, run_id: str) -> Any:
     return plan_run(job, gather_facts(job), run_id=run_id, now=NOW)
 
@@ -43,10 +47,6 @@ def _final_state(run: RunRecord) -> list[tuple[str, str]]:
     """Names and checksums of the last checkpoint's parts."""
     parts = run.manifest(run.checkpoints()[-1]).parts
     return [(part["key"].rpartition("/")[2], part["crc64nvme"]) for part in parts]
-
-
-def _has_rounds(run: RunRecord, number: int) -> Callable[[], bool]:
-    return lambda: len(run.rounds()) >= number
 
 
 def test_local_sagemaker_local_equals_a_straight_run_bit_for_bit(

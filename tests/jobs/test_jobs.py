@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from mtl_cloud.jobspec.constraints import DATASET_TASKS, trained_tasks
+from mtl_cloud.catalog.datasets import DATASETS
+from mtl_cloud.jobspec.constraints import trained_tasks
 from mtl_cloud.jobspec.load import load_job
 from mtl_cloud.jobspec.schema import job_schema
 from mtl_cloud.jobspec.tree import read_yaml
@@ -37,7 +38,7 @@ def test_it_is_planned_offline_for_what_its_dataset_and_network_have_in_common(p
 @every_job
 def test_it_warns_of_nothing_but_the_article_s_idle_gpus(path: Path) -> None:
     said = [warning.message for warning in load_job(path).warnings]
-    idle = ["p4d.24xlarge has 8 GPUs and the job uses 1: 7 are paid and idle"]
+    idle = ["p4d.24xlarge has 8 GPUs and the job uses 1: 7 are paid for but idle"]
     assert said == (idle if path in ARTICLE else [])
 
 
@@ -81,7 +82,7 @@ def test_the_article_is_there_whole() -> None:
         (dataset, network, workers)
         for dataset in ("imagenet", "voc", "cifar10")
         for network in networks
-        if set(NETWORK_TASKS[network]) & set(DATASET_TASKS[dataset])
+        if set(NETWORK_TASKS[network]) & set(DATASETS[dataset].tasks)
         for workers in (1, 4)
     }
     jobs = [load_job(path).job for path in ARTICLE]

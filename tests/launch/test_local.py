@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from narrowing import present
 from run_harness import FAST, is_running, make_run, no_cloud_environ, start_at_terminal
 from waiting import PATIENCE_S, wait_for
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import LaunchError
 from mtl_cloud.launch import BackendState, RunHandle
-from mtl_cloud.launch.local import LocalLauncher
+from mtl_cloud.launch.local import LocalLauncher, _arguments_by_ps, _arguments_in_proc
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
 from mtl_cloud.storage import FolderStorage
@@ -163,3 +165,14 @@ def test_a_run_whose_other_machine_has_gone_silent_goes_on_here(environ: dict[st
     _elsewhere(run)
     _submit(LocalLauncher(environ=environ, settings=FAST, clock=Later(seconds=400)), run)
     assert [attempt.host for attempt in run.attempts()] == ["elsewhere", socket.gethostname()]
+
+
+def test_both_ways_to_a_process_s_arguments_agree(tmp_path: Path) -> None:
+    """``/proc`` on Linux, and ``ps``, which macOS has too."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "digits-1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: "digits-1" in _arguments_in_proc(process.pid))  # until exec has happened
+        assert "digits-1" in _arguments_by_ps(process.pid)
+        present(process.stdin).close()
+        process.wait()
+        assert (_arguments_in_proc(process.pid), _arguments_by_ps(process.pid)) == ([], [])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from run_harness import FakeClock
 
-from mtl_cloud.errors import LaunchError, SpecError
+from mtl_cloud.errors import CloudError, LaunchError, SpecError
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.jobspec.load import job_to_json
-from mtl_cloud.launch import BackendState, Launcher
+from mtl_cloud.launch import BackendState, Launcher, RunHandle
 from mtl_cloud.launch.resume import changed_training, moved_job, replan, resume_run
 from mtl_cloud.planning.plan import gather_facts, plan_run
 from mtl_cloud.runs.record import RunRecord
@@ -103,6 +103,21 @@ def test_a_backend_that_does_not_let_go_keeps_the_run(run: RunRecord) -> None:
         _resume(run, moved_job(run, backend="ec2", overrides=ON_EC2), local, Named("ec2"), clock=clock)
     assert run.moves() == 0
     assert clock.seconds == pytest.approx(600, abs=5)
+
+
+def test_a_backend_that_cannot_be_asked_keeps_the_run(run: RunRecord) -> None:
+    """AWS's refusal is no word that nothing runs there; a run that was never submitted is."""
+
+    class Denied(Named):
+        def describe(self, handle: RunHandle) -> BackendState:
+            raise CloudError("digits-1: not authorized", error_class="permission")
+
+    denied, never, ec2 = Denied("local"), Named("local"), Named("ec2")
+    with pytest.raises(CloudError, match="not authorized"):
+        _resume(run, moved_job(run, backend="ec2", overrides=ON_EC2), denied, ec2)
+    assert (run.moves(), ec2.submissions) == (0, [])
+    _resume(run, moved_job(run, backend="ec2", overrides=ON_EC2), never, ec2)
+    assert (run.moves(), len(ec2.submissions)) == (1, 1)
 
 
 def test_a_request_that_cannot_be_made_gives_nothing_up(run: RunRecord) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
-from run_harness import PLAN, make_run
+from narrowing import result_of
+from run_harness import PLAN, FakeClock, make_run
 
 from mtl_cloud.errors import LaunchError, RunTakenOverError
 from mtl_cloud.launch.base import BackendState, RunHandle
-from mtl_cloud.launch.submit import cancel_run, submit_run
+from mtl_cloud.launch.submit import cancel_run, release_run, submit_run, with_requests_if_known
+from mtl_cloud.runs.lifecycle import end_as_cancelled
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, CancelRecord, Outcome, PlanRecord
 from mtl_cloud.storage import MemoryStorage
@@ -93,3 +96,63 @@ def test_a_dead_run_is_ended_under_the_next_attempts_number(storage: MemoryStora
     assert result.message == "cancelled by ann: wrong data; the trainer was not started"
     with pytest.raises(RunTakenOverError):
         run.require_owner(1)
+
+
+# --- rented machines -------------------------------------------------------------------------------------------------
+
+
+class Rented(MemoryLauncher):
+    """A machine that runs until it is stopped, and whether that was before or after the run had its result."""
+
+    def __init__(self, run: RunRecord, *states: BackendState) -> None:
+        super().__init__(states)
+        self._run = run
+        self.stopped_with: list[str | None] = []
+        self.submit(self.prepare(run.plan()))
+
+    def stop(self, handle: RunHandle) -> None:
+        result = self._run.result()
+        self.stopped_with.append(result.outcome if result else None)
+        super().stop(handle)
+
+
+def _cancelled_by_its_machine(run: RunRecord) -> None:
+    run.claim(AttemptRecord(number=1, started_at=LATER, host="i-1", pid=1, backend="memory"))
+    end_as_cancelled(run, CANCEL, now=datetime.fromisoformat(LATER))
+
+
+def test_a_machine_that_runs_has_the_time_to_save_and_end_its_run(storage: MemoryStorage) -> None:
+    run, clock = make_run(storage, backend="memory"), FakeClock()
+    launcher = Rented(run, BackendState.RUNNING)
+    clock.at(100, lambda: _cancelled_by_its_machine(run))
+    release_run(run, CANCEL, launcher=launcher, clock=clock)
+    assert (launcher.stopped_with, run.cancel_request()) == ([Outcome.CANCELLED], CANCEL)
+    assert 100 <= clock.seconds < 120
+    assert result_of(run).attempts == 2
+
+
+def test_a_machine_that_does_not_answer_is_taken_away_when_its_time_is_over(storage: MemoryStorage) -> None:
+    run, clock = make_run(storage, backend="memory"), FakeClock()
+    launcher = Rented(run, BackendState.RUNNING)
+    release_run(run, CANCEL, launcher=launcher, clock=clock)
+    assert launcher.stopped_with == [None]
+    assert 300 <= clock.seconds <= 305
+    assert result_of(run).outcome == Outcome.CANCELLED
+
+
+def test_a_machine_that_is_only_awaited_is_given_up_at_once(storage: MemoryStorage) -> None:
+    run, clock = make_run(storage, backend="memory"), FakeClock()
+    launcher = Rented(run, BackendState.PENDING)
+    for _ in range(2):
+        release_run(run, CANCEL, launcher=launcher, clock=clock)
+    assert (launcher.stopped_with, clock.seconds) == ([None, Outcome.CANCELLED], 0)
+    assert result_of(run).attempts == 1
+
+
+def test_a_plan_of_an_unknown_backend_and_one_without_an_account_have_no_requests() -> None:
+    theirs = replace(PLAN, backend="theirs")
+    assert with_requests_if_known(theirs) == (theirs, None)
+    nowhere = replace(PLAN, backend="ec2", compute={"backend": "ec2", "instance_type": "p4d.24xlarge", "gpu_count": 8})
+    plan, error = with_requests_if_known(nowhere)
+    assert plan == nowhere
+    assert isinstance(error, LaunchError)

@@ -16,6 +16,7 @@ from run_harness import PLAN
 from mtl_cloud.catalog import InstanceType, Price
 from mtl_cloud.errors import RecordError
 from mtl_cloud.json_types import Json
+from mtl_cloud.names import SupervisorFlag
 from mtl_cloud.runs.dataclass_json import FieldPath, from_json, to_json
 from mtl_cloud.runs.plan_facts import (
     Candidate,
@@ -235,11 +236,24 @@ class Thing:
     anything: Any = None
 
 
+def test_a_member_of_an_enumeration_is_written_as_its_value() -> None:
+    (flag,) = to_json((SupervisorFlag.STORAGE,))
+    assert (flag, type(flag)) == ("--storage", str)
+    assert from_json(tuple[str, ...], [flag], AT) == ("--storage",)
+
+
 def test_lists_pairs_unions_and_free_json_survive_the_way() -> None:
     thing = Thing([Box(1, "a"), Box(2, 3)], (4, Box(5)), {"free": [None, {"x": 1.5}]}, [True])
     document = json.loads(json.dumps(to_json(thing)))
     assert document["pair"] == [4, {"side": 5, "label": None}]
     assert from_json(Thing, document, AT) == thing
+
+
+def test_a_member_of_an_enumeration_is_its_value() -> None:
+    """Without the way through a file too: a launcher reads its own submission."""
+    document = to_json(Box(1, SupervisorFlag.STORAGE))
+    assert type(document["label"]) is str
+    assert from_json(Box, document, AT) == Box(1, "--storage")
 
 
 @pytest.mark.parametrize(

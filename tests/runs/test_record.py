@@ -169,6 +169,10 @@ def test_the_first_wish_to_cancel_stands(run: RunRecord) -> None:
     assert run.cancel_request() == CancelRecord(at="15:00", by="ada")
 
 
+def test_a_record_is_shown_by_its_storage_and_its_run(run: RunRecord) -> None:
+    assert repr(run) == "RunRecord('memory://', 'voc-3fa1c9')"
+
+
 # --- attempts and the fence ---
 
 

@@ -1,6 +1,6 @@
 """Real supervisors over real trainers, killed by SIGKILL at random instants, come to the end of an unbroken run.
 
-``MTL_CLOUD_KILLS`` says how many kills: 50 where it is not set.
+``MTL_CLOUD_KILLS`` sets the number of kills; the default is 10, and 500 before a release.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from examples import EXHAUSTIVE
 from fork_harness import start_forked
 from run_harness import supervisor_flags
 from small_run import end_state, make_small_run
@@ -23,7 +24,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.supervise import guard
 
-KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "50"))
+KILLS = int(os.environ.get("MTL_CLOUD_KILLS", "500" if EXHAUSTIVE else "10"))
 PHASES = {"training", "uploading", "validating"}
 KILLS_A_RUN = 10
 """On a machine that others use too, a life may always be too short to come further: then peace comes at last."""

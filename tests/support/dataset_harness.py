@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtl_cloud.datasets.base import Dataset, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Dataset, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.tasks import Task
 
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
@@ -33,10 +33,10 @@ class Altered:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        return self.dataset.load(index, shrink)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        return self.dataset.load(index, hint_for)
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)

@@ -17,7 +17,10 @@ MAINTENANCE = "/latest/meta-data/events/maintenance/scheduled"
 
 
 class FakeImds(ThreadingHTTPServer):
-    """Answers 401 without a valid token, and 404 for paths that are not in ``documents``; bytes are sent as is."""
+    """Answers 401 without a valid token, and 404 for paths that are not in ``documents``.
+
+    A document is sent as JSON, bytes as they are.
+    """
 
     daemon_threads = True
 

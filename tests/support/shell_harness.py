@@ -20,11 +20,12 @@ from s3_servers import CREDENTIALS, moto
 
 from mtl_cloud.aws import AwsClients
 from mtl_cloud.container.image import CLOUD_PLATFORM, image_content
-from mtl_cloud.planning.lookup.account import AMI_PARAMETER
 
 __all__ = ["ACCOUNT", "Shell", "account", "push_image", "shell"]
 
 ACCOUNT = "123456789012"
+AMI_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+"""As AWS publishes it (release notes of the "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)")."""
 Shell: TypeAlias = Callable[..., str]
 
 

@@ -17,7 +17,7 @@ import botocore.session
 from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
-from mtl_cloud.names import STACK
+from mtl_cloud.bootstrap.template import template
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -55,19 +55,24 @@ class Account:
     def describe_stacks(self, StackName: str) -> dict[str, Any]:
         if self.stack:
             self._settle(self.stack)
-        is_there = self.stack and (self.stack["StackStatus"] != "DELETE_COMPLETE" or StackName == self.stack["StackId"])
-        if not self.stack or not is_there:
+        if not self.stack or StackName not in self._names_of(self.stack):
             raise error("ValidationError", f"Stack with id {StackName} does not exist", "DescribeStacks")
         return {"Stacks": [dict(self.stack)]}
+
+    def _names_of(self, stack: dict[str, Any]) -> set[str]:
+        """A deleted stack is found by its id alone."""
+        is_deleted = stack["StackStatus"] == "DELETE_COMPLETE"
+        return {stack["StackId"], *([] if is_deleted else [stack["StackName"]])}
 
     def create_change_set(self, **request: Any) -> dict[str, Any]:
         status = self.stack["StackStatus"] if self.stack else "DELETE_COMPLETE"
         exists = status not in {"DELETE_COMPLETE", "REVIEW_IN_PROGRESS"}
+        name = request["StackName"]
         if exists != (request["ChangeSetType"] == "UPDATE") or (exists and not status.endswith("_COMPLETE")):
-            raise error("ValidationError", f"Stack:{STACK} is in {status} state", "CreateChangeSet")
+            raise error("ValidationError", f"Stack:{name} is in {status} state", "CreateChangeSet")
         if status == "DELETE_COMPLETE":
-            self.stack = {"StackId": f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/{STACK}/{self.made}"}
-            self.stack.update(StackName=STACK, StackStatus="REVIEW_IN_PROGRESS", looks=0)
+            self.stack = {"StackId": f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/{name}/{self.made}"}
+            self.stack.update(StackName=name, StackStatus="REVIEW_IN_PROGRESS", looks=0)
             self.change_sets.clear()
         wanted = {p["ParameterKey"]: p["ParameterValue"] for p in request["Parameters"]}
         self.change_sets[request["ChangeSetName"]] = {"wanted": wanted, "looks": 0, "type": request["ChangeSetType"]}
@@ -225,11 +230,8 @@ def outputs(parameters: dict[str, str]) -> list[dict[str, str]]:
     found = {f"Subnet{index + 1}": f"{zone}=subnet-{zone[-1]}" for index, zone in enumerate(zones)}
     if parameters.get("VpcId"):
         found = {"Subnets": parameters["VpcSubnets"]}
-    names = (
-        "SecurityGroup InstanceProfile InstanceRoleArn GroupRoleArn SageMakerRoleArn UserPolicyArns Storage "
-        "RepositoryUri LogGroup"
-    )
-    found |= {name: name.lower() for name in names.split()} | {"Bucket": "the-bucket"}
+    found |= {name: name.lower() for name, output in template()["Outputs"].items() if "Condition" not in output}
+    found["Bucket"] = "the-bucket"
     return [{"OutputKey": key, "OutputValue": value} for key, value in found.items()]
 
 

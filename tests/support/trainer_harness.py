@@ -21,8 +21,8 @@ from mtl_cloud.runs.scratch import Scratch
 from mtl_cloud.storage import Storage
 from mtl_cloud.train.build import JobData, build_trainer, open_data
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.buffers import Rooms
-from mtl_cloud.train.data.crops import Cuts
+from mtl_cloud.train.data.buffers import BufferPool
+from mtl_cloud.train.data.crops import Crops
 from mtl_cloud.train.data.transforms import Canvas, Placement, place
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.trainer import Trainer
@@ -108,9 +108,9 @@ def facts_of(record: RoundRecord) -> object:
 
 def on_square(sample: Sample, placement: Placement, size: int) -> tuple[Canvas, torch.Tensor]:
     """A sample as it is placed, and the image that the CPU renders from it: [3, size, size]."""
-    room = Rooms(1).take()
-    canvas = place(sample, placement, size, room.add)
-    return canvas, Cuts.of(room.pixels(), [canvas.image], size).squares(ALONE.device)[0]
+    buffer = BufferPool(1).take()
+    canvas = place(sample, placement, size, buffer.add)
+    return canvas, Crops.of(buffer.pixels(), [canvas.image], size).resize(ALONE.device)[0]
 
 
 def assert_same_batch(ours: Batch, theirs: Batch) -> None:

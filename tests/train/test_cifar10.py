@@ -1,4 +1,4 @@
-"""On photographs the published classifiers learn what a linear model of the pixels cannot."""
+"""The published classifiers are more accurate on photographs than a linear model of the pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NETWORKS = {"vgg16": (0.25, 32), "alexnet": (0.5, 64)}
 
 @pytest.fixture(scope="module")
 def dataset(cifar_photographs: Path) -> DatasetSpec:
-    """The images that are lossless: 1,000 for training and 500 for validation, or 5,085 and 1,017 of CIFAR-10."""
+    """The losslessly stored images: 1,000 for training and 500 for validation, or 5,085 and 1,017 of CIFAR-10."""
     folder = cifar_photographs / "cifar-10-batches-py"
     return DatasetSpec.model_validate(
         {"name": "cifar10", "uri": str(folder), "splits": {"train": "train", "val": "test"}}

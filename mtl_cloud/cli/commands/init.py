@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
+from mtl_cloud.catalog.datasets import DATASETS, DatasetName
 from mtl_cloud.cli.common import examples, output_options
 from mtl_cloud.cli.output import print_json
 from mtl_cloud.errors import UsageError
-
-DATASETS = ("embedded", "voc", "cifar10", "imagenet")
 
 _TEMPLATE = """\
 # A training job. Check it with `mtl-cloud validate {file}`, run it with `mtl-cloud submit {file}`.
@@ -72,20 +71,20 @@ _STANDARD = {
 )
 @click.argument("file", default="job.yaml", metavar="[FILE]", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--dataset", type=click.Choice(DATASETS), default="embedded", help="Which dataset; embedded needs no files."
+    "--dataset", type=click.Choice(tuple(DATASETS)), default="embedded", help="Which dataset; embedded needs no files."
 )
 @click.option("--uri", metavar="URL", help="Folder or archive that holds the dataset.")
 @click.option("--name", default="my-job", help="The job's name; starts its run ids.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @output_options
-def command(*, file: Path, dataset: str, uri: str | None, name: str, force: bool, as_json: bool) -> None:
+def command(*, file: Path, dataset: DatasetName, uri: str | None, name: str, force: bool, as_json: bool) -> None:
     """Write a commented job file to start from (job.yaml unless named otherwise).
 
     JSON: {file, dataset, name}.
     """
     from mtl_cloud.jobspec.load import parse_job
 
-    if dataset != "embedded" and uri is None:
+    if DATASETS[dataset].needs_uri and uri is None:
         raise UsageError(f"--dataset {dataset} needs --uri", hint="give the folder or archive that holds the dataset")
     text = job_text(file.name, dataset, uri, name)
     parse_job(text.encode(), source=str(file), base=file.parent)

@@ -55,12 +55,13 @@ def _text(record: RunRecord, attempt: int) -> str:
 
 
 def _backend_log(record: RunRecord) -> dict[int, str]:
-    """The container output that the backend kept, as the first attempt's log; empty if it keeps none."""
-    from mtl_cloud.launch import LAUNCHERS, RunHandle, get_launcher
+    """What the backend kept of a run that has logged nothing, as if of its first attempt; empty if it keeps nothing."""
+    from mtl_cloud.backends import BACKENDS
+    from mtl_cloud.launch import RunHandle, get_launcher
     from mtl_cloud.launch.base import LogSource
 
     handle = RunHandle.of(record.plan())
-    launcher = get_launcher(handle.backend) if handle.backend in LAUNCHERS else None
+    launcher = get_launcher(handle.backend) if handle.backend in BACKENDS else None
     if not isinstance(launcher, LogSource):
         return {}
     return {1: "".join(f"{line}\n" for line in launcher.log_lines(handle))}

@@ -1,6 +1,6 @@
-"""CIFAR-10 (A. Krizhevsky, 2009): the original pickled batches, or a pack of all images as JPEG, which is lossy.
+"""CIFAR-10 (A. Krizhevsky, 2009): the original pickled batches, or a lossy pack of all images as JPEG.
 
-Both are in the original order, so an image has the same key in both: its batch and its row there.
+Both have the original order, so an image has the same key in both: its batch and row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import DatasetInfo, HintFor, Sample
 from mtl_cloud.datasets.files import decode_rgb, local_path, read_bytes
 from mtl_cloud.datasets.formats.pickles import loads
 from mtl_cloud.errors import DatasetError
@@ -50,7 +50,7 @@ Reader: TypeAlias = Callable[[Path, str], Content]
 
 @dataclass(frozen=True)
 class Cifar10Dataset:
-    """A split. A loader worker is sent the path only, and reads the file itself."""
+    """A split. Its pickle holds the path only: a loader worker reads the file itself."""
 
     path: Path
     split: str
@@ -67,7 +67,7 @@ class Cifar10Dataset:
         image = self.content.image(index)
         return Sample(key=self.key(index), image=image, classification=int(self.content.labels[index]))
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002  # these pixels are not encoded
         return self[index]
 
     def key(self, index: int) -> str:
@@ -78,7 +78,7 @@ class Cifar10Dataset:
 
     @cached_property
     def content(self) -> Content:
-        """Read once in each process."""
+        """The split's content, read once in each process."""
         return self.read(self.path, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,20 +86,21 @@ class Cifar10Dataset:
 
 
 def open_cifar10(uri: str | None, split: str) -> Cifar10Dataset:
-    """``train`` or ``test`` (``val`` means ``test``; CIFAR-10 has no other) of the folder or file ``uri``.
+    """``train`` or ``test`` of the folder or file ``uri`` (``val`` means ``test``; CIFAR-10 has no other).
 
-    Of a folder that holds both forms, ``train`` and ``test`` are the original batches; ``train_jpeg`` and
-    ``test_jpeg`` always are the JPEG pack.
+    If a folder holds both forms, ``train`` and ``test`` read the original batches; ``train_jpeg`` and ``test_jpeg``
+    always read the JPEG pack.
 
     Raises
     ------
     DatasetError
-        A file is not there or damaged, a label is out of range, or there is no such split.
+        A file is missing or damaged, a label is out of range, or there is no such split.
     """
     name, _, form = {"val": "test", "val_jpeg": "test_jpeg"}.get(split, split).partition("_")
     if name not in _BATCHES or form not in {"", "jpeg"}:
         raise DatasetError(
-            f"cifar10 has no split {split!r}", hint="it has train and test, and train_jpeg and test_jpeg of the pack"
+            f"cifar10 has no split {split!r}",
+            hint="it has train and test, and in the JPEG pack train_jpeg and test_jpeg",
         )
     path, read = _find(local_path(uri or "cifar-10-batches-py"), lossy=form == "jpeg")
     dataset = Cifar10Dataset(path, name, read)
@@ -135,7 +136,7 @@ def _assert_labels(dataset: Cifar10Dataset) -> None:
 
 
 def read_batches(folder: Path, split: str) -> Content:
-    """The original pickles, which may be cut to their first rows."""
+    """The original pickles, which may be truncated to their first rows."""
     batches = [_read_batch(folder / name) for name in _BATCHES[split]]
     pixels = np.concatenate([data for data, _ in batches])
 
@@ -163,7 +164,7 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
         )
     if (said := batch.get("batch_label", _BATCH_LABELS[path.name])) != _BATCH_LABELS[path.name]:
         raise DatasetError(
-            f"{path}: the file calls itself {said!r}: under this name it would leak between splits", hint=_UNPACK
+            f"{path}: its label is {said!r}: under this name its images would be in the wrong split", hint=_UNPACK
         )
     return data, np.array(labels, dtype=np.int64)
 
@@ -189,7 +190,7 @@ def read_pack(path: Path, split: str) -> Content:
         ) from error
     if len(offsets) != len(labels) + 1 or offsets[-1] != streams.size:
         raise DatasetError(
-            f"{path}: {split} has {len(labels)} labels, and its offsets do not fit them", hint="make the pack again"
+            f"{path}: {split} has {len(labels)} labels, and its offsets do not match", hint="make the pack again"
         )
     names = [f"{batch}/{row}" for batch in _BATCHES[split] for row in range(_ROWS_PER_BATCH)]
 

@@ -1,11 +1,11 @@
 """Scenes that need no download: handwritten digits on coloured tiles, with class, boxes and masks.
 
 The digits are real: the 1,797 of scikit-learn's ``load_digits`` (E. Alpaydin, C. Kaynak, 1998; UCI). Every fifth is
-kept for validation, so no handwriting is in both splits. A scene holds one large tile and up to two small ones that
-nothing covers. The image's class is the large tile's digit; each tile is an object with a box; its pixels are the mask.
+kept for validation, so the splits share no digit image. A scene holds one large tile and up to two small ones, without
+overlaps. The image's class is the large tile's digit; each tile is an object with a box; its pixels are the mask.
 
-A tile's hue hints at its digit, but neighbouring digits overlap in hue: the hint lets small networks learn within
-minutes on a CPU, and only reading the digit makes them right.
+A tile's hue correlates with its digit, but the hues of neighbouring digits overlap: small networks learn within minutes
+on a CPU, but need the digit's shape to be correct.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample
 from mtl_cloud.errors import DatasetError, MissingExtraError
 from mtl_cloud.tasks import Task
 
@@ -72,7 +72,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """Scenes drawn on demand: each depends on (seed, split, index) only."""
+    """Scenes generated on demand: each depends on (seed, split, index) only."""
 
     split: str
     seed: int = 0
@@ -107,7 +107,7 @@ class EmbeddedDataset:
             segmentation=mask,
         )
 
-    def load(self, index: int, shrink: Shrink) -> Sample:  # noqa: ARG002  # these pixels are not encoded
+    def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002  # these pixels are not encoded
         return self[index]
 
     def key(self, index: int) -> str:
@@ -125,7 +125,7 @@ class EmbeddedDataset:
         return Digits(images[mine], classes[mine])
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the digits: else every loader worker would import scikit-learn for them, and do little else at first."""
+        """Includes the digits, so that loader workers need not import scikit-learn."""
         return {**vars(self), "digits": self.digits}
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -154,7 +154,7 @@ def _load_digits() -> Digits:
 
 
 def _place(rng: np.random.Generator) -> list[Tile]:
-    """The large tile, then the small ones that found a free place."""
+    """The large tile, then the small ones for which a free position was found."""
     tiles: list[Tile] = []
     for side in [int(rng.integers(*_LARGE)), *rng.integers(*_SMALL, size=rng.integers(3)).tolist()]:
         places = (Tile(left, top, side) for left, top in rng.integers(SIZE - side + 1, size=(_TRIES, 2)).tolist())
@@ -164,14 +164,14 @@ def _place(rng: np.random.Generator) -> list[Tile]:
 
 
 def _background(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """[SIZE, SIZE, 3] clouds of dull colours with grain."""
+    """[SIZE, SIZE, 3] smooth dull colours with noise."""
     clouds = rng.integers(70, 180, size=(5, 5, 1)) + rng.integers(-25, 26, size=(5, 5, 3))
     smooth = Image.fromarray(clouds.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(smooth, dtype=np.float32) + rng.normal(0, 8, size=(SIZE, SIZE, 1)).astype(np.float32)
 
 
 def _shape(side: int) -> npt.NDArray[np.bool_]:
-    """[side, side] a square with round corners that touches all four sides."""
+    """[side, side] the mask of a square with rounded corners that touches all four sides."""
     axis = np.linspace(-1, 1, side + 1)[:-1] + 1 / side
     return axis[:, None] ** 4 + axis**4 <= 1
 
@@ -179,7 +179,7 @@ def _shape(side: int) -> npt.NDArray[np.bool_]:
 def _paint(
     digit: npt.NDArray[np.uint8], class_index: int, side: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """[side, side, 3] the digit in the middle of its tile, dark on light or light on dark."""
+    """[side, side, 3] the digit centred on its tile, dark on light or light on dark."""
     paint, ink = _dark_and_light(class_index, rng)[rng.permutation(2)]
     inner = round(0.75 * side)
     margin = (side - inner) // 2

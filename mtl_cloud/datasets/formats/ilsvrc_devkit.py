@@ -1,8 +1,8 @@
-"""The text files that come with ILSVRC2012: which class a validation image is of, and what people call a class.
+"""The text files of ILSVRC2012: classes of the validation images, and names of the classes.
 
-They are looked for beside the images, in ``meta/`` there or one level up, and where the devkit's archive has them:
+They are searched beside the images, in ``meta/`` there or one level up, and in the folders of the devkit's archive:
 
-* ``ILSVRC2012_validation_ground_truth.txt``: line n is the devkit's id of the class of validation image n;
+* ``ILSVRC2012_validation_ground_truth.txt``: line n is the devkit's class id of validation image n;
 * ``map_clsloc.txt``: wnid, that id, name;
 * ``synset_words.txt``: wnid, names.
 """
@@ -31,7 +31,7 @@ _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Validation image's number -> wnid."""
+    """Maps a validation image to its wnid."""
 
     path: Path
     ids: tuple[str, ...]
@@ -40,24 +40,24 @@ class GroundTruth:
 
     @classmethod
     def read(cls, root: Path) -> Self:
-        """Raises ``DatasetError`` when one of the two files is not to be found from ``root``."""
+        """Raises ``DatasetError`` if one of the two files is not found from ``root``."""
         truth, mapping = (_find(root, name) for name in (_TRUTH, _MAP))
         if truth is None or mapping is None:
             raise DatasetError(
-                f"{root}: the validation images lie in no class folders, and {_TRUTH if truth is None else _MAP} "
+                f"{root}: the validation images are not in class folders, and {_TRUTH if truth is None else _MAP} "
                 "is not beside them",
                 hint=f"put {_TRUTH} (of the devkit) and {_MAP} (wnid, id, name) there, or into meta/",
             )
         return cls(truth, tuple(read_lines(truth)), {line.split()[1]: line.split()[0] for line in _rows(mapping, 2)})
 
     def wnid(self, file_name: str) -> str:
-        """The class of ``ILSVRC2012_val_00000001.JPEG``. Raises ``DatasetError`` when it has none."""
+        """The wnid of an image such as ``ILSVRC2012_val_00000001.JPEG``. Raises ``DatasetError`` if there is none."""
         match = _VAL_NAME.fullmatch(file_name)
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(self.ids):
             raise DatasetError(
                 f"{file_name}: not one of the {len(self.ids)} validation images that {self.path} labels",
-                hint="images are named ILSVRC2012_val_00000001.JPEG and so on, or lie in class folders",
+                hint="name images ILSVRC2012_val_00000001.JPEG and so on, or put them into class folders",
             )
         wnid = self.wnids.get(self.ids[number - 1])
         if wnid is None:
@@ -69,11 +69,11 @@ class GroundTruth:
 
 
 def class_names(wnids: Sequence[str], root: Path) -> tuple[str, ...]:
-    """What people call each class, once each; its wnid where that is not known."""
+    """A unique name of each class; its wnid if the name is unknown."""
     words = _words(root)
     names = [words.get(wnid, wnid) for wnid in wnids]
-    times = Counter(names)
-    return tuple(name if times[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
+    counts = Counter(names)
+    return tuple(name if counts[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
 def _words(root: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC2012): extracted into class folders, or the original tars, which are read without unpacking.
+"""ImageNet (ILSVRC2012): extracted class folders, or the original tars, read without unpacking.
 
 Both forms give the same samples in the same order under the same keys.
 """
@@ -14,8 +14,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import DatasetInfo, Sample, Shrink, whole
-from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_shrunk, local_path, read_bytes
+from mtl_cloud.datasets.base import DatasetInfo, HintFor, Sample, full_decode
+from mtl_cloud.datasets.files import ByteReader, RandomReader, decode_scaled, local_path, read_bytes
 from mtl_cloud.datasets.formats.ilsvrc_devkit import GroundTruth, class_names
 from mtl_cloud.datasets.stored_file import StoredFile
 from mtl_cloud.datasets.tar_index import TarIndex, default_cache, index_tar, inner_tars
@@ -32,11 +32,11 @@ _SUFFIXES = (b".jpeg", b".jpg", b".png")
 
 
 class ImageStore(Protocol):
-    """Encoded images in some order."""
+    """Encoded images by position."""
 
     @property
     def names(self) -> npt.NDArray[np.bytes_]:
-        """[n] ``wnid/file``, or ``file`` alone where the form does not say the class."""
+        """[n] ``wnid/file``, or ``file`` alone where the class is not part of the path."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class ImageStore(Protocol):
         ...
 
     def take(self, positions: npt.NDArray[np.int64]) -> Self:
-        """These images alone."""
+        """Only these images."""
         ...
 
     def read(self, position: int) -> bytes:
@@ -80,7 +80,7 @@ class FolderStore:
 
 @dataclass(frozen=True)
 class TarStore:
-    """Members of a tar, or of the tars in it: one seek and one read each."""
+    """Members of a tar, or of the tars in it, read by their offset."""
 
     reader: ByteReader
     index: TarIndex
@@ -114,21 +114,21 @@ class ImageNetDataset:
     targets: npt.NDArray[np.int64]
     """[n] class index."""
     positions: npt.NDArray[np.int64]
-    """[n] where in the store."""
+    """[n] position in the store."""
     store: ImageStore
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        image, shape = decode_shrunk(self.read(index), self.where(index), shrink)
-        return Sample(self.key(index), image, classification=int(self.targets[index]), shrunk_from=shape)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        image, shape = decode_scaled(self.read(index), self.where(index), hint_for)
+        return Sample(self.key(index), image, classification=int(self.targets[index]), stored_shape=shape)
 
     def read(self, index: int) -> bytes:
-        """The encoded image, as it is stored. Raises ``DatasetError``."""
+        """The encoded image as stored. Raises ``DatasetError``."""
         return self.store.read(self.positions[index])
 
     def where(self, index: int) -> str:
@@ -136,7 +136,7 @@ class ImageNetDataset:
         return self.store.where(self.positions[index])
 
     def take(self, indices: npt.NDArray[np.int64]) -> ImageNetDataset:
-        """These images alone."""
+        """Only these images."""
         store = self.store.take(self.positions[indices])
         return ImageNetDataset(self.info, self.keys[indices], self.targets[indices], np.arange(len(indices)), store)
 
@@ -148,15 +148,15 @@ class ImageNetDataset:
 
 
 def open_imagenet(uri: str | None, split: str) -> ImageNetDataset:
-    """``train`` or ``val`` of the folder ``uri``: class folders ``train/<wnid>/``, or the tar, whichever is there.
+    """``train`` or ``val`` of the folder ``uri``, from class folders ``train/<wnid>/`` or from the tar.
 
-    The classes are those of the train split, in the order of their wnids, for ``val`` too. Validation images that lie
-    in no class folders (the tar's) are labelled by the devkit's files (``ilsvrc_devkit``).
+    Both splits have the classes of the train split, sorted by wnid. Validation images outside class folders (the
+    tar's) are labelled by the devkit's files (``ilsvrc_devkit``).
 
     Raises
     ------
     DatasetError
-        Neither form is there, a tar is not whole, a class has no images, or an image has no class.
+        Neither form exists, a tar is truncated, a class has no images, or an image has no class.
     """
     if split not in TARS:
         raise DatasetError(f"imagenet has no split {split!r}", hint="it has train and val")
@@ -175,7 +175,7 @@ def open_stored_imagenet(tars: Mapping[str, StoredFile], split: str, devkit: Pat
 
 
 def _label(split: str, store: ImageStore, train_wnids: Sequence[str], devkit: Path) -> ImageNetDataset:
-    """The images of ``store`` in the order of their keys. Classes without training images are those of the images."""
+    """The images of ``store``, sorted by key. Without a train split, the classes are those of the images."""
     keys = np.array(_keys(store.names.tolist(), devkit))
     order = np.argsort(keys, kind="stable")
     wnids = [os.fsdecode(key.partition(b"/")[0]) for key in keys[order].tolist()]
@@ -214,7 +214,7 @@ def _image_files(folder: Path) -> list[bytes]:
     flat = [entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
     names = flat + [name for entry in entries if entry.is_dir() for name in _class_files(entry.path, entry.name)]
     if not names:
-        raise DatasetError(f"{folder}: there are no images in it", hint="unpack the tar into it, a folder a class")
+        raise DatasetError(f"{folder}: there are no images in it", hint="unpack the tar into it, one folder per class")
     return names
 
 
@@ -247,7 +247,7 @@ def _targets(wnids: Sequence[str], classes: Sequence[str], source: Path) -> npt.
     if unknown := sorted(set(wnids).difference(classes)):
         raise DatasetError(
             f"{source}: images of {len(unknown)} classes that the train split does not have, e.g. {unknown[0]}",
-            hint="validation can only use the classes that are trained: add them to train, or remove them here",
+            hint="validation can only use classes of the train split: add them to train, or remove them here",
         )
     index = {wnid: i for i, wnid in enumerate(classes)}
     return np.array([index[wnid] for wnid in wnids])

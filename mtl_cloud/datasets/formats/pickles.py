@@ -1,7 +1,7 @@
-"""Old NumPy pickles, read without running anything that they name.
+"""Read old NumPy pickles without running any code that they name.
 
-A pickle may name any function of any module and have it called. This reader knows only the names that a dictionary of
-lists and arrays needs, and answers each with a stand-in of its own: NumPy's code is not run on the file's bytes either.
+A pickle may name any function of any module and have it called. This reader accepts only the names that a dictionary of
+lists and arrays needs, and replaces each by a stand-in: NumPy's code does not run on the file's bytes either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["loads"]
 _MALFORMED = (
     pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError
 )  # fmt: skip
-"""What the standard unpickler raises on bytes that are no pickle."""
+"""Exceptions of the standard unpickler on bytes that are not a pickle."""
 
 
 def loads(data: bytes, source: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def loads(data: bytes, source: str) -> dict[str, Any]:
     Raises
     ------
     DatasetError
-        Not a whole pickle of that kind, or one that names anything else. ``source`` is named.
+        ``data`` is not a complete pickle of that kind, or names anything else. The message names ``source``.
     """
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
@@ -41,7 +41,7 @@ def loads(data: bytes, source: str) -> dict[str, Any]:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``: keeps what the pickle says of it."""
+    """Stands in for ``numpy.ndarray``, and holds its state from the pickle."""
 
     def __init__(self) -> None:
         self.array: npt.NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
@@ -61,7 +61,7 @@ class _Dtype:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like: single bytes have none."""
+        """Ignores byte order and similar, which single bytes do not have."""
 
 
 def _reconstruct(_subtype: object, _shape: object, _code: object) -> _Array:
@@ -86,7 +86,7 @@ class _PlainUnpickler(pickle.Unpickler):
         try:
             return _STAND_INS[module_name, global_name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which no batch needs") from None
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is not allowed") from None
 
 
 def _text(key: object) -> str:

@@ -1,9 +1,9 @@
-"""PASCAL VOC as the VOCdevkit lays it out: sets of classes, boxes and masks of the same images.
+"""PASCAL VOC in the layout of VOCdevkit: sets of classes, boxes and masks of the same images.
 
-Facts of the devkit (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf) that are kept here: pixel
-coordinates start at 1 and include the last pixel; ``difficult`` objects are neither trained on nor counted, and an
-image whose objects of a class are all difficult is neither a positive nor a negative of that class; ``truncated``
-objects are objects like any other; mask value 255 is the border that does not count.
+Rules of the devkit (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf) that apply here: pixel coordinates
+start at 1 and include the last pixel; ``difficult`` objects are neither trained on nor counted, and an image whose
+objects of a class are all difficult is neither a positive nor a negative of that class; ``truncated`` objects are
+treated like any other; mask value 255 is the border, which is ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, Sample, Shrink, whole
+from mtl_cloud.datasets.base import IGNORE, Boxes, DatasetInfo, HintFor, Sample, full_decode
 from mtl_cloud.datasets.file_trees import FileTree, FolderTree
-from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path, text_lines
+from mtl_cloud.datasets.files import decode_mask, decode_scaled, local_path, text_lines
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import TASKS, Task
 
@@ -57,24 +57,24 @@ class VocDataset:
     """The images of a split's Main list (classes and boxes) and Segmentation list (masks)."""
 
     files: FileTree
-    """Of one year: ``JPEGImages/`` and so on."""
+    """The files of one year: ``JPEGImages/`` and so on."""
     info: DatasetInfo
     ids: tuple[str, ...]
     annotated: frozenset[str]
     """Images with classes and boxes."""
     masked: frozenset[str]
     wanted: frozenset[Task] = frozenset(TASKS)
-    """Labels that are read, of those that there are."""
+    """Labels to read, if there are any."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         labels = self.labels(index)
-        image, (height, width) = decode_shrunk(self.read("image", index), self.where("image", index), shrink)
+        image, (height, width) = decode_scaled(self.read("image", index), self.where("image", index), hint_for)
         objects = self.objects(index, width, height) if labels & _OF_OBJECTS else []
         return Sample(
             key=self.key(index),
@@ -82,7 +82,7 @@ class VocDataset:
             classification=class_set(objects) if "classification" in labels else None,
             detection=boxes(objects) if "detection" in labels else None,
             segmentation=self._mask(index, (height, width)) if "segmentation" in labels else None,
-            shrunk_from=(height, width),
+            stored_shape=(height, width),
         )
 
     def key(self, index: int) -> str:
@@ -91,23 +91,23 @@ class VocDataset:
     def labels(self, index: int) -> frozenset[Task]:
         return self.wanted.intersection(_tasks(self.ids[index] in self.annotated, self.ids[index] in self.masked))
 
-    def narrowed(self, tasks: frozenset[Task]) -> VocDataset:
-        """The same samples, of whose labels only ``tasks`` are read."""
+    def with_tasks(self, tasks: frozenset[Task]) -> VocDataset:
+        """The same samples; only labels of ``tasks`` are read."""
         return replace(self, wanted=self.wanted & tasks)
 
     def objects(self, index: int, width: int, height: int) -> list[VocObject]:
-        """Of an annotated image of ``width`` x ``height`` pixels. Raises ``DatasetError``."""
+        """The objects of an annotated image of ``width`` x ``height`` pixels. Raises ``DatasetError``."""
         return parse_annotation(self.read("boxes", index), width, height, self.where("boxes", index))
 
     def read(self, kind: Kind, index: int) -> bytes:
-        """A file of the sample, as it is stored. Raises ``DatasetError``."""
+        """A file of the sample as stored. Raises ``DatasetError``."""
         return self.files.read(_path(kind, self.ids[index]))
 
     def where(self, kind: Kind, index: int) -> str:
         return self.files.where(_path(kind, self.ids[index]))
 
     def size(self, kind: Kind, index: int) -> int:
-        """Bytes of a file of the sample that is there."""
+        """Bytes of an existing file of the sample."""
         return self.files.size(_path(kind, self.ids[index]))
 
     def _mask(self, index: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -128,13 +128,13 @@ def open_voc(uri: str | None, split: str) -> VocDataset:
     Raises
     ------
     DatasetError
-        The folder or the lists are not there, or a list names an image, annotation or mask that is absent.
+        The folder or the lists are missing, or a list names an image, annotation or mask that is missing.
     """
     return open_voc_year(FolderTree(_find_year(local_path(uri or "VOCdevkit"))), split)
 
 
 def open_voc_year(files: FileTree, split: str) -> VocDataset:
-    """A split of one year's files. Raises ``DatasetError`` as ``open_voc``."""
+    """A split of one year's files. Raises ``DatasetError`` as in ``open_voc``."""
     main, segmentation = (_read_list(files, kind, split) for kind in ("Main", "Segmentation"))
     if not main and not segmentation:
         raise DatasetError(
@@ -162,10 +162,10 @@ def parse_annotation(data: bytes, width: int, height: int, source: str) -> list[
     Raises
     ------
     DatasetError
-        Not such a file, made for an image of another size, an unknown class, or a box outside of the image.
+        ``data`` is not such a file, is for an image of another size, or has an unknown class or a box outside of it.
     """
     try:
-        # The expat of every supported Python bounds the expansion of entities.
+        # The expat of every supported Python limits the expansion of entities.
         root = ET.fromstring(data)  # noqa: S314
         stated = int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0)
         objects = [_parse_object(element) for element in root.iterfind("object")]
@@ -203,7 +203,7 @@ def _parse_object(element: ET.Element) -> VocObject:
 
 
 def _text(element: ET.Element, side: str) -> str:
-    box = element.find("bndbox")  # step by step: ElementTree walks longer paths in Python
+    box = element.find("bndbox")  # step by step: ElementTree evaluates longer paths in Python
     text = None if box is None else box.findtext(side)
     if text is None:
         raise ValueError(f"an object has no bndbox/{side}")
@@ -211,11 +211,11 @@ def _text(element: ET.Element, side: str) -> str:
 
 
 def _clipped(voc_object: VocObject, width: int, height: int, source: str) -> VocObject:
-    # Annotators' fractions may reach over the edge by less than a pixel; more than that is a mistake.
+    # Fractional coordinates may exceed the edge by up to a pixel; more than that is an error.
     left, top, right, bottom = voc_object.xyxy
     inside = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     overshoot = max(abs(a - b) for a, b in zip(voc_object.xyxy, inside, strict=True))
-    if not (overshoot <= 1 and inside[0] < inside[2] and inside[1] < inside[3]):  # so that NaN is refused too
+    if not (overshoot <= 1 and inside[0] < inside[2] and inside[1] < inside[3]):  # so that NaN is rejected too
         name = CLASSES[voc_object.class_index]
         place = f"({left + 1:g}, {top + 1:g}, {right:g}, {bottom:g})"
         raise _damaged(source, f"the box {place} of a {name} is empty or outside of the {width}x{height} image")
@@ -246,15 +246,15 @@ def _read_list(files: FileTree, kind: str, split: str) -> frozenset[str]:
 
 
 def _splits_hint(names: Sequence[str]) -> str:
-    return f"it has the splits {', '.join(names)}" if names else "the lists come with VOC's archive: unpack it whole"
+    return f"it has the splits {', '.join(names)}" if names else "the lists are part of VOC's archive: unpack all of it"
 
 
 def _assert_present(files: FileTree, kind: Kind, ids: Collection[str], split: str) -> None:
     if absent := sorted(set(ids) - _stems(files, kind)):
         raise DatasetError(
-            f"{files.where(_path(kind, absent[0]))}: not there, but the lists {split}.txt name it "
+            f"{files.where(_path(kind, absent[0]))}: missing, but the lists {split}.txt name it "
             f"({len(absent)} such files)",
-            hint=f"unpack VOC's archive again, or take the names out of {files.where('ImageSets')}/*/{split}.txt",
+            hint=f"unpack VOC's archive again, or remove the names from {files.where('ImageSets')}/*/{split}.txt",
         )
 
 

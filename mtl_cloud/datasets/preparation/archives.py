@@ -1,4 +1,4 @@
-"""Where the original archives lie, on this machine or in a storage, and which splits are to be made of them."""
+"""Open the original archives, local or in a storage, as sources of splits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _Open: TypeAlias = Callable[[str], Source]
 
 class _Kind(NamedTuple):
     splits: tuple[str, ...]
-    """That are prepared unless others are asked for."""
+    """Splits that are prepared by default."""
     local: Callable[[str, str], Source]
     """URI, split -> source."""
     stored: Callable[[Storage, Path], _Open]
@@ -41,12 +41,12 @@ class _Kind(NamedTuple):
 
 @contextmanager
 def open_sources(original: Original, uri: str, splits: Sequence[str] = ()) -> Iterator[dict[str, Source]]:
-    """The splits of the original archives below ``uri``, of which nothing but small text files is unpacked.
+    """The splits of the original archives below ``uri``. Only small text files are unpacked.
 
     Raises
     ------
     DatasetError
-        They are not there, or not whole.
+        They are missing or incomplete.
     StorageError
         The storage does not answer.
     """
@@ -57,7 +57,7 @@ def open_sources(original: Original, uri: str, splits: Sequence[str] = ()) -> It
 
 
 def _stored(kind: _Kind, uri: str, scratch: Path) -> _Open:
-    """``uri`` may name the folder or one archive in it."""
+    """Opens splits in a storage. ``uri`` may name the folder or one archive in it."""
     folder = uri.rpartition("/")[0] if uri.endswith(".tar") else uri
     return kind.stored(open_storage(folder), scratch)
 
@@ -68,16 +68,16 @@ def _stored(kind: _Kind, uri: str, scratch: Path) -> _Open:
 def _stored_imagenet(storage: Storage, scratch: Path) -> _Open:
     sizes = _sizes(storage)
     tars = {split: _find(storage, sizes, names) for split, names in TARS.items()}
-    there = {split: tar for split, tar in tars.items() if tar is not None}
+    present = {split: tar for split, tar in tars.items() if tar is not None}
     _fetch(storage, [key for key in sizes if key.rpartition("/")[2] in DEVKIT_FILES], scratch)
 
     def opened(split: str) -> Source:
-        if split not in there:
+        if split not in present:
             raise DatasetError(
                 f"{storage.url}: no {' or '.join(TARS.get(split, (f'split {split}',)))} there",
-                hint="upload the original tars; class folders are prepared from this machine's disks only",
+                hint="upload the original tars; class folders can be prepared from local disks only",
             )
-        return ImageNetSource(open_stored_imagenet(there, split, scratch))
+        return ImageNetSource(open_stored_imagenet(present, split, scratch))
 
     return opened
 
@@ -130,7 +130,7 @@ _IMAGES = "/JPEGImages/"
 
 
 def _year(names: Iterable[str], where: str) -> str:
-    """The folder that holds ``JPEGImages/``."""
+    """The only folder that holds ``JPEGImages/``. Raises ``DatasetError`` if there is none or several."""
     years = sorted({name.partition(_IMAGES)[0] for name in names if _IMAGES in name})
     if len(years) != 1:
         raise DatasetError(
@@ -148,7 +148,7 @@ def _local_cifar(uri: str, split: str) -> Source:
 
 
 def _stored_cifar(storage: Storage, scratch: Path) -> _Open:
-    """180 MB in six files: they are brought here."""
+    """Downloads the six files, 180 MB."""
     names = [key for key in _sizes(storage) if key.rpartition("/")[2].startswith(("data_batch_", "test_batch"))]
     _fetch(storage, names, scratch)
     return lambda split: _local_cifar(str(scratch), split)
@@ -162,7 +162,7 @@ def _sizes(storage: Storage) -> dict[str, int]:
 
 
 def _fetch(storage: Storage, keys: Iterable[str], folder: Path) -> None:
-    """Objects by their last names."""
+    """Download objects to ``folder``, under their base names."""
     for key in keys:
         (folder / key.rpartition("/")[2]).write_bytes(storage.read(key))
 
@@ -174,4 +174,4 @@ _KINDS: Mapping[str, _Kind] = {
 }
 ORIGINALS = tuple(_KINDS)
 ALIASES: Mapping[str, Mapping[str, str]] = {"cifar10": {"val": "test"}}
-"""Other names of splits that a job may use."""
+"""Dataset -> other name -> split, for names that a job may use."""

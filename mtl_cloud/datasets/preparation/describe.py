@@ -1,4 +1,4 @@
-"""What is in a prepared dataset: counts, sizes, the table of classes, and a sheet of samples."""
+"""Describe a prepared dataset: counts, sizes, classes, and a sheet of samples."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class SplitSummary:
     samples: int
     shards: int
     bytes: int
-    """Of the shards."""
+    """Total of the shards."""
     pixels: Mapping[str, int]
-    """Smallest, median and largest of both sides: ``width_min`` … ``height_max``."""
+    """Minimum, median and maximum of width and height: ``width_min`` … ``height_max``."""
     labelled: Mapping[Task, int]
-    """Samples that carry the label."""
+    """Samples that have the label."""
     per_class: Mapping[Task, Sequence[int]]
     """Images of each class (classification), boxes of each class (detection)."""
 
 
 def summarise(uri: str, manifest: DatasetManifest) -> dict[str, SplitSummary]:
-    """Of each split, from the index alone. Raises ``DatasetError`` and ``StorageError``."""
+    """Summaries of all splits, from the index alone. Raises ``DatasetError`` and ``StorageError``."""
     return {split: _summary(open_shards(uri, split)) for split in manifest.splits}
 
 
@@ -77,7 +77,7 @@ def _count(indices: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
 
 
 def sample_sheet(dataset: Dataset, *, samples: int = 40) -> bytes:
-    """A PNG of ``samples`` images spread over the split, each under its classes, with its boxes and mask."""
+    """A PNG of ``samples`` images spread over the split, each with its classes, boxes and mask."""
     chosen = sorted({i * len(dataset) // samples for i in range(samples)})
     rows = -(-len(chosen) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _CAPTION)), "white")

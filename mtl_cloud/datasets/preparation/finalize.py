@@ -1,4 +1,4 @@
-"""The end of a preparation: the index of each split from the parts of its shards, and the manifest of all."""
+"""Finish a preparation: merge the index parts of each split's shards, and assemble the manifest."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def assemble(
     *,
     aliases: Mapping[str, str],
 ) -> DatasetManifest:
-    """Write the index files of the parts ``keys``, one a job, and remove shards that are in none.
+    """Write index files from the parts ``keys``, one per job, and delete shards without a part.
 
-    The manifest is the caller's to write.
+    The caller writes the manifest.
 
     Raises
     ------
     DatasetError
-        A split has no good sample, or a shard is no more what was written.
+        A split has no good sample, or a shard has changed since it was written.
     """
     parts = _read_parts(keys, target)
     _assert_shards(parts, jobs, target)
@@ -68,16 +68,16 @@ def _read_parts(keys: Sequence[str], target: Storage) -> list[Part]:
 
 
 def _assert_shards(parts: Sequence[Part], jobs: Sequence[ShardJob], target: Storage) -> None:
-    """All are there, in the sizes that were written; further ones are of a preparation that was given up."""
+    """All shards are present with the recorded size; others are deleted, they are of an abandoned preparation."""
     splits = {job.split for job in jobs}
-    lying = {entry.key: entry.size for entry in target.list("") if _split_of(entry.key) in splits}
+    stored = {entry.key: entry.size for entry in target.list("") if _split_of(entry.key) in splits}
     for part in parts:
-        if lying.pop(part.shard.key, None) != part.shard.size:
+        if stored.pop(part.shard.key, None) != part.shard.size:
             raise DatasetError(
-                f"{target.url}/{part.shard.key}: changed or gone since it was written",
-                hint=f"delete {target.url}, and prepare again; write to it by nothing else meanwhile",
+                f"{target.url}/{part.shard.key}: changed or deleted since it was written",
+                hint=f"delete {target.url} and prepare it again; do not write to it meanwhile",
             )
-    for key in lying:
+    for key in stored:
         target.delete(key)
 
 
@@ -87,7 +87,7 @@ def _split_of(key: str) -> str | None:
 
 
 class _Merged(NamedTuple):
-    """A split's parts as one."""
+    """The merged parts of a split."""
 
     info: DatasetInfo
     shards: tuple[FileEntry, ...]
@@ -116,7 +116,7 @@ def _merge(info: DatasetInfo, parts: Sequence[Part]) -> _Merged:
 
 
 def _with_boxes_of_the_split(parts: Sequence[Part]) -> Iterator[Rows]:
-    """Rows whose boxes count from the split's first one."""
+    """Rows with ``first_box`` counted over the whole split."""
     first = 0
     for part in parts:
         if "first_box" in (part.rows.dtype.names or ()):
@@ -126,7 +126,7 @@ def _with_boxes_of_the_split(parts: Sequence[Part]) -> Iterator[Rows]:
 
 
 def _same_images(tables: Mapping[str, Rows]) -> dict[str, list[Finding]]:
-    """Images with the bytes of another that comes before, in the same split or in one before. By CRC64NVME and size."""
+    """Images with the same CRC64NVME and size as an earlier one, in the same split or an earlier one."""
     checksums, sizes = (np.concatenate([rows[name] for rows in tables.values()]) for name in ("crc64nvme", "size"))
     order = np.lexsort((sizes, checksums))  # stable: the first of equal ones comes first
     same = (np.diff(checksums[order]) == 0) & (np.diff(sizes[order]) == 0)

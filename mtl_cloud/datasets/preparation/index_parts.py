@@ -1,4 +1,4 @@
-"""What the preparation remembers of each finished shard until the index is made: then a restart need not redo it."""
+"""Index parts: the rows of each finished shard, stored until the index is written so that a restart can skip it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def part_key(plan: str, name: str) -> str:
     return f"{PARTS}{plan}/{name}.npz"
 
 
-def plan_name(stamp: str, on_bad: OnBad, *, left_out: bool) -> str:
-    """What a shard or dataset was made by. Without bad samples it does not matter what would have become of them."""
-    return f"{stamp}-{on_bad}" if left_out else stamp
+def plan_name(fingerprint: str, on_bad: OnBad, *, left_out: bool) -> str:
+    """Name of the plan that made a shard or dataset. It includes ``on_bad`` only if there were bad samples."""
+    return f"{fingerprint}-{on_bad}" if left_out else fingerprint
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished shard's share of the index. It is written after the shard."""
+    """A finished shard's part of the index. It is written after the shard."""
 
     shard: FileEntry
     rows: Rows
@@ -42,8 +42,8 @@ class Part:
     notes: Sequence[Finding]
 
     def encode(self) -> bytes:
-        words = {name: list(map(asdict, getattr(self, name))) for name in ("left_out", "notes")}
-        document = json.dumps({"shard": asdict(self.shard), **words}).encode()
+        findings = {name: list(map(asdict, getattr(self, name))) for name in ("left_out", "notes")}
+        document = json.dumps({"shard": asdict(self.shard), **findings}).encode()
         file = io.BytesIO()
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         np.savez(file, document=np.frombuffer(document, np.uint8), **arrays)

@@ -1,4 +1,4 @@
-"""One shard's work: read its samples, check them, leave out the bad ones, and store it with its part of the index."""
+"""Write one shard: read and check its samples, leave out bad ones, and store it with its part of the index."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["QUARANTINE", "bad_samples", "make_shard"]
 
 QUARANTINE = "quarantine/"
 _SHOWN = 5
-"""Bad samples that one message names."""
+"""Bad samples named in one message."""
 
 
-def make_shard(job: ShardJob, *, target: Storage, on_bad: OnBad, stamp: str) -> int:
-    """Write one shard, then its part of the index. Returns how many samples the job had.
+def make_shard(job: ShardJob, *, target: Storage, on_bad: OnBad, fingerprint: str) -> int:
+    """Write one shard, then its part of the index. Returns the number of samples of the job.
 
     Raises
     ------
     DatasetError
-        ``on_bad`` is fatal, and samples are bad: the first of them are named. Nothing was written.
+        ``on_bad`` is fatal, and samples are bad. The message names the first ones; nothing was written.
     """
     work = _Work(job, ShardWriter(job.source.info, job.number, job.key_bytes))
     for index in range(len(job.positions)):
@@ -36,17 +36,17 @@ def make_shard(job: ShardJob, *, target: Storage, on_bad: OnBad, stamp: str) -> 
         raise bad_samples(work.left_out)
     if on_bad == "quarantine":
         _quarantine(job, work, target)
-    _store(work, target, plan_name(stamp, on_bad, left_out=bool(work.left_out)))
+    _store(work, target, plan_name(fingerprint, on_bad, left_out=bool(work.left_out)))
     return len(job.positions)
 
 
 def bad_samples(findings: list[Finding]) -> DatasetError:
-    """What stands in the way of a preparation that wants no bad samples."""
+    """The error for a preparation with ``on_bad`` fatal."""
     shown = "\n".join(finding.what for finding in findings[:_SHOWN])
     more = f"\n… and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
     return DatasetError(
         f"{shown}{more}",
-        hint="correct the original; or leave bad samples out, named in the manifest: --on-bad skip, or quarantine",
+        hint="correct the original; or leave out bad samples, listed in the manifest: --on-bad skip, or quarantine",
     )
 
 
@@ -55,10 +55,10 @@ class _Work:
     job: ShardJob
     writer: ShardWriter
     kept: list[int] = field(default_factory=list)
-    """Index in the job of each row."""
+    """[rows] index in the job of each row."""
     bad: list[int] = field(default_factory=list)
     left_out: list[Finding] = field(default_factory=list)
-    """Why each of ``bad`` is."""
+    """The reason for each of ``bad``."""
     notes: list[Finding] = field(default_factory=list)
 
     def add(self, index: int) -> None:
@@ -85,7 +85,7 @@ def _quarantine(job: ShardJob, work: _Work, target: Storage) -> None:
         try:
             files = job.source.originals(index)
         except DatasetError:
-            continue  # the finding says what became of it
+            continue  # the finding names the error
         for name, data in files:
             target.write(f"{QUARANTINE}{job.split}/{name}", data)
 

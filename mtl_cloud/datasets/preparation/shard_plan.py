@@ -1,4 +1,4 @@
-"""Which samples go into which shard: a pure function of the source and the options, so a restart finds its place."""
+"""Assign samples to shards: a pure function of the source and the options, so that a restart can resume."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import numpy as np
 from mtl_cloud.datasets.preparation.source import Indices, Source
 from mtl_cloud.datasets.shards.sample import stem_of
 
-__all__ = ["OnBad", "ShardJob", "plan_shards", "plan_stamp"]
+__all__ = ["OnBad", "ShardJob", "plan_fingerprint", "plan_shards"]
 
 OnBad: TypeAlias = Literal["fatal", "skip", "quarantine"]
 _HEADERS = 2048
-"""Bytes of a tar that a sample takes beside image and mask: headers, padding, its labels. About."""
+"""Approximate bytes per sample in a tar beside image and mask: headers, padding, labels."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a worker needs to write one shard."""
+    """The input of a worker for one shard."""
 
     split: str
     number: int
     source: Source
     """Its samples, in their order in the shard."""
     positions: Indices
-    """[n] index of each in the split."""
+    """[n] index of each sample in the split."""
     refused: Mapping[int, str]
-    """Index in ``source`` -> why it is bad, for what only the whole split shows."""
+    """Index in ``source`` -> why the sample is bad, for errors that only the whole split shows."""
     key_bytes: int
 
     @property
@@ -41,7 +41,7 @@ class ShardJob:
 
 
 def plan_shards(split: str, source: Source, shard_bytes: int) -> list[ShardJob]:
-    """The split's samples in a fixed random order, cut where ``shard_bytes`` are full."""
+    """Divides the split's samples, in a fixed random order, into shards of about ``shard_bytes``."""
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(source))
     sizes = source.sizes[order] + _HEADERS
     shard = (np.cumsum(sizes) - sizes) // shard_bytes
@@ -62,16 +62,16 @@ def plan_shards(split: str, source: Source, shard_bytes: int) -> list[ShardJob]:
 
 
 def _repeated(keys: list[str]) -> dict[int, str]:
-    """Samples whose name an earlier one has: index -> what to say."""
+    """Samples with the name of an earlier one: index -> message."""
     first: dict[str, int] = {}
     again: dict[int, str] = {}
     for i, key in enumerate(keys):
         if (earlier := first.setdefault(stem_of(key), i)) != i:
-            again[i] = f"{key}: a duplicate: the name stands in the original before, as {keys[earlier]}"
+            again[i] = f"{key}: a duplicate: an earlier sample has the same name: {keys[earlier]}"
     return again
 
 
-def plan_stamp(sources: Mapping[str, Source], shard_bytes: int) -> str:
-    """Another one where anything that decides about the shards' bytes is another. 32 hexadecimal digits."""
-    splits = {name: [source.stamp.hex(), sorted(source.info.classes.items())] for name, source in sources.items()}
+def plan_fingerprint(sources: Mapping[str, Source], shard_bytes: int) -> str:
+    """32 hexadecimal digits that change with anything that affects the bytes of the shards."""
+    splits = {name: [source.fingerprint.hex(), sorted(source.info.classes.items())] for name, source in sources.items()}
     return hashlib.sha256(json.dumps([1, splits, shard_bytes], sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A split in its original form, as the preparation reads it."""
+"""The interface of a split in its original form, for the preparation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mtl_cloud.datasets.base import DatasetInfo
 from mtl_cloud.datasets.shards.sample import EncodedSample, Files
 
-__all__ = ["Indices", "Source", "stamp_of"]
+__all__ = ["Indices", "Source", "fingerprint_of"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -33,25 +33,25 @@ class Source(Protocol):
         ...
 
     @property
-    def stamp(self) -> bytes:
-        """Another one where names, sizes or labels are others, as far as they are known without reading samples."""
+    def fingerprint(self) -> bytes:
+        """Changes with names, sizes and labels, as far as these are known without reading samples."""
         ...
 
     def take(self, indices: Indices) -> Source:
-        """These samples alone: what a worker is sent."""
+        """Only these samples, to be sent to a worker."""
         ...
 
     def read(self, index: int) -> EncodedSample:
-        """Raises ``DatasetError`` where the original is damaged or wrongly labelled."""
+        """One sample. Raises ``DatasetError`` if the original is damaged or wrongly labelled."""
         ...
 
     def originals(self, index: int) -> Files:
-        """The sample's files as they came, which may be damaged. Raises ``DatasetError`` where they cannot be read."""
+        """The sample's unchecked original files. Raises ``DatasetError`` if they cannot be read."""
         ...
 
 
-def stamp_of(keys: Iterable[str | bytes], *arrays: npt.NDArray[np.int64]) -> bytes:
-    """SHA-256 of names and numbers."""
+def fingerprint_of(keys: Iterable[str | bytes], *arrays: npt.NDArray[np.int64]) -> bytes:
+    """SHA-256 of ``keys`` and ``arrays``."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update((key if isinstance(key, bytes) else key.encode(errors="surrogateescape")) + b"\0")

@@ -12,7 +12,7 @@ from mtl_cloud.datasets.files import image_size
 from mtl_cloud.datasets.formats.cifar10 import Cifar10Dataset
 from mtl_cloud.datasets.formats.imagenet import ImageNetDataset
 from mtl_cloud.datasets.formats.voc import Kind, VocDataset, boxes, class_set
-from mtl_cloud.datasets.preparation.source import Indices, stamp_of
+from mtl_cloud.datasets.preparation.source import Indices, fingerprint_of
 from mtl_cloud.datasets.shards.sample import EncodedSample, Files
 from mtl_cloud.errors import DatasetError
 from mtl_cloud.tasks import Task
@@ -24,7 +24,7 @@ _TRAIN_NAME = re.compile(r"(n\d{8})/(n\d{8})_")
 
 @dataclass(frozen=True)
 class ImageNetSource:
-    """JPEGs as they lie in the tars or folders."""
+    """Original JPEGs from tars or folders."""
 
     dataset: ImageNetDataset
 
@@ -43,18 +43,18 @@ class ImageNetSource:
         return self.dataset.store.sizes[self.dataset.positions]
 
     @property
-    def stamp(self) -> bytes:
-        return stamp_of(self.dataset.keys.tolist(), self.sizes, self.dataset.targets)
+    def fingerprint(self) -> bytes:
+        return fingerprint_of(self.dataset.keys.tolist(), self.sizes, self.dataset.targets)
 
     def take(self, indices: Indices) -> ImageNetSource:
         return ImageNetSource(self.dataset.take(indices))
 
     def read(self, index: int) -> EncodedSample:
-        """Raises ``DatasetError`` too where a training image is named after another class than its folder or tar."""
+        """Raises ``DatasetError`` also if a training image is named after another class than its folder or tar."""
         where, key = self.dataset.where(index), self.key(index)
         names = _TRAIN_NAME.match(key)
         if names and names[1] != names[2]:
-            raise DatasetError(f"{where}: wrong label: it is named after {names[2]}, and lies with {names[1]}")
+            raise DatasetError(f"{where}: wrong label: it is named after {names[2]}, but is in {names[1]}")
         return EncodedSample(key, self.dataset.read(index), where, classification=int(self.dataset.targets[index]))
 
     def originals(self, index: int) -> Files:
@@ -63,7 +63,7 @@ class ImageNetSource:
 
 @dataclass(frozen=True)
 class VocSource:
-    """Images and masks as they lie in VOCdevkit; annotations are read."""
+    """Original images and masks of VOCdevkit, with parsed annotations."""
 
     dataset: VocDataset
 
@@ -83,8 +83,8 @@ class VocSource:
         return images_and_masks
 
     @property
-    def stamp(self) -> bytes:
-        return stamp_of(self.dataset.ids, self._sizes)
+    def fingerprint(self) -> bytes:
+        return fingerprint_of(self.dataset.ids, self._sizes)
 
     def take(self, indices: Indices) -> VocSource:
         return VocSource(replace(self.dataset, ids=tuple(self.dataset.ids[i] for i in indices.tolist())))
@@ -124,7 +124,7 @@ class VocSource:
 
 @dataclass(frozen=True)
 class CifarSource:
-    """CIFAR-10's pixels as PPM: lossless like PNG, but the same bytes from every encoder."""
+    """CIFAR-10's pixels as PPM: lossless like PNG, but with the same bytes from every encoder."""
 
     info: DatasetInfo
     keys: tuple[str, ...]
@@ -150,8 +150,8 @@ class CifarSource:
         return np.full(len(self), self.pixels[0].size, np.int64)
 
     @property
-    def stamp(self) -> bytes:
-        return stamp_of(self.keys, self.labels, self.pixels)
+    def fingerprint(self) -> bytes:
+        return fingerprint_of(self.keys, self.labels, self.pixels)
 
     def take(self, indices: Indices) -> CifarSource:
         keys = tuple(self.keys[i] for i in indices.tolist())

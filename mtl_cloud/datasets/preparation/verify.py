@@ -1,4 +1,4 @@
-"""Is every byte of a prepared dataset what was written? And if not: which samples are lost."""
+"""Verify a prepared dataset against its checksums, and name damaged files and samples."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mtl_cloud.storage import Storage
 __all__ = ["Damage", "total_bytes", "verify"]
 
 _TRANSFERS = 2
-"""Shards in memory at a time."""
+"""Shards read at a time."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written."""
+    """A damaged file."""
 
     file: str
     what: str
     samples: tuple[str, ...] = ()
-    """Keys of those that are damaged with it."""
+    """Keys of its damaged samples."""
 
 
 def verify(storage: Storage, *, checked: Callable[[int], None] = lambda _bytes: None) -> list[Damage]:
-    """What is damaged of the dataset in ``storage``, file by file. ``checked`` is told the bytes that are done.
+    """All damaged files of the dataset in ``storage``. ``checked`` is called with the number of bytes of each file.
 
     Raises
     ------
     DatasetError
-        There is no manifest, or it is damaged itself.
+        There is no manifest, or it is damaged.
     StorageError
         The storage does not answer.
     """
@@ -48,7 +48,7 @@ def verify(storage: Storage, *, checked: Callable[[int], None] = lambda _bytes: 
 
 
 def total_bytes(manifest: DatasetManifest) -> int:
-    """Of all files beside the manifest."""
+    """Bytes of all files but the manifest."""
     return sum(file.size for split in manifest.splits.values() for file in split.files)
 
 
@@ -75,9 +75,9 @@ def _verify_file(storage: Storage, file: FileEntry, rows: Rows | None, number: i
     try:
         data = storage.read(file.key)
     except NotFoundError:
-        data, what = b"", "not there"
+        data, what = b"", "missing"
     else:
-        what = f"{len(data)} bytes, and {file.size} were written" if len(data) != file.size else "other bytes"
+        what = f"{len(data)} bytes instead of {file.size}" if len(data) != file.size else "wrong checksum"
     if file.fits(data):
         return None
     return Damage(

@@ -1,4 +1,4 @@
-"""One shard, and the rows of its samples. What is written depends on the samples alone, to the byte."""
+"""Build a shard and its index rows. The bytes depend on the samples alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _END = tarfile.NUL * (2 * tarfile.BLOCKSIZE)
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard in memory, and what the index says of it. Rows stand in the shard's order."""
+    """A shard in memory, and its index rows in the order of the shard."""
 
     data: bytes
     rows: Rows
-    """Boxes count from the shard's first one."""
+    """``first_box`` counts from the shard's first box."""
     boxes: Rows
     digests: Rows
     """[n] SHA-256 of each sample, as 32 bytes."""
@@ -33,19 +33,19 @@ class WrittenShard:
 
 @dataclass
 class ShardWriter:
-    """A shard in the making: samples are appended, then it is finished."""
+    """Builds a shard: append samples, then call ``finish``."""
 
     info: DatasetInfo
     number: int
     key_bytes: int
-    """Room for the longest key of the split, UTF-8."""
+    """Bytes of the split's longest key in UTF-8."""
     _tar: io.BytesIO = field(default_factory=io.BytesIO)
     _rows: list[Rows] = field(default_factory=list)
     _boxes: list[Rows] = field(default_factory=list)
     _digests: list[bytes] = field(default_factory=list)
 
     def append(self, sample: EncodedSample, *, height: int, width: int) -> None:
-        """Add a sample that has been checked."""
+        """Add a checked sample."""
         files = files_of(sample, self.info)
         offsets = self._append_files(files)
         row = np.zeros((), row_dtype(self.info, self.key_bytes))
@@ -73,7 +73,7 @@ class ShardWriter:
         )
 
     def _append_files(self, files: Files) -> list[int]:
-        """Offsets of the contents."""
+        """Append files; returns the offsets of their contents."""
         offsets = []
         for name, data in files:
             self._tar.write(_header(name, len(data)))
@@ -84,12 +84,12 @@ class ShardWriter:
 
 
 def tar_size(contents: int) -> int:
-    """Bytes that a file takes in a tar."""
+    """Bytes of a file of ``contents`` bytes in a tar, with header and padding."""
     return tarfile.BLOCKSIZE * (1 + -(-contents // tarfile.BLOCKSIZE))
 
 
 def _header(name: str, size: int) -> bytes:
-    """Without time, owner or anything else that is not the content's."""
+    """A header without time, owner or anything else that does not depend on the content."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")

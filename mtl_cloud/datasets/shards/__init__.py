@@ -1,4 +1,4 @@
-"""Prepared datasets: standard tar shards with an index, made once from the original archives, read from anywhere."""
+"""Prepared datasets: standard tar shards with an index, made once from the original archives."""
 
 from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCache
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Finding, SplitManifest

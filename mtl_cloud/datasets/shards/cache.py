@@ -1,7 +1,7 @@
-"""Copies of shards on this machine's disk: whole files, checked when they are made, shared by processes and attempts.
+"""Local copies of shards: whole files, verified when they are made, shared by processes and attempts.
 
-Nothing waits for a copy: what is not there yet is read from the storage by its range. So a full disk, a copy that was
-removed or one that is damaged costs time and never a sample.
+Readers never wait for a copy: samples without one are read from the storage by range requests. So a full disk, or a
+removed or damaged copy, costs time but no sample.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from mtl_cloud.user_dirs import cache_folder, whole_file
 __all__ = ["CachedReader", "RangeReader", "ShardCache", "default_folder"]
 
 _PART_BYTES = 16 << 20
-"""Of one request when a shard is copied: large enough that its latency does not count."""
+"""Bytes per request when a shard is copied: large enough that latency is negligible."""
 _REQUESTS = 4
-"""At a time."""
+"""Concurrent requests."""
 
 
 class RangeReader(Protocol):
-    """Where a ``ShardDataset`` takes its bytes from: the storage itself, or a cache before it. Picklable."""
+    """The source of a ``ShardDataset``'s bytes: the storage, or a cache in front of it. Picklable."""
 
     def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
-        """Exactly these bytes of a shard.
+        """Exactly ``size`` bytes of a shard.
 
         Raises
         ------
         DatasetError
-            The shard is not there, or ends before.
+            The shard does not exist, or is shorter.
         StorageError
             The storage does not answer.
         """
         ...
 
     def read_again(self, shard: FileEntry, offset: int, size: int) -> bytes:
-        """The same, past every copy: what ``read`` gave was damaged."""
+        """The same bytes from the source, after a cached copy was found damaged."""
         ...
 
 
 def default_folder(environ: Mapping[str, str]) -> Path:
-    """Where copies of shards lie."""
+    """The folder of shard copies."""
     return cache_folder(environ) / "shards"
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of copies, named by what is in them: two datasets that hold the same shard share its copy."""
+    """A folder of copies named by their content: two datasets with the same shard share its copy."""
 
     folder: Path
 
@@ -61,29 +61,29 @@ class ShardCache:
         return self.folder / _name(shard)
 
     def read(self, shard: FileEntry, offset: int, size: int) -> bytes:
-        """Of a copy. Raises ``OSError`` where there is none."""
-        # Opened anew each time: an open file would hold its room on the disk after it was removed.
-        file = os.open(f"{self.folder}/{_name(shard)}", os.O_RDONLY)  # a path object takes as long as the opening
+        """Bytes of a copy. Raises ``OSError`` if there is none."""
+        # Opened anew each time: an open file would occupy disk space after it was removed.
+        file = os.open(f"{self.folder}/{_name(shard)}", os.O_RDONLY)  # a `Path` would double the time
         try:
             return os.pread(file, size, offset)
         finally:
             os.close(file)
 
     def holds(self, shard: FileEntry) -> bool:
-        """Is there a copy, and are its bytes those of the shard? Reads all of it."""
+        """Whether there is an intact copy. Reads all of it."""
         with contextlib.suppress(OSError):
             return shard.fits(self.path(shard).read_bytes())
         return False
 
     def add(self, shard: FileEntry, source: RangeReader) -> None:
-        """Copy a shard: few large requests, then its checksum, and only then its name.
+        """Copy a shard in a few large requests; it gets its name only after its checksum is verified.
 
         Raises
         ------
         DatasetError, StorageError
-            As ``source.read``; or what came is not the shard.
+            As in ``source.read``; or the bytes do not match the checksum.
         OSError
-            The disk does not take it.
+            The copy cannot be written.
         """
         starts = range(0, shard.size, _PART_BYTES)
         with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -94,8 +94,8 @@ class ShardCache:
         with whole_file(self.path(shard)) as file:
             file.write(data)
 
-    def make_room(self, size: int, needed: Collection[FileEntry], limit: int) -> None:
-        """Remove what lies here, but none of ``needed``, longest unused first, until ``size`` more fit ``limit``."""
+    def evict(self, size: int, needed: Collection[FileEntry], limit: int) -> None:
+        """Remove copies, least recently used first and none of ``needed``, until ``size`` more bytes fit ``limit``."""
         others = sorted(self._others(needed))
         total = sum(each for _, each, _ in others) + sum(shard.size for shard in needed if self.path(shard).exists())
         for _, each, path in others:
@@ -105,7 +105,7 @@ class ShardCache:
             total -= each
 
     def _others(self, needed: Collection[FileEntry]) -> Iterator[tuple[float, int, Path]]:
-        """Time of last use, size and path."""
+        """Time of last use, size and path of each copy that is not in ``needed``."""
         kept = {self.path(shard) for shard in needed}
         for path in self.folder.iterdir() if self.folder.exists() else ():
             if path not in kept:
@@ -116,7 +116,7 @@ class ShardCache:
 
 @dataclass(frozen=True)
 class CachedReader:
-    """Reads copies where there are any, and ``source`` where there are none."""
+    """Reads from copies, and from ``source`` where there is none."""
 
     source: RangeReader
     cache: ShardCache

@@ -1,4 +1,4 @@
-"""CRC64NVME, which S3 computes too."""
+"""CRC64NVME, the checksum that S3 computes too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["crc64nvme"]
 
 
 def crc64nvme(data: bytes | bytearray | memoryview) -> int:
-    """Raises ``MissingExtraError`` without awscrt, whose code is the only one that is fast."""
+    """CRC64NVME of ``data``. Raises ``MissingExtraError`` without awscrt, the only fast implementation."""
     try:
         from awscrt.checksums import crc64nvme as checksum
     except ImportError as error:

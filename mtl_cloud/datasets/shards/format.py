@@ -1,18 +1,18 @@
-"""What a prepared dataset consists of.
+"""File format of a prepared dataset.
 
 ::
 
-    manifest.json           what it is, its digest, and every other file with size and CRC64NVME; written last
-    train-000000.tar, …     shards: POSIX (ustar) tars in webdataset's naming, a sample's files one after another
-    train.index.npy         a row a sample: where it lies, its checksum, its size in pixels, its labels
-    train.boxes.npy         a row a box, where boxes are labelled
+    manifest.json           metadata, digest, and every other file with size and CRC64NVME; written last
+    train-000000.tar, …     shards: POSIX (ustar) tars in webdataset's naming, a sample's files in sequence
+    train.index.npy         one row per sample: its position, checksum, size in pixels and labels
+    train.boxes.npy         one row per box, if boxes are labelled
 
-A sample's files in a shard: the image as it came (``.jpg``, ``.png`` or ``.ppm``), then its mask (``.seg.png``), then
-its labels as text: the class index (``.cls``), or sets of classes and boxes by name (``.json``). So image and mask are
-one range of bytes, and a shard is of use to others without the index.
+A sample's files in a shard: the original image (``.jpg``, ``.png`` or ``.ppm``), then its mask (``.seg.png``), then its
+labels as text: the class index (``.cls``), or sets of classes and boxes by name (``.json``). So image and mask are one
+range of bytes, and other tools can read a shard without the index.
 
-Rows stand in the order of the plain dataset; shards hold the samples in one random order, the same at every
-preparation, so that a few shards together are a fair sample of the split.
+Rows have the order of the plain dataset. Shards hold the samples in one random order, the same in every preparation, so
+that a few shards are a fair sample of the split.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ __all__ = [
 MANIFEST = "manifest.json"
 Rows: TypeAlias = npt.NDArray[np.void]
 BOX = np.dtype([("xyxy", "<f4", (4,)), ("class", "<u2"), ("difficult", "u1")])
-"""A row of ``boxes.npy``; as ``Boxes``."""
+"""The dtype of ``boxes.npy``; fields as in ``Boxes``."""
 
 
 def row_dtype(info: DatasetInfo, key_bytes: int) -> np.dtype[np.void]:
-    """A row of ``index.npy``. Integers are little-endian; offsets count from the start of the shard."""
+    """The dtype of ``index.npy``. Integers are little-endian; offsets count from the start of the shard."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
         ("key", f"S{key_bytes}"),  # UTF-8
         ("shard", "<u4"),
@@ -62,10 +62,10 @@ def row_dtype(info: DatasetInfo, key_bytes: int) -> np.dtype[np.void]:
         ("crc64nvme", "<u8"),
         ("height", "<u2"),
         ("width", "<u2"),
-        ("tasks", "u1"),  # bit i: the sample carries the label TASKS[i]
+        ("tasks", "u1"),  # bit i: the sample has the label TASKS[i]
     ]
     if "classification" in info.classes and info.multi_label:
-        fields.append(("classification", "i1", (len(info.classes["classification"]),)))  # 1, 0, -1: as `Sample`
+        fields.append(("classification", "i1", (len(info.classes["classification"]),)))  # 1, 0, -1: as in `Sample`
     elif "classification" in info.classes:
         fields.append(("classification", "<u2"))
     if "detection" in info.classes:
@@ -81,7 +81,7 @@ class _Part(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of the dataset."""
+    """A file of a prepared dataset."""
 
     key: str
     size: int
@@ -93,13 +93,13 @@ class FileEntry:
         return cls(key, len(data), f"{crc64nvme(data):016x}")
 
     def fits(self, data: bytes) -> bool:
-        """Are these the bytes that were written?"""
+        """Whether ``data`` has the recorded size and checksum."""
         return len(data) == self.size and f"{crc64nvme(data):016x}" == self.crc64nvme
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that the preparation came upon in a sample."""
+    """A remark of the preparation about one sample."""
 
     key: str
     what: str
@@ -117,7 +117,7 @@ class SplitManifest(_Part):
     left_out: tuple[Finding, ...] = ()
     """Bad samples of the original that are not in the shards."""
     notes: tuple[Finding, ...] = ()
-    """Samples that are in the shards, and unusual: CMYK, not a JPEG, the same bytes as another's."""
+    """Unusual samples in the shards: CMYK, not a JPEG, the same bytes as another's."""
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -125,7 +125,7 @@ class SplitManifest(_Part):
 
 
 class DatasetManifest(_Part):
-    """``manifest.json``: without it, the dataset does not exist."""
+    """``manifest.json``. A dataset is complete once it is written."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -133,16 +133,16 @@ class DatasetManifest(_Part):
     classes: dict[Task, tuple[str, ...]]
     splits: dict[str, SplitManifest]
     aliases: dict[str, str] = {}
-    """Other names of splits (``val`` of CIFAR-10's ``test``)."""
+    """Other name -> split (``val`` -> ``test`` for CIFAR-10)."""
     digest: str = ""
     """See ``sealed``."""
     plan: str = ""
-    """Names the original's files and the options that it was prepared with: the same again would write the same."""
+    """Fingerprint of the original files and the options: the same plan writes the same bytes."""
 
     def sealed(self) -> Self:
-        """With its digest filled in: over the samples, their labels and the classes' names.
+        """A copy with its digest: over the samples, their labels and the class names.
 
-        It says nothing of the shards, so the same data has the same digest however large they are.
+        It does not cover the division into shards, so the same data has the same digest for any shard size.
         """
         return self.model_copy(update={"digest": self._content_digest()})
 
@@ -156,7 +156,7 @@ class DatasetManifest(_Part):
 
     @classmethod
     def decode(cls, data: bytes, *, source: str) -> Self:
-        """Raises ``DatasetError`` for what is no manifest, one of a version not known here, or a damaged one."""
+        """Raises ``DatasetError`` if ``data`` is not a manifest, has an unknown version, or is damaged."""
         try:
             manifest = cls.model_validate_json(data)
         except ValidationError as error:
@@ -167,7 +167,7 @@ class DatasetManifest(_Part):
                 hint="read it with the mtl-cloud that wrote it, or prepare the dataset again",
             ) from error
         if manifest.digest != manifest._content_digest():  # noqa: SLF001  # its own class
-            raise DatasetError(f"{source}: damaged: its digest is not that of its content", hint="prepare it again")
+            raise DatasetError(f"{source}: damaged: its digest does not match its content", hint="prepare it again")
         return manifest
 
     def info(self, split: str) -> DatasetInfo:
@@ -178,7 +178,7 @@ class DatasetManifest(_Part):
 
 
 def task_bits(tasks: frozenset[Task]) -> int:
-    """As the field ``tasks`` of a row."""
+    """The field ``tasks`` of a row."""
     return sum(1 << i for i, task in enumerate(TASKS) if task in tasks)
 
 

@@ -1,4 +1,4 @@
-"""The index of a prepared dataset as an array that all processes of a machine share, and that no pickle carries."""
+"""The index of a prepared dataset as a memory-mapped array, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Table", "decode_table", "encode_table", "open_table"]
 
 @dataclass(frozen=True)
 class Table:
-    """A ``.npy`` file of rows, mapped into memory in each process that looks at it."""
+    """A ``.npy`` file of rows, mapped into memory in each process that reads it; a pickle holds only its path."""
 
     path: Path
 
     @cached_property
     def rows(self) -> Rows:
-        """Read-only. Raises ``DatasetError``."""
+        """The rows, read-only. Raises ``DatasetError``."""
         try:
             mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DatasetError(f"{self.path}: not an index, or damaged ({error})", hint=_AGAIN) from error
-        return mapped.view(np.ndarray)  # type: ignore[no-any-return]  # a memmap's own indexing is slow
+        return mapped.view(np.ndarray)  # type: ignore[no-any-return]  # indexing a memmap is slow
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -44,14 +44,14 @@ _AGAIN = "prepare the dataset again"
 
 
 def encode_table(rows: Rows) -> bytes:
-    """The bytes of the ``.npy`` file."""
+    """``rows`` as a ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, rows, allow_pickle=False)
     return file.getvalue()
 
 
 def decode_table(data: bytes, source: str) -> Rows:
-    """What ``encode_table`` was given. Raises ``DatasetError`` naming ``source``."""
+    """The inverse of ``encode_table``. Raises ``DatasetError`` that names ``source``."""
     try:
         rows: Rows = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -60,12 +60,12 @@ def decode_table(data: bytes, source: str) -> Rows:
 
 
 def open_table(storage: Storage, entry: FileEntry, cache: Path | None = None) -> Table:
-    """The table ``entry`` of ``storage``, checked: where it lies on this machine, or a copy in the folder ``cache``.
+    """The verified table ``entry`` of ``storage``: in place if that is local, else a copy in the folder ``cache``.
 
     Raises
     ------
     DatasetError
-        It is not there, or its size or checksum is another.
+        It is missing, or its size or checksum differs.
     """
     if isinstance(storage, FolderStorage):
         _check(_read(storage, entry), entry, storage)
@@ -77,7 +77,7 @@ def open_table(storage: Storage, entry: FileEntry, cache: Path | None = None) ->
 
 
 def default_cache(environ: Mapping[str, str]) -> Path:
-    """Where copies of indexes are kept between runs."""
+    """The folder of index copies."""
     return cache_folder(environ) / "shard-index"
 
 
@@ -90,7 +90,7 @@ def _read(storage: Storage, entry: FileEntry) -> bytes:
 
 def _check(data: bytes, entry: FileEntry, storage: Storage) -> bytes:
     if not entry.fits(data):
-        raise DatasetError(f"{storage.url}/{entry.key}: damaged: not the bytes that were written", hint=_AGAIN)
+        raise DatasetError(f"{storage.url}/{entry.key}: damaged: its checksum differs from the manifest", hint=_AGAIN)
     return data
 
 
@@ -106,6 +106,6 @@ def _publish(data: bytes, path: Path) -> None:
             file.write(data)
     except OSError as error:
         raise DatasetError(
-            f"{path}: cannot keep the dataset's index there ({error.strerror})",
-            hint="make room, or set XDG_CACHE_HOME to a folder that can be written to",
+            f"{path}: cannot write the copy of the dataset's index ({error.strerror})",
+            hint="free disk space, or set XDG_CACHE_HOME to a writable folder",
         ) from error

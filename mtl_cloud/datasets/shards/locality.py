@@ -1,4 +1,4 @@
-"""Which of a dataset's samples lie together."""
+"""Map the samples of a dataset to their shards."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mtl_cloud.datasets.base import Dataset
 from mtl_cloud.datasets.shards import FileEntry, RangeReader, ShardDataset
 from mtl_cloud.datasets.wrappers import JointDataset, Selection, SkippingDataset
 
-__all__ = ["Shards", "end_to_end", "shards_of"]
+__all__ = ["Shards", "concat_shards", "shards_of"]
 
 
 class Shards(NamedTuple):
-    """The shards of a dataset, however it is put together."""
+    """The shards of a dataset, wrapped or joined."""
 
     numbers: npt.NDArray[np.int64]
-    """[samples] index into ``files``; -1 for a sample that lies in no shard."""
+    """[samples] index into ``files``; -1 for a sample that is in no shard."""
     files: Sequence[tuple[FileEntry, RangeReader]]
 
 
 def shards_of(dataset: Dataset) -> Shards:
-    """Where each sample lies."""
+    """The shards of ``dataset``."""
     if isinstance(dataset, JointDataset):
-        return end_to_end([shards_of(part) for part in dataset.datasets])
+        return concat_shards([shards_of(part) for part in dataset.datasets])
     if isinstance(dataset, Selection):
         found = shards_of(dataset.dataset)
         return Shards(found.numbers[np.asarray(dataset.indices, dtype=np.int64)], found.files)
@@ -37,8 +37,8 @@ def shards_of(dataset: Dataset) -> Shards:
     return Shards(np.full(len(dataset), -1), ())
 
 
-def end_to_end(parts: Sequence[Shards]) -> Shards:
-    """Of datasets whose samples are counted on from one to the next."""
+def concat_shards(parts: Sequence[Shards]) -> Shards:
+    """The shards of concatenated datasets."""
     files: list[tuple[FileEntry, RangeReader]] = []
     numbers = []
     for part in parts:

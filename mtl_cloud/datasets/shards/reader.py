@@ -1,4 +1,4 @@
-"""A split of a prepared dataset: any sample by one ranged read, from a folder or an object store."""
+"""Read a split of a prepared dataset: one range read per sample, from a folder or an object store."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mtl_cloud.datasets.base import Boxes, DatasetInfo, Sample, Shrink, whole
-from mtl_cloud.datasets.files import decode_mask, decode_shrunk, local_path
+from mtl_cloud.datasets.base import Boxes, DatasetInfo, HintFor, Sample, full_decode
+from mtl_cloud.datasets.files import decode_mask, decode_scaled, local_path
 from mtl_cloud.datasets.shards.cache import CachedReader, RangeReader, ShardCache, default_folder
 from mtl_cloud.datasets.shards.checksum import crc64nvme
 from mtl_cloud.datasets.shards.format import MANIFEST, DatasetManifest, FileEntry, Rows, tasks_of
@@ -24,12 +24,12 @@ from mtl_cloud.tasks import TASKS, Task
 
 __all__ = ["Extent", "ShardDataset", "is_prepared", "is_remote", "open_shards", "read_manifest"]
 
-_READS = 9
-"""Of a sample that arrives damaged, each time elsewhere: then it is the machine's fault and no bad sample."""
+_MAX_READS = 9
+"""If a sample arrives damaged in a different way each time, the machine is at fault and not the sample."""
 
 
 class Extent(NamedTuple):
-    """Where a sample's bytes lie."""
+    """The byte range of a sample."""
 
     shard: int
     """Index into ``ShardDataset.shards``."""
@@ -39,7 +39,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class StorageReader:
-    """One ranged request a read."""
+    """Reads shards from a storage, one range request per read."""
 
     storage: Storage
 
@@ -47,7 +47,7 @@ class StorageReader:
         try:
             data = self.storage.read_range(shard.key, offset, size)
         except NotFoundError as error:
-            raise _damaged(f"{self.storage.url}/{shard.key}", "the shard is not there") from error
+            raise _damaged(f"{self.storage.url}/{shard.key}", "the shard is missing") from error
         if len(data) != size:
             raise _damaged(f"{self.storage.url}/{shard.key}", f"the shard ends at byte {offset + len(data)}")
         return data
@@ -57,43 +57,43 @@ class StorageReader:
 
 @dataclass(frozen=True)
 class ShardDataset:
-    """The samples of a split under the indices, keys and labels that the plain dataset has for them.
+    """The samples of a split, with the same indices, keys and labels as in the plain dataset.
 
-    Every image and mask is checked against its CRC64NVME; one that does not fit is read again, until it fits or comes
-    the same twice: then it is a bad sample. A copy for a loader worker carries no rows: each process maps the index's
+    Every image and mask is checked against its CRC64NVME. On a mismatch it is read again, until it matches or the same
+    bytes arrive twice: then it is a bad sample. A pickle for a loader worker holds no rows: each process maps the index
     file into memory.
     """
 
     url: str
-    """Of the prepared dataset."""
+    """URL of the prepared dataset."""
     info: DatasetInfo
     samples: int
     shards: tuple[FileEntry, ...]
     table: Table
-    """A row a sample: ``format.row_dtype``."""
+    """One row per sample: ``format.row_dtype``."""
     box_table: Table | None
     reader: RangeReader
     wanted: frozenset[Task] = field(default=frozenset(TASKS))
-    """Labels that are read and decoded, of those that there are."""
+    """Labels to read and decode, if there are any."""
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> Sample:
-        return self.load(index, whole)
+        return self.load(index, full_decode)
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         data = self._fetch(index)
-        for _ in range(_READS):
+        for _ in range(_MAX_READS):
             try:
-                return self.decode(index, data, shrink)
+                return self.decode(index, data, hint_for)
             except _ChecksumError:
                 before, data = data, self._fetch_again(index)
-                if data == before:  # damaged where it lies, and not on its way here
+                if data == before:  # damaged in the storage, not in transit
                     raise
         raise StorageError(
-            f"{self.where(index)}: arrived damaged {_READS} times, and never the same",
-            hint="it is not the dataset: this machine's memory, network or disk damages what it reads",
+            f"{self.where(index)}: arrived damaged {_MAX_READS} times, each time differently",
+            hint="the dataset is intact: this machine's memory, network or disk corrupts data",
         )
 
     def key(self, index: int) -> str:
@@ -102,8 +102,8 @@ class ShardDataset:
     def labels(self, index: int) -> frozenset[Task]:
         return self._labels(self.rows[index])
 
-    def narrowed(self, tasks: frozenset[Task]) -> ShardDataset:
-        """The same samples, of whose labels only ``tasks`` are read and decoded."""
+    def with_tasks(self, tasks: frozenset[Task]) -> ShardDataset:
+        """The same samples; only labels of ``tasks`` are read and decoded."""
         return replace(self, wanted=self.wanted & tasks)
 
     @property
@@ -111,7 +111,7 @@ class ShardDataset:
         return self.table.rows
 
     def extent(self, index: int) -> Extent:
-        """The bytes that ``decode`` wants: the image, and the mask after it where that is wanted."""
+        """The bytes that ``decode`` needs: the image, and the mask after it if that is wanted."""
         row = self.rows[index]
         offset = int(row["offset"])
         if "segmentation" in self._labels(row):
@@ -119,26 +119,26 @@ class ShardDataset:
         return Extent(int(row["shard"]), offset, int(row["size"]))
 
     def read(self, index: int) -> bytes:
-        """The encoded image, as it is stored. Raises ``DatasetError`` and ``StorageError``."""
-        data = self.narrowed(frozenset())._fetch(index)  # noqa: SLF001  # a copy of itself
+        """The encoded image as stored. Raises ``DatasetError`` and ``StorageError``."""
+        data = self.with_tasks(frozenset())._fetch(index)  # noqa: SLF001  # its own class
         return self._image_bytes(self.rows[index], data)
 
-    def decode(self, index: int, data: bytes | memoryview, shrink: Shrink = whole) -> Sample:
-        """The sample that ``data``, the bytes of its extent, hold. Raises ``DatasetError``, also for damaged ones."""
-        row = self.rows[index]  # once: each look at the table takes as long as a field of a row
+    def decode(self, index: int, data: bytes | memoryview, hint_for: HintFor = full_decode) -> Sample:
+        """Decode a sample from ``data``, the bytes of its extent. Raises ``DatasetError`` if it is damaged."""
+        row = self.rows[index]  # once: reading a row takes as long as reading a field of it
         labels = self._labels(row)
-        image, shape = decode_shrunk(self._image_bytes(row, data), self._where(row), shrink)
+        image, shape = decode_scaled(self._image_bytes(row, data), self._where(row), hint_for)
         return Sample(
             key=_key(row),
             image=image,
             classification=self._classification(row) if "classification" in labels else None,
             detection=self._boxes(row) if "detection" in labels else None,
             segmentation=self._mask(row, data) if "segmentation" in labels else None,
-            shrunk_from=shape,
+            stored_shape=shape,
         )
 
     def where(self, index: int) -> str:
-        """The shard and the sample in it, for people."""
+        """The shard and the sample in it, for messages."""
         return self._where(self.rows[index])
 
     def _fetch(self, index: int) -> bytes:
@@ -183,7 +183,7 @@ class ShardDataset:
     def boxes(self) -> Rows:
         """[all boxes of the split] ``format.BOX``."""
         if self.box_table is None:
-            raise DatasetError(f"{self.url}: boxes without their file in the manifest", hint=_verify(self.url))
+            raise DatasetError(f"{self.url}: the manifest names no file of boxes", hint=_verify(self.url))
         return self.box_table.rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,28 +195,28 @@ def _key(row: np.void) -> str:
 
 
 class _ChecksumError(DatasetError):
-    """Bytes are not those that were written."""
+    """Bytes do not match their checksum."""
 
 
 def is_prepared(uri: str) -> bool:
-    """Does ``uri`` name a prepared dataset? What does not lie on this machine is taken for one."""
+    """Whether ``uri`` names a prepared dataset. A remote one is assumed to be."""
     return is_remote(uri) or (local_path(uri) / MANIFEST).is_file()
 
 
 def is_remote(uri: str) -> bool:
-    """Does ``uri`` name a storage other than a folder of this machine?"""
+    """Whether ``uri`` names a storage other than a local folder."""
     return "://" in uri and not uri.startswith("file:")
 
 
 def read_manifest(storage: Storage) -> DatasetManifest:
-    """The manifest of the dataset in ``storage``. Raises ``DatasetError`` where there is none or it is damaged."""
+    """The manifest of the dataset in ``storage``. Raises ``DatasetError`` if it is missing or damaged."""
     try:
         data = storage.read(MANIFEST)
     except NotFoundError as error:
         raise DatasetError(
             f"{storage.url}: no prepared dataset there (no {MANIFEST})",
-            hint="make one of the original archives: mtl-cloud data prepare; these themselves are read from this "
-            "machine's disks only",
+            hint="make one from the original archives: mtl-cloud data prepare; archives themselves can be read from "
+            "local disks only",
         ) from error
     return DatasetManifest.decode(data, source=f"{storage.url}/{MANIFEST}")
 
@@ -229,15 +229,15 @@ def open_shards(
     cache: Path | None = None,
     connect: Callable[[str], Storage] = open_storage,
 ) -> ShardDataset:
-    """A split of the prepared dataset at a folder or URL, which must be of the kind ``name``.
+    """A split of the prepared dataset at a folder or URL; ``name``, if given, is the expected dataset.
 
-    The index of one that does not lie on this machine is kept in the folder ``cache`` (default: the user's); it is
-    opened and read through ``connect(uri)``.
+    A remote dataset is read through ``connect(uri)``, and its index copied to the folder ``cache`` (default: the
+    user's).
 
     Raises
     ------
     DatasetError
-        There is no prepared dataset, it is another one, has no such split, or is damaged.
+        There is no prepared dataset, it is not ``name``, has no such split, or is damaged.
     StorageError
         The storage does not answer.
     """
@@ -245,7 +245,7 @@ def open_shards(
     manifest = read_manifest(storage)
     if name not in {None, manifest.name}:
         raise DatasetError(
-            f"{storage.url}: this is {manifest.name} prepared, not {name}", hint="correct `name:` or `uri:`"
+            f"{storage.url}: this is prepared {manifest.name}, not {name}", hint="correct `name:` or `uri:`"
         )
     split = split if split in manifest.splits else manifest.aliases.get(split, split)
     if split not in manifest.splits:
@@ -270,4 +270,4 @@ def _damaged(where: str, what: str) -> DatasetError:
 
 
 def _verify(url: str) -> str:
-    return f"see what else is damaged: mtl-cloud data verify {url}; then prepare it again"
+    return f"find all damaged files with mtl-cloud data verify {url}; then prepare it again"

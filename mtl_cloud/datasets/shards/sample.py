@@ -1,4 +1,4 @@
-"""A sample as a shard holds it: its files, its digest, and what is wrong with it."""
+"""A sample in a shard: its files, its digest, and its checks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mtl_cloud.tasks import TASKS, Task
 __all__ = ["EncodedSample", "Files", "check_sample", "files_of", "stem_of", "unusual"]
 
 Files: TypeAlias = list[tuple[str, bytes]]
-"""Name within the shard, content."""
+"""(name within the shard, content) of each file."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One image and its labels, as they are stored. As ``Sample`` otherwise."""
+    """A ``Sample`` whose image and mask are still encoded."""
 
     key: str
     image: bytes
@@ -45,7 +45,7 @@ class EncodedSample:
 
 
 def stem_of(key: str) -> str:
-    """The name of a sample's files in a shard, up to the dot: others take all that follows the first one for a suffix.
+    """The name of a sample's files in a shard up to its only dot, because webdataset splits at the first one.
 
     >>> stem_of("n01440764/n01440764_10026.JPEG")
     'n01440764/n01440764_10026'
@@ -87,11 +87,11 @@ def _suffix(image: bytes) -> str:
 
 
 def _named_labels(sample: EncodedSample, info: DatasetInfo) -> Iterator[tuple[str, Any]]:
-    """Labels that are more than one number, with the names of classes, for readers who have no index."""
+    """Labels that are more than one number, with class names, for tools without the index."""
     if isinstance(sample.classification, np.ndarray):
         names = info.classes["classification"]
-        for word, value in (("classes", 1), ("unknown_classes", -1)):
-            yield word, [names[i] for i in np.flatnonzero(sample.classification == value)]
+        for label, value in (("classes", 1), ("unknown_classes", -1)):
+            yield label, [names[i] for i in np.flatnonzero(sample.classification == value)]
     if sample.detection is not None:
         names, boxes = info.classes["detection"], sample.detection
         rows = zip(boxes.classes.tolist(), boxes.xyxy.tolist(), boxes.difficult.tolist(), strict=True)
@@ -99,16 +99,16 @@ def _named_labels(sample: EncodedSample, info: DatasetInfo) -> Iterator[tuple[st
 
 
 def check_sample(sample: EncodedSample, info: DatasetInfo) -> tuple[int, int]:
-    """Height and width of the image, decoded whole.
+    """Height and width of the image, decoded in full.
 
     Raises
     ------
     DatasetError
-        It does not decode, its mask does not fit it, or a label is out of range.
+        The image cannot be decoded, its mask has another size, or a label is out of range.
     """
     height, width = decode_rgb(sample.image, sample.where).shape[:2]
     if max(height, width) > np.iinfo(np.uint16).max:
-        raise _wrong(sample, f"{width}x{height} pixels are more than any decoder takes")
+        raise _wrong(sample, f"{width}x{height} pixels exceed the limit of 65535 a side")
     if isinstance(sample.classification, int):
         _assert_class(sample, sample.classification, len(info.classes["classification"]))
     if sample.detection is not None:
@@ -120,10 +120,10 @@ def check_sample(sample: EncodedSample, info: DatasetInfo) -> tuple[int, int]:
 
 
 def unusual(sample: EncodedSample) -> str | None:
-    """What sets the image apart from the RGB or grey JPEG that fast decoders expect. It has been decoded before."""
+    """How the image differs from the RGB or grey JPEG that fast decoders expect, or None. It must be decodable."""
     image = Image.open(io.BytesIO(sample.image))
     if image.format != "JPEG" and sample.key.lower().endswith((".jpeg", ".jpg")):
-        return f"a {image.format} under the name of a JPEG"
+        return f"a {image.format} named as a JPEG"
     return f"a {image.mode} {image.format}" if image.mode not in {"RGB", "L"} else None
 
 
@@ -135,12 +135,10 @@ def _assert_class(sample: EncodedSample, class_index: int, classes: int) -> None
 def _assert_mask(sample: EncodedSample, data: bytes, shape: tuple[int, int], classes: int) -> None:
     mask = decode_mask(data, f"{sample.where}: its mask")
     if mask.shape != shape:
-        raise _wrong(
-            sample, f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels, and the image {shape[1]}x{shape[0]}"
-        )
+        raise _wrong(sample, f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}")
     if (wrong := (mask >= classes) & (mask != IGNORE)).any():
         raise _wrong(sample, f"its mask holds class {mask[wrong][0]}, and there are {classes} classes")
 
 
 def _wrong(sample: EncodedSample, what: str) -> DatasetError:
-    return DatasetError(f"{sample.where}: {what}", hint="correct it in the original, or leave it out by --on-bad")
+    return DatasetError(f"{sample.where}: {what}", hint="correct the original, or skip bad samples with --on-bad")

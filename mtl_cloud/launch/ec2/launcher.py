@@ -15,14 +15,13 @@ from mtl_cloud.launch.base import BackendState, RunHandle, Submission, record_of
 from mtl_cloud.launch.ec2.group import Group, GroupState
 from mtl_cloud.launch.ec2.request import expires_at, requests
 from mtl_cloud.launch.ec2.watch import Ec2Watch
+from mtl_cloud.names import KEY_BYTES
 from mtl_cloud.planning.compute import compute_of
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import PlanRecord
 from mtl_cloud.storage import Storage, open_storage
 
 __all__ = ["Ec2Launcher"]
-
-_KEY_BYTES = 16
 
 
 class Ec2Launcher:
@@ -65,7 +64,7 @@ class Ec2Launcher:
         group = self._group(plan)
         found = group.find()
         if found is None:
-            group.make(partial(requests, plan), key=self._random_bytes(_KEY_BYTES).hex())
+            group.make(partial(requests, plan), key=self._random_bytes(KEY_BYTES).hex())
         if found is None or not found.wanted:
             self._opened[run.run_id] = self._clock.now()
             group.open(requests(plan))

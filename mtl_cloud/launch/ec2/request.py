@@ -47,7 +47,7 @@ PLANNED: Final = Template(id="lt-made-by-submit", key="made-by-submit")
 
 @dataclass(frozen=True, kw_only=True)
 class Ec2Facts:
-    """What the requests need of the account, from ``facts.ec2`` of ``plan.json`` and the job's own fields."""
+    """The account's facts for the requests, from ``facts.ec2`` of ``plan.json`` and the job's own fields."""
 
     ami: str
     root_device: str
@@ -92,7 +92,7 @@ class Ec2Facts:
 
 def _unknown(plan: PlanRecord, fact: str) -> LaunchError:
     return LaunchError(
-        f"{plan.run_id}: the plan lacks the fact ec2.{fact}: nobody looked at the account",
+        f"{plan.run_id}: the plan lacks the fact ec2.{fact}: the account was not queried",
         hint="plan with credentials, in a region where `mtl-cloud bootstrap` has run",
     )
 

@@ -26,7 +26,7 @@ __all__ = ["MAX_USER_DATA", "Boot", "shared_names", "user_data"]
 MAX_USER_DATA: Final = 16384
 """Bytes that EC2 takes, before base64."""
 _GRACE_S = 100
-"""Of the 120 s between a spot notice and the end of the machine."""
+"""The trainer's share of the 120 s between a spot notice and the end of the machine."""
 _STOP_TIMEOUT_S = _GRACE_S + 15
 """The rest is for the last log lines and the exit record."""
 _SHARED_NAME = re.compile("@([A-Z_]+)@")
@@ -35,14 +35,14 @@ _COMMENT = re.compile(r"^ *#.*\n|^\n", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """What the script has to know. No secret of the job is among it: whoever may describe the machine can read it."""
+    """Values of one run. No secret of the job is among them: everyone who may describe the machine can read them."""
 
     run_id: str
     group: str
     group_role: str
     """ARN of the role with which the machine closes it."""
     key: str = field(repr=False)
-    """Of the group. To other runs' machines it is a secret: they may describe nothing."""
+    """The group's key. It is a secret to other runs' machines, which may not describe anything."""
     region: str
     storage: str
     """``s3://bucket/prefix``, without a slash at its end."""
@@ -57,14 +57,14 @@ class Boot:
 def user_data(boot: Boot, expires_at: datetime) -> str:
     """The script. Its first command schedules the machine's own shutdown at ``expires_at``; comments are left out."""
     expiry = int(expires_at.timestamp())
-    wall = f'shutdown -P "+$((({expiry} - $(date +%s)) / 60))" || shutdown -P now'
+    timer = f'shutdown -P "+$((({expiry} - $(date +%s)) / 60))" || shutdown -P now'
     values = [f"{name.upper()}={shlex.quote(str(value))}" for name, value in asdict(boot).items()]
-    return "\n".join(["#!/bin/bash", wall, *values, _body()])
+    return "\n".join(["#!/bin/bash", timer, *values, _body()])
 
 
 @cache
 def _body() -> str:
-    """The same for every run."""
+    """The script's own text with its shared names filled in, which is the same for every run."""
     text = files(__package__).joinpath("user_data.sh").read_text(encoding="utf-8")
     names = shared_names()
     return _SHARED_NAME.sub(lambda match: names[match[1]], _COMMENT.sub("", text))

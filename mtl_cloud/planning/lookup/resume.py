@@ -1,4 +1,4 @@
-"""Where a run would resume, and its measured speed."""
+"""The step at which a run would resume, and its measured speed."""
 
 from __future__ import annotations
 

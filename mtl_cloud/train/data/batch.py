@@ -1,4 +1,4 @@
-"""A batch of samples with partial labels: every image, and beside it only the labels that its dataset has."""
+"""A batch of samples with partial labels: each image has only the labels that its dataset provides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.data.crops import Cuts
+from mtl_cloud.train.data.crops import Crops
 
 __all__ = ["Batch"]
 
@@ -20,23 +20,23 @@ _SMALL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Batch:
-    """B images of S x S pixels, M boxes in all. Tensors lie on one device.
+    """B images of S x S pixels and M boxes in total. All tensors are on one device.
 
-    A sample without a task's label has ``has[task]`` False and a neutral filler in the label's place; losses and
+    A sample without a task's label has ``has[task]`` False and a neutral filler value as its label; losses and
     metrics count only samples whose ``has`` is True.
     """
 
     keys: tuple[str, ...]
     images: Tensor
-    """[B, 3, S, S] uint8, RGB, in any memory format; [B, 3, 0, 0] while there are ``cuts``."""
+    """[B, 3, S, S] uint8, RGB, in any memory format; [B, 3, 0, 0] while ``crops`` is set."""
     has: Mapping[Task, Tensor]
-    """task -> [B] bool: does the sample carry that label? Only the job's tasks appear."""
+    """task -> [B] bool: whether the sample has that label. Only the job's tasks appear."""
     labels: Tensor
     """[B] int64 class index (0 where absent); or [B, classes] float32: 1 present, 0 absent, -1 unknown."""
     boxes: Tensor
     """[M, 4] float32 left, top, right, bottom, in pixels of the batch's images."""
     box_image: Tensor
-    """[M] int64: which image of the batch."""
+    """[M] int64: index of the image in the batch."""
     box_class: Tensor
     """[M] int64."""
     box_difficult: Tensor
@@ -45,22 +45,22 @@ class Batch:
     """[B, S, S] uint8 class index, 255 where unknown or absent; [B, 0, 0] where segmentation is not a task."""
     color: Tensor | None = None
     """[B, 3] float32 factors of brightness, contrast and saturation to apply on the device; None in validation."""
-    cuts: Cuts | None = None
-    """What a loader has of the images: ``to`` makes these of it."""
+    crops: Crops | None = None
+    """The images before they are resized, from the loader; ``to`` replaces them by ``images``."""
     skipped: tuple[str, ...] = ()
-    """Keys of damaged samples that others stand in for (``on_bad_sample: skip``)."""
+    """Keys of damaged samples that others replace (``on_bad_sample: skip``)."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def floats(self) -> Tensor:
-        """[B, 3, S, S] the images in 0..1, in the memory format that networks have on their device."""
+        """[B, 3, S, S] float32 images in 0..1: channels-last on a GPU, contiguous on the CPU."""
         images = self.images if self.images.is_cuda else self.images.contiguous()
         return images.float() / 255
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``, with its images; copies from pinned memory do not block."""
-        batch = self if self.cuts is None else replace(self, images=self.cuts.squares(device), cuts=None)
+        """The batch on ``device``, its crops resized to images; copies from pinned memory do not block."""
+        batch = self if self.crops is None else replace(self, images=self.crops.resize(device), crops=None)
         return batch._map(lambda tensor: tensor.to(device, non_blocking=True))  # noqa: SLF001  # its own class
 
     def pin_memory(self) -> Batch:
@@ -68,11 +68,11 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def copy(self) -> Batch:
-        """A copy in this process's own memory."""
+        """A copy in this process's private memory."""
         return self._map(Tensor.clone)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Small tensors go to another process by value: torch would open a file and a connection for each of them."""
+        """Sends small tensors to another process by value: torch would open a file and a connection for each."""
         return {name: _mapped(value, Tensor, _by_value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,16 +83,16 @@ class Batch:
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """``value`` with ``change`` made to what is of ``kind`` in it."""
+    """``value`` with ``change`` applied to every object of type ``kind`` in it."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, dict):
         return {key: _mapped(item, kind, change) for key, item in value.items()}
-    if isinstance(value, Cuts):
-        return Cuts(*(_mapped(item, kind, change) for item in value))
+    if isinstance(value, Crops):
+        return Crops(*(_mapped(item, kind, change) for item in value))
     return value
 
 
 def _by_value(tensor: Tensor) -> Any:
-    small = tensor.nbytes < _SMALL_BYTES and tensor.is_contiguous()  # NumPy forgets any other layout
+    small = tensor.nbytes < _SMALL_BYTES and tensor.is_contiguous()  # NumPy does not keep any other layout
     return tensor.numpy() if small else tensor

@@ -1,8 +1,7 @@
-"""Memory for batches that is taken again and again: a loader worker's, which it shares with the trainer, and a
-process's own.
+"""Reusable batch buffers: one pool per loader worker, in memory shared with the trainer, or one per process.
 
-Memory that nobody has used yet is handed out page by page, zeroed, and given back so: with new memory for every batch
-that is a fifth of a worker's time, and a twentieth of a process that loads by itself (``benchmarks/data_loading.py``).
+The kernel zeroes fresh memory page by page. Allocating it anew for every batch costs a fifth of a worker's time, and a
+twentieth of a process that loads by itself (``benchmarks/data_loading.py``).
 """
 
 from __future__ import annotations
@@ -18,44 +17,44 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-__all__ = ["Room", "Rooms"]
+__all__ = ["BatchBuffer", "BufferPool"]
 
 
 class _Memory(Protocol):
     bytes: npt.NDArray[np.uint8]
-    """All of it."""
+    """The whole allocation."""
 
     def tensor(self, size: int) -> Tensor:
-        """[size] uint8: the first so many of its bytes."""
+        """[size] uint8: a view of the first ``size`` bytes."""
         ...
 
     @property
     def is_free(self) -> bool:
-        """Has it not been given away, as far as can be told from here?"""
+        """Whether no tensor uses it any more, as far as this process can tell."""
         ...
 
 
-class _Own:
-    """This process's. It is free again when nothing is left of the tensors that were made of it, nor of their views."""
+class _PrivateMemory:
+    """Memory of this process. It is free again when all tensors made of it, and all their views, are deleted."""
 
     def __init__(self, size: int) -> None:
         self.bytes = np.empty(size, dtype=np.uint8)
-        self._given: Callable[[], Any] = lambda: None
+        self._lent: Callable[[], Any] = lambda: None
 
     def tensor(self, size: int) -> Tensor:
-        given = self._given()
-        if given is None:
-            given = self.bytes.view()
-            self._given = weakref.ref(given)
-        return torch.from_numpy(given)[:size]  # its storage, which all views of it share, keeps `given` alive
+        lent = self._lent()
+        if lent is None:
+            lent = self.bytes.view()
+            self._lent = weakref.ref(lent)
+        return torch.from_numpy(lent)[:size]  # its storage, which all views of it share, keeps `lent` alive
 
     @property
     def is_free(self) -> bool:
-        return self._given() is None
+        return self._lent() is None
 
 
-class _Shared:
-    """Of a loader worker. Who in the trainer's process still looks at it, nobody here can tell."""
+class _SharedMemory:
+    """Memory of a loader worker. The worker cannot tell whether the trainer's process still uses it."""
 
     is_free = False
 
@@ -67,8 +66,8 @@ class _Shared:
         return self._all[:size]
 
 
-class Room:
-    """The memory of one batch: pixels as they come, and masks. Whatever was in it is in it still."""
+class BatchBuffer:
+    """The pixels and masks of one batch. Clearing it does not overwrite its old content."""
 
     def __init__(self, allocate: Callable[[int], _Memory]) -> None:
         self._allocate = allocate
@@ -77,58 +76,58 @@ class Room:
 
     @property
     def is_free(self) -> bool:
-        """Is nothing left of the batch that was in it?"""
+        """Whether no tensor of its last batch exists any more."""
         return self._pixels.is_free and self._masks.is_free
 
     def clear(self) -> None:
         self._used = 0
 
-    def add(self, part: npt.NDArray[np.uint8]) -> int:
-        """Keep a part [height, width, 3] of an image; returns which of all pixels its first one is."""
-        start, self._used = self._used, self._used + part.size
+    def add(self, crop: npt.NDArray[np.uint8]) -> int:
+        """Append the pixels of a crop [height, width, 3]; returns the index of its first pixel in ``pixels``."""
+        start, self._used = self._used, self._used + crop.size
         if self._used > self._pixels.bytes.size:
             larger = self._allocate(self._used + self._used // 4)
             larger.bytes[:start] = self._pixels.bytes[:start]
             self._pixels = larger
-        self._pixels.bytes[start : self._used].reshape(part.shape)[:] = part
+        self._pixels.bytes[start : self._used].reshape(crop.shape)[:] = crop
         return start // 3
 
     def pixels(self) -> Tensor:
-        """[n, 3] uint8: all that was added since the room was cleared."""
+        """[n, 3] uint8: all pixels added since the buffer was cleared."""
         return self._pixels.tensor(self._used).view(-1, 3)
 
     def masks(self, shape: tuple[int, ...]) -> Tensor:
-        """uint8."""
+        """uint8 of ``shape``, uninitialised."""
         if self._masks.bytes.size < prod(shape):
             self._masks = self._allocate(prod(shape))
         return self._masks.tensor(prod(shape)).view(shape)
 
 
-class Rooms:
-    """In a loader worker ``turns`` rooms in turn; in any other process at most as many, those that are free again, and
-    new ones where none is. A room's batch is made before the next room is taken.
+class BufferPool:
+    """Up to ``size`` buffers. A loader worker rotates through them; any other process reuses those that are free, and
+    allocates a buffer outside the pool if none is. Finish a batch before you take the next buffer.
     """
 
-    def __init__(self, turns: int) -> None:
-        self._turns = turns
-        self._rooms: list[Room] = []
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._buffers: list[BatchBuffer] = []
 
-    def take(self) -> Room:
-        """A worker's is its own until ``turns`` more have been taken; any other as long as something of it is left."""
-        room = self._next_in_turn() if get_worker_info() else self._free_one()
-        room.clear()
-        return room
+    def take(self) -> BatchBuffer:
+        """An empty buffer. In a worker it is reused after ``size`` more calls; elsewhere, once its tensors are gone."""
+        buffer = self._next_in_rotation() if get_worker_info() else self._free_buffer()
+        buffer.clear()
+        return buffer
 
-    def _next_in_turn(self) -> Room:
-        room = Room(_Shared) if len(self._rooms) < self._turns else self._rooms.pop(0)
-        self._rooms.append(room)
-        return room
+    def _next_in_rotation(self) -> BatchBuffer:
+        buffer = BatchBuffer(_SharedMemory) if len(self._buffers) < self._size else self._buffers.pop(0)
+        self._buffers.append(buffer)
+        return buffer
 
-    def _free_one(self) -> Room:
-        for room in self._rooms:
-            if room.is_free:
-                return room
-        room = Room(_Own)
-        if len(self._rooms) < self._turns:
-            self._rooms.append(room)
-        return room
+    def _free_buffer(self) -> BatchBuffer:
+        for buffer in self._buffers:
+            if buffer.is_free:
+                return buffer
+        buffer = BatchBuffer(_PrivateMemory)
+        if len(self._buffers) < self._size:
+            self._buffers.append(buffer)
+        return buffer

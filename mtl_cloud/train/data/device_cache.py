@@ -1,7 +1,7 @@
-"""A small dataset lives on the device: its pixels go there once, and every batch is cut out of them there.
+"""Device cache for a small dataset: its pixels are copied to the device once, and every batch is cropped there.
 
-Places and colours are drawn as loader workers draw them, and squares made as of their parts of images: a batch is the
-one that a loader would have given, bit for bit.
+Placements and colours are drawn and crops resized exactly as with loader workers, so a batch equals the loader's, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_cloud.datasets.base import IGNORE, Dataset, Least
+from mtl_cloud.datasets.base import IGNORE, Dataset, DecodeHint
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.crops import Cuts, Span
-from mtl_cloud.train.data.transforms import Color, Placement, seen
+from mtl_cloud.train.data.crops import CropRegion, Crops
+from mtl_cloud.train.data.transforms import Color, Placement, visible_region
 
-__all__ = ["LIMIT_BYTES", "Placed", "Resident"]
+__all__ = ["LIMIT_BYTES", "DeviceCache", "PlacedSample"]
 
 LIMIT_BYTES = 512 << 20
-"""Of pixels. CIFAR-10's training images are 147 MiB."""
+"""Largest dataset that is cached, in bytes of pixels. CIFAR-10's training images are 147 MiB."""
 _READERS = 16
 
 
-class Placed(NamedTuple):
-    """A sample, where its image comes to lie, and its colour factors."""
+class PlacedSample(NamedTuple):
+    """A sample, the placement of its image, and its colour factors."""
 
     sample: int
     placement: Placement
@@ -37,8 +37,8 @@ class Placed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Resident:
-    """Samples of one size that carry a class and nothing else."""
+class DeviceCache:
+    """Samples of one size whose only label is a class."""
 
     keys: Sequence[str]
     images: Tensor
@@ -47,10 +47,10 @@ class Resident:
     """[n] int64, or [n, classes] float32, on the host."""
 
     @classmethod
-    def of(cls, dataset: Dataset, device: torch.device) -> Resident | None:
-        """The whole of ``dataset``; None where it is not small, or not of this kind."""
-        first = dataset.load(0, _as_small_as_can_be)
-        if first.shrunk_from:  # workers would shrink it while they decode, by as much as each draw allows
+    def of(cls, dataset: Dataset, device: torch.device) -> DeviceCache | None:
+        """The whole ``dataset``; None if it is too large, or not of this kind."""
+        first = dataset.load(0, _smallest)
+        if first.stored_shape:  # workers would shrink it while decoding, as far as each draw allows
             return None
         if dataset.info.tasks != ("classification",) or len(dataset) * first.image.nbytes > LIMIT_BYTES:
             return None
@@ -69,14 +69,14 @@ class Resident:
         """Height and width of every image."""
         return self.images.shape[1], self.images.shape[2]
 
-    def batch(self, placed: Sequence[Placed], size: int, tasks: Collection[Task]) -> Batch:
-        """Those samples for squares of ``size`` pixels. ``tasks`` are the job's."""
+    def batch(self, placed: Sequence[PlacedSample], size: int, tasks: Collection[Task]) -> Batch:
+        """The batch of these samples, for inputs of ``size`` pixels a side. ``tasks`` are the job's."""
         samples, placements, colors = zip(*placed, strict=True)
         count, side = len(samples), size if "segmentation" in tasks else 0
         return Batch(
             keys=tuple(self.keys[sample] for sample in samples),
             images=torch.empty(count, 3, 0, 0, dtype=torch.uint8),
-            cuts=self._cuts(samples, placements, size),
+            crops=self._crops(samples, placements, size),
             has={task: torch.full((count,), task == "classification") for task in tasks},
             labels=self.labels[list(samples)],
             masks=torch.full((count, side, side), IGNORE, dtype=torch.uint8),
@@ -87,16 +87,16 @@ class Resident:
             box_difficult=torch.empty(0, dtype=torch.bool),
         )
 
-    def _cuts(self, samples: Sequence[int], placements: Sequence[Placement], size: int) -> Cuts:
-        spans = [seen(self.shape, placement, size) for placement in placements]
-        moved = [self._moved(span, sample) for span, sample in zip(spans, samples, strict=True)]
-        return Cuts.of(self.images.view(-1, 3), moved, size)
+    def _crops(self, samples: Sequence[int], placements: Sequence[Placement], size: int) -> Crops:
+        regions = [visible_region(self.shape, placement, size) for placement in placements]
+        moved = [self._moved(region, sample) for region, sample in zip(regions, samples, strict=True)]
+        return Crops.of(self.images.view(-1, 3), moved, size)
 
-    def _moved(self, span: Span[int], sample: int) -> Span[int]:
-        """From among the pixels of one image to among those of all."""
+    def _moved(self, region: CropRegion[int], sample: int) -> CropRegion[int]:
+        """Turns an offset within one image into an offset within all images."""
         height, width = self.shape
-        return span._replace(start=span.start + sample * height * width)
+        return region._replace(start=region.start + sample * height * width)
 
 
-def _as_small_as_can_be(height: int, _width: int) -> Least:
-    return Least(8, height)
+def _smallest(height: int, _width: int) -> DecodeHint:
+    return DecodeHint(8, height)

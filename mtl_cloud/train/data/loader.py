@@ -1,4 +1,4 @@
-"""From a dataset to batches: decode and cut in loader workers, hand over uint8, in one deterministic order."""
+"""Data loading: workers decode and crop images and return uint8 batches in one deterministic order."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ from mtl_cloud.errors import MtlCloudError
 from mtl_cloud.jobspec.job import AugmentSpec, Fit, TrainingSpec
 from mtl_cloud.tasks import Task
 from mtl_cloud.train.data.batch import Batch
-from mtl_cloud.train.data.buffers import Room, Rooms
-from mtl_cloud.train.data.crops import Cuts
-from mtl_cloud.train.data.device_cache import Placed, Resident
-from mtl_cloud.train.data.prefetch import copied_ahead, job_needs, needs_of
-from mtl_cloud.train.data.sampler import BatchOrder, Draw
+from mtl_cloud.train.data.buffers import BatchBuffer, BufferPool
+from mtl_cloud.train.data.crops import Crops
+from mtl_cloud.train.data.device_cache import DeviceCache, PlacedSample
+from mtl_cloud.train.data.prefetch import job_shard_uses, prefetched, shard_uses
+from mtl_cloud.train.data.sampler import BatchSampler, Draw
 from mtl_cloud.train.data.transforms import (
     Canvas,
     Color,
     Placement,
     SampleRng,
     center_crop,
+    decode_hint,
     draw_color,
     draw_crop,
     draw_placement,
-    least,
     letterbox,
     place,
 )
-from mtl_cloud.train.data.worker_failures import deaths_explained
+from mtl_cloud.train.data.worker_failures import explain_worker_deaths
 
-__all__ = ["Batches", "Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
+__all__ = ["BatchDataset", "Collate", "TrainingView", "ValidationView", "training_batches", "validation_batches"]
 
-_AHEAD = 4
-"""Batches that a loader worker has been asked for, beyond the one that the trainer took last."""
+_PREFETCH = 4
+"""Batches requested from each loader worker beyond the one that the trainer took last."""
 _Item: TypeAlias = tuple[Canvas, Color | None]
-"""A sample on its canvas, and its colour factors. Of the decoded image only the part in its room is kept: the next one
-takes its memory, which is still in the processor's cache."""
+"""A sample on its canvas, and its colour factors. Of the decoded image only the crop in the buffer is kept: the next
+image reuses its memory, which is still in the processor's cache."""
 _Drawn: TypeAlias = tuple[Placement, np.random.Generator]
-"""Where a sample goes, and the generator that drew it."""
+"""A sample's placement, and the generator that drew it."""
 
 
 class _View(Protocol):
-    """A dataset as the network sees it."""
+    """A dataset with its placement and augmentation."""
 
     @property
     def size(self) -> int:
-        """Side of the canvas."""
+        """Side of the canvas, pixels."""
         ...
 
-    def load(self, index: Any, room: Room) -> _Item:
-        """One sample, the part of its image that is seen added to ``room``."""
+    def load(self, index: Any, buffer: BatchBuffer) -> _Item:
+        """One sample; adds the visible crop of its image to ``buffer``."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingView:
-    """Samples as training sees them: placed at random and with drawn colour factors."""
+    """Training samples, with random placement and colour factors."""
 
     dataset: Dataset
     size: int
@@ -78,26 +78,26 @@ class TrainingView:
     seed: int
     fit: Fit = "letterbox"
 
-    def load(self, draw: Draw, room: Room) -> _Item:
-        drawn: dict[tuple[int, int], _Drawn] = {}  # asked for by who decodes, and again here
+    def load(self, draw: Draw, buffer: BatchBuffer) -> _Item:
+        drawn: dict[tuple[int, int], _Drawn] = {}  # the decoder needs it first, and then this function
 
         def draw_once(shape: tuple[int, int]) -> _Drawn:
             return drawn.get(shape) or drawn.setdefault(shape, self._draw(draw, shape))
 
-        sample = self.dataset.load(draw.sample, lambda *shape: least(shape, draw_once(shape)[0], self.size))
+        sample = self.dataset.load(draw.sample, lambda *shape: decode_hint(shape, draw_once(shape)[0], self.size))
         placement, rng = draw_once(sample.shape)
-        return place(sample, placement, self.size, room.add), draw_color(self.augment, rng)
+        return place(sample, placement, self.size, buffer.add), draw_color(self.augment, rng)
 
-    def placed(self, draw: Draw, shape: tuple[int, int]) -> Placed:
+    def placed(self, draw: Draw, shape: tuple[int, int]) -> PlacedSample:
         placement, rng = self._draw(draw, shape)
-        return Placed(draw.sample, placement, draw_color(self.augment, rng))
+        return PlacedSample(draw.sample, placement, draw_color(self.augment, rng))
 
     @cached_property
     def _rng(self) -> SampleRng:
         return SampleRng(self.seed)
 
     def _draw(self, draw: Draw, shape: tuple[int, int]) -> _Drawn:
-        """For an image of ``shape``."""
+        """The placement for an image of ``shape``."""
         rng = self._rng.at(draw.epoch, draw.sample)
         draw_place = draw_crop if self.fit == "crop" else draw_placement
         return draw_place(shape, self.size, self.augment, rng), rng
@@ -105,43 +105,43 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class ValidationView:
-    """Samples as validation sees them: letterboxed, or their centre; otherwise unchanged."""
+    """Validation samples: letterboxed, or centre-cropped; otherwise unchanged."""
 
     dataset: Dataset
     size: int
     fit: Fit = "letterbox"
 
-    def load(self, index: int, room: Room) -> _Item:
+    def load(self, index: int, buffer: BatchBuffer) -> _Item:
         fit = center_crop if self.fit == "crop" else letterbox
-        sample = self.dataset.load(index, lambda *shape: least(shape, fit(shape, self.size), self.size))
-        return place(sample, fit(sample.shape, self.size), self.size, room.add), None
+        sample = self.dataset.load(index, lambda *shape: decode_hint(shape, fit(shape, self.size), self.size))
+        return place(sample, fit(sample.shape, self.size), self.size, buffer.add), None
 
-    def placed(self, index: int, shape: tuple[int, int]) -> Placed:
+    def placed(self, index: int, shape: tuple[int, int]) -> PlacedSample:
         fit = center_crop if self.fit == "crop" else letterbox
-        return Placed(index, fit(shape, self.size), None)
+        return PlacedSample(index, fit(shape, self.size), None)
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples to one ``Batch``, with neutral fillers for labels that a sample does not carry."""
+    """Collates samples to a ``Batch``, with neutral fillers for labels that a sample does not have."""
 
     classes: Mapping[Task, Sequence[str]]
-    """Of the job's tasks."""
+    """Class names of each of the job's tasks."""
     multi_label: bool
 
-    def __call__(self, items: Sequence[_Item], room: Room, size: int) -> Batch:
-        """For squares of ``size`` pixels a side; the images' pixels are in ``room``, and the masks go there."""
+    def __call__(self, items: Sequence[_Item], buffer: BatchBuffer, size: int) -> Batch:
+        """A batch of ``size`` pixels a side. ``buffer`` holds the images' pixels; the masks are written there."""
         canvases, colors = zip(*items, strict=True)
         side = size if "segmentation" in self.classes else 0
         return Batch(
             keys=tuple(canvas.key for canvas in canvases),
             images=torch.empty(len(canvases), 3, 0, 0, dtype=torch.uint8),
-            cuts=Cuts.of(room.pixels(), [canvas.image for canvas in canvases], size),
+            crops=Crops.of(buffer.pixels(), [canvas.image for canvas in canvases], size),
             has={
                 task: torch.tensor([getattr(canvas, task) is not None for canvas in canvases]) for task in self.classes
             },
             labels=self._labels([canvas.classification for canvas in canvases]),
-            masks=_filled(room.masks((len(canvases), side, side)), canvases),
+            masks=_filled(buffer.masks((len(canvases), side, side)), canvases),
             color=None if colors[0] is None else torch.tensor(colors, dtype=torch.float32),
             skipped=tuple(canvas.replaces for canvas in canvases if canvas.replaces is not None),
             **_boxes(canvases),
@@ -176,24 +176,23 @@ def training_batches(
     dataset: Dataset,
     training: TrainingSpec,
     collate: Collate,
-    order: BatchOrder,
+    sampler: BatchSampler,
     *,
     start: int,
     pin: bool,
     shards: Shards | None = None,
-    resident: Resident | None = None,
+    device_cache: DeviceCache | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of every batch from ``start`` to the job's end; loader workers live that long too.
+    """This process's share of every batch from ``start`` to the job's end. Loader workers run until then.
 
-    With ``shards``, this process copies those of the dataset that lie elsewhere ahead of the batches. A dataset that is
-    ``resident`` needs no loading.
+    With ``shards``, this process prefetches remote shards of the dataset. With ``device_cache``, nothing is loaded.
     """
     view = TrainingView(dataset, training.image_size, training.augment, training.seed, training.fit)
-    batches = order.batches(start)
-    if resident:
-        return _cut(resident, view, batches, collate)
-    needs = partial(job_needs, order, start=start)
-    indices = copied_ahead(batches, shards, training.cache_gib, needs, horizon=order.steps_per_epoch, start=start)
+    batches = sampler.batches(start)
+    if device_cache:
+        return _cached_batches(device_cache, view, batches, collate)
+    uses = partial(job_shard_uses, sampler, start=start)
+    indices = prefetched(batches, shards, training.cache_gib, uses, horizon=sampler.steps_per_epoch, start=start)
     return _load(view, indices, collate, workers=training.loader_workers, pin=pin)
 
 
@@ -206,83 +205,85 @@ def validation_batches(
     world: int,
     pin: bool,
     shards: Shards | None = None,
-    resident: Resident | None = None,
+    device_cache: DeviceCache | None = None,
 ) -> Iterator[Batch]:
     """This process's share of one pass over the split, each sample once over all processes.
 
-    ``shards`` and ``resident`` as in ``training_batches``: the copies of one pass serve all that follow.
+    ``shards`` and ``device_cache`` are as in ``training_batches``. Later passes reuse the shards copied by the first.
     """
     size = training.eval_batch_size or 2 * training.batch_size
     mine = range(rank, len(dataset), world)
     batches = [mine[i : i + size] for i in range(0, len(mine), size)]
     view = ValidationView(dataset, training.image_size, training.fit)
-    if resident:
-        return _cut(resident, view, batches, collate)
-    needs = partial(needs_of, batch_size=size * world, start=0)
-    indices = copied_ahead(batches, shards, training.cache_gib, needs, horizon=len(batches))
+    if device_cache:
+        return _cached_batches(device_cache, view, batches, collate)
+    uses = partial(shard_uses, batch_size=size * world, start=0)
+    indices = prefetched(batches, shards, training.cache_gib, uses, horizon=len(batches))
     return _load(view, indices, collate, workers=min(training.loader_workers, len(batches)), pin=pin)
 
 
-def _cut(
-    resident: Resident, view: TrainingView | ValidationView, indices: Iterable[Sequence[Any]], collate: Collate
+def _cached_batches(
+    device_cache: DeviceCache, view: TrainingView | ValidationView, indices: Iterable[Sequence[Any]], collate: Collate
 ) -> Iterator[Batch]:
-    for some in indices:
-        yield resident.batch([view.placed(index, resident.shape) for index in some], view.size, collate.classes)
+    for batch in indices:
+        yield device_cache.batch(
+            [view.placed(index, device_cache.shape) for index in batch], view.size, collate.classes
+        )
 
 
 def _load(
     view: _View, indices: Iterable[Sequence[Any]], collate: Collate, *, workers: int, pin: bool
 ) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
-        Batches(view, collate),
-        batch_size=None,  # an index of `Batches` is a batch
+        BatchDataset(view, collate),
+        batch_size=None,  # `BatchDataset` returns whole batches
         sampler=indices,
         num_workers=workers,
         pin_memory=pin,
         # Threads of storage clients and of torch do not survive a fork.
         multiprocessing_context=_forkserver() if workers else None,
-        prefetch_factor=_AHEAD if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
+        worker_init_fn=_init_worker if workers else None,
         # Without its own generator a loader draws from the global one, and training would depend on it.
         generator=torch.Generator(),
     )
     batches = iter(loader)
-    with deaths_explained(batches):
+    with explain_worker_deaths(batches):
         for batch in batches:
             if isinstance(batch, MtlCloudError):
                 raise batch
-            # Its worker will take the same room again. What is pinned is a copy already.
+            # The worker will reuse its buffer. A pinned batch is a copy already.
             yield batch.copy() if workers and not pin else batch
 
 
 @dataclass(frozen=True)
-class Batches(TorchDataset[Batch | MtlCloudError]):
-    """Batches by their samples. Images are decoded one at a time."""
+class BatchDataset(TorchDataset[Batch | MtlCloudError]):
+    """Maps the indices of a batch's samples to the batch. Images are decoded one at a time."""
 
     view: _View
     collate: Collate
-    rooms: Rooms = field(default_factory=lambda: Rooms(_AHEAD + 1))
+    pool: BufferPool = field(default_factory=lambda: BufferPool(_PREFETCH + 1))
 
     def __getitem__(self, indices: Sequence[Any]) -> Batch | MtlCloudError:
-        """An error is handed over as a value: raised in a worker, it would come out with its traceback as message."""
+        """Returns an error as a value: raised in a worker, it would arrive with its traceback as its message."""
         try:
             return self.load(indices)
         except MtlCloudError as error:
             return error
 
     def load(self, indices: Sequence[Any]) -> Batch:
-        room = self.rooms.take()
-        return self.collate([self.view.load(index, room) for index in indices], room, self.view.size)
+        buffer = self.pool.take()
+        return self.collate([self.view.load(index, buffer) for index in indices], buffer, self.view.size)
 
 
 def _forkserver() -> BaseContext:
-    """Workers forked from a process that has imported torch and nothing else: they start at once, without threads."""
+    """Forks workers from a process that has only imported this module: they start fast and hold no threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mtl_cloud.train.data.loader"])
     return context
 
 
-def _one_thread(_worker: int) -> None:
-    faulthandler.enable()  # what crashes a worker leaves its trace
+def _init_worker(_worker: int) -> None:
+    faulthandler.enable()  # a crashing worker prints its stack
     torch.set_num_threads(1)
     logging.captureWarnings(capture=True)

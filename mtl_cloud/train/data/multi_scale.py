@@ -1,7 +1,7 @@
-"""Multi-scale training as darknet does it: every ten steps another input size, the same in all processes.
+"""Multi-scale training as in darknet: the input size changes every ten steps, and is the same in all processes.
 
 Images come from the loader at ``image_size`` and are resized on the device, with their boxes and masks. So no worker
-needs to know the step, and memory of pinned batches stays the same; sizes over ``image_size`` show no more detail.
+needs to know the step, and pinned batches keep their size; sizes over ``image_size`` show no more detail.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mtl_cloud.train.data.batch import Batch
 __all__ = ["input_size", "resize"]
 
 _STEPS_A_SIZE = 10  # darknet's examples/detector.c
-_STREAM = 1 << 62  # keys of their own, apart from those of the samples' order and augmentation
+_STREAM = 1 << 62  # its keys are separate from those of sampling and augmentation
 
 
 def input_size(training: TrainingSpec, *, step: int, steps: int, steps_per_epoch: int) -> int:
     """Pixels of the side at ``step`` (0-based) of ``steps``: a pure function of the seed and the step.
 
-    A uniform draw among the multiples of 32 within ``multi_scale``; in the last epoch ``image_size``, at which
-    validation is (darknet ends with 200 steps of one size, most of an epoch of VOC).
+    The size is a uniform draw among the multiples of 32 within ``multi_scale``. In the last epoch it is ``image_size``,
+    as in validation (darknet ends with 200 steps of one size, most of an epoch of VOC).
     """
     if training.multi_scale is None or step >= steps - steps_per_epoch:
         return training.image_size
@@ -35,9 +35,9 @@ def input_size(training: TrainingSpec, *, step: int, steps: int, steps_per_epoch
 
 
 def resize(images: Tensor, batch: Batch, size: int) -> tuple[Tensor, Batch]:
-    """``images`` [B, 3, S, S] float and the labels of ``batch`` at ``size`` pixels; as they are where S is that size.
+    """``images`` [B, 3, S, S] float and the labels of ``batch`` at ``size`` pixels; unchanged if S is that size.
 
-    Images are resized bilinearly, with a low-pass filter where they shrink; masks take the nearest pixel's class.
+    Images are resized bilinearly, with a low-pass filter where they shrink; masks by nearest neighbour.
     """
     old = images.shape[-1]
     if size == old:

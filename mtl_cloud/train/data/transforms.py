@@ -1,11 +1,11 @@
-"""From a sample of any size to the network's square, with its boxes and mask.
+"""Place a sample of any size, with its boxes and mask, on the network's square input.
 
-With ``fit: letterbox``, validation images are scaled to fit, centred on grey, as darknet does, and training images are
-placed on the same canvas at a random scale, aspect ratio and offset (darknet's jitter); what falls outside is cut. With
-``fit: crop``, images fill the square as torchvision's classifiers want it: a random part of them in training, the
-centre in validation. Training images may be mirrored. Everything random is drawn from the sample's own generator, keyed
-by (seed, epoch, sample), so it does not depend on which worker loads the sample. An image is only cut here, and its
-colours drawn: it is resized, mirrored and coloured on the device.
+With ``fit: letterbox``, validation images are scaled to fit and centred on grey, as in darknet. Training images are
+placed on the same canvas at a random scale, aspect ratio and offset (darknet's jitter), and cropped to it. With ``fit:
+crop``, images fill the square as in torchvision's classification presets: a random crop in training, the centre in
+validation. Training images may be mirrored. Everything random is drawn from the sample's own generator, keyed by (seed,
+epoch, sample), so it does not depend on which worker loads the sample. This module only crops images and draws their
+colours: they are resized, mirrored and coloured on the device.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl_cloud.datasets.base import IGNORE, Boxes, Least, Sample
+from mtl_cloud.datasets.base import IGNORE, Boxes, DecodeHint, Sample
 from mtl_cloud.jobspec.job import AugmentSpec
-from mtl_cloud.train.data.crops import Span, resized
+from mtl_cloud.train.data.crops import CropRegion, resize_crop
 
 __all__ = [
     "Canvas",
@@ -32,13 +32,13 @@ __all__ = [
     "SampleRng",
     "apply_color",
     "center_crop",
+    "decode_hint",
     "draw_color",
     "draw_crop",
     "draw_placement",
-    "least",
     "letterbox",
     "place",
-    "seen",
+    "visible_region",
 ]
 
 Color: TypeAlias = tuple[float, float, float]
@@ -46,14 +46,15 @@ Color: TypeAlias = tuple[float, float, float]
 _RESIZE = 256 / 224
 _RATIOS = (3 / 4, 4 / 3)
 _LOG_RATIOS = (math.log(_RATIOS[0]), math.log(_RATIOS[1]))
-_MOST_KEPT = 8
-"""Times the pixels that it will cover. What is shrunk while it is decoded has less: this is for large PNGs."""
+_MAX_OVERSIZE = 8
+"""A crop with more than this many times the pixels that it covers is resized in the loader. Images scaled by their
+decoder stay below it: this is for large PNGs."""
 MIN_VISIBLE = 0.2
-"""A box of which less is left inside the canvas is no longer taught."""
+"""A box with a smaller share of its area inside the canvas is dropped."""
 
 
 class Placement(NamedTuple):
-    """Where the image's corners come to lie on the canvas, in canvas pixels. Python's own numbers, which round fast."""
+    """The image's place on the canvas, in canvas pixels. Python floats, because they round fast."""
 
     left: float
     top: float
@@ -63,11 +64,11 @@ class Placement(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """A sample on the network's input square, with the labels that it has."""
+    """A sample on the network's square input, with the labels that it has."""
 
     key: str
-    image: Span[int]
-    """Of its pixels among those of the batch."""
+    image: CropRegion[int]
+    """Its crop among the pixels of the batch."""
     classification: int | npt.NDArray[np.float32] | None
     detection: Boxes | None
     segmentation: Tensor | None
@@ -79,20 +80,20 @@ class Canvas(NamedTuple):
 class SampleRng:
     """The generator of one sample in one epoch: Philox, keyed by (``seed``, epoch, sample).
 
-    It is one generator that is set to another beginning, in a quarter of the time that a new one takes.
+    One generator object is reset for each sample, which takes a quarter of the time of a new one.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         bits = np.random.Philox(0)
         self._generator = np.random.Generator(bits)
-        self._beginning = bits.state
+        self._initial_state = bits.state
 
     def at(self, epoch: int, sample: int) -> np.random.Generator:
-        """It is this sample's until it is asked for another one's."""
+        """The generator at the start of this sample's stream; valid until the next call of ``at``."""
         key = np.array([self._seed, (epoch << 32) + sample], dtype=np.uint64)
-        self._beginning["state"]["key"] = key
-        self._generator.bit_generator.state = self._beginning
+        self._initial_state["state"]["key"] = key
+        self._generator.bit_generator.state = self._initial_state
         return self._generator
 
     def __reduce__(self) -> tuple[type[SampleRng], tuple[int]]:
@@ -109,7 +110,7 @@ def letterbox(shape: Sequence[int], size: int) -> Placement:
 
 
 def draw_placement(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
-    """A random one: scale and aspect ratio within ``1 ± jitter``, any offset that keeps the image on the canvas."""
+    """Random scale and aspect ratio within ``1 ± jitter``, and any offset that keeps the image on the canvas."""
     fit = letterbox(shape, size)
     scale, aspect = (_uniform(rng, 1 - augment.jitter, 1 + augment.jitter) for _ in range(2))
     new_width, new_height = fit.width * scale * aspect**0.5, fit.height * scale / aspect**0.5
@@ -125,10 +126,10 @@ def center_crop(shape: Sequence[int], size: int) -> Placement:
 
 
 def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.random.Generator) -> Placement:
-    """A random part of the image fills the square: Szegedy et al. 2015's, with torchvision's ranges.
+    """A random crop of the image that fills the square: that of Szegedy et al. 2015, with torchvision's ranges.
 
-    Its area is uniform in ``augment.min_area`` .. 1 of the image's, its aspect ratio log-uniform in 3/4 .. 4/3; what
-    reaches over the image is drawn anew, and after ten draws the largest centred part within those ratios serves.
+    Its area is uniform in ``augment.min_area`` .. 1 of the image's, its aspect ratio log-uniform in 3/4 .. 4/3. A crop
+    that exceeds the image is drawn again; after ten draws the largest centred crop within those ratios is used.
     """
     height, width = shape[:2]
     for _ in range(10):
@@ -146,7 +147,7 @@ def draw_crop(shape: Sequence[int], size: int, augment: AugmentSpec, rng: np.ran
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """What ``rng.uniform`` gives, in half its time."""
+    """The same value as ``rng.uniform``, in half the time."""
     return low + (high - low) * rng.random()
 
 
@@ -155,27 +156,28 @@ def draw_color(augment: AugmentSpec, rng: np.random.Generator) -> Color:
     return _uniform(rng, low, high), _uniform(rng, low, high), _uniform(rng, low, high)
 
 
-def least(shape: tuple[int, int], placement: Placement, size: int) -> Least:
-    """What of an image the canvas shows, and how far it may be shrunk and still be no smaller than there."""
-    spare = min(shape[0] / placement.height, shape[1] / placement.width)
-    divisor = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)
+def decode_hint(shape: tuple[int, int], placement: Placement, size: int) -> DecodeHint:
+    """The rows of an image that the canvas shows, and the largest divisor that leaves it no smaller than there."""
+    excess = min(shape[0] / placement.height, shape[1] / placement.width)
+    divisor = next((divisor for divisor in (8, 4, 2) if excess >= divisor), 1)
     *_, last = _visible(placement.top, placement.height, -(-shape[0] // divisor), size)
-    return Least(divisor, last * divisor)
+    return DecodeHint(divisor, last * divisor)
 
 
-def place(sample: Sample, placement: Placement, size: int, keep: Callable[[npt.NDArray[np.uint8]], int]) -> Canvas:
-    """Put image, boxes and mask on a square of ``size`` pixels. Masks take the nearest pixel's class.
+def place(sample: Sample, placement: Placement, size: int, store: Callable[[npt.NDArray[np.uint8]], int]) -> Canvas:
+    """Put image, boxes and mask on a square of ``size`` pixels. Masks are resized by nearest neighbour.
 
-    Of the image, ``keep`` gets the part that stays visible, [height, width, 3], and tells at which of the batch's
-    pixels it begins. A part of far more pixels than it will cover is resized first, so that it takes no more room.
+    ``store`` receives the visible crop of the image, [height, width, 3], and returns the index of its first pixel in
+    the batch. A crop of far more pixels than it will cover is resized first, to save memory.
     """
-    span = seen(sample.image.shape[:2], placement, size)
-    part, shape = _part(sample.image, span), (span.bottom - span.top, span.right - span.left)
-    if span.height * span.width > _MOST_KEPT * math.prod(shape):
-        part, span = resized(torch.from_numpy(part), shape).numpy(), span._replace(height=shape[0], width=shape[1])
+    region = visible_region(sample.image.shape[:2], placement, size)
+    crop, shape = _crop(sample.image, region), (region.bottom - region.top, region.right - region.left)
+    if region.height * region.width > _MAX_OVERSIZE * math.prod(shape):
+        crop = resize_crop(torch.from_numpy(crop), shape).numpy()
+        region = region._replace(height=shape[0], width=shape[1])
     return Canvas(
         key=sample.key,
-        image=span._replace(start=keep(part), stride=span.width),
+        image=region._replace(start=store(crop), stride=region.width),
         classification=sample.classification,
         detection=None if sample.detection is None else _move_boxes(sample.detection, placement, sample.shape, size),
         segmentation=None if sample.segmentation is None else _place_mask(sample.segmentation, placement, size),
@@ -183,12 +185,12 @@ def place(sample: Sample, placement: Placement, size: int, keep: Callable[[npt.N
     )
 
 
-def seen(shape: Sequence[int], placement: Placement, size: int) -> Span[int]:
-    """What a square of ``size`` pixels shows of an image of ``shape`` (height, width), among the image's own pixels."""
+def visible_region(shape: Sequence[int], placement: Placement, size: int) -> CropRegion[int]:
+    """The region of an image of ``shape`` (height, width) that a square of ``size`` pixels shows, in image pixels."""
     height, width = shape
     top, bottom, first_row, last_row = _visible(placement.top, placement.height, height, size)
     left, right, first_column, last_column = _visible(placement.left, placement.width, width, size)
-    return Span(
+    return CropRegion(
         start=first_row * width + first_column,
         stride=width,
         height=last_row - first_row,
@@ -201,22 +203,22 @@ def seen(shape: Sequence[int], placement: Placement, size: int) -> Span[int]:
     )
 
 
-def _part(pixels: npt.NDArray[np.uint8], span: Span[int]) -> npt.NDArray[np.uint8]:
-    row, column = divmod(span.start, span.stride)
-    return pixels[row : row + span.height, column : column + span.width]
+def _crop(pixels: npt.NDArray[np.uint8], region: CropRegion[int]) -> npt.NDArray[np.uint8]:
+    row, column = divmod(region.start, region.stride)
+    return pixels[row : row + region.height, column : column + region.width]
 
 
 def _place_mask(mask: npt.NDArray[np.uint8], placement: Placement, size: int) -> Tensor:
-    span = seen(mask.shape, placement, size)
-    part = torch.from_numpy(np.ascontiguousarray(_part(mask, span)))
+    region = visible_region(mask.shape, placement, size)
+    crop = torch.from_numpy(np.ascontiguousarray(_crop(mask, region)))
     canvas = torch.full((size, size), IGNORE, dtype=torch.uint8)
-    room = canvas[span.top : span.bottom, span.left : span.right]
-    room.copy_(F.interpolate(part[None, None], room.shape, mode="nearest")[0, 0])
-    return canvas.flip(1) if span.flip else canvas
+    target = canvas[region.top : region.bottom, region.left : region.right]
+    target.copy_(F.interpolate(crop[None, None], target.shape, mode="nearest")[0, 0])
+    return canvas.flip(1) if region.flip else canvas
 
 
 def _visible(start: float, length: float, source: int, size: int) -> tuple[int, int, int, int]:
-    """One axis: the canvas pixels that are covered, and the source pixels that cover them (both at least one)."""
+    """One axis: the range of canvas pixels and the range of source pixels that covers it, at least one pixel each."""
     first = min(max(0, round(start)), size - 1)
     last = max(first + 1, min(size, round(start + length)))
     source_first = min(max(0, round((first - start) / length * source)), source - 1)

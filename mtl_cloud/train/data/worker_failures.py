@@ -1,8 +1,8 @@
-"""How loader workers end: whoever waits for a dead one is told who it was, and what probably killed it.
+"""Errors for loader workers that die: which worker, by which signal or code, and the likely cause.
 
-Workers are children of their fork server, so no SIGCHLD of theirs reaches the trainer: torch's loader looks every five
-seconds, and then knows only that one is gone. And it does not look at all while it reads the rest of a batch that will
-never come, because the worker died in the middle of sending it.
+Workers are children of their fork server, so the trainer gets no SIGCHLD for them. torch's loader checks every five
+seconds, and reports only that a worker is gone. While it reads a batch whose worker died in the middle of sending it,
+it does not check at all, and waits forever.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from typing import Any
 
 from mtl_cloud.errors import TrainingError, WorkerDiedError
 
-__all__ = ["deaths_explained"]
+__all__ = ["explain_worker_deaths"]
 
 _HINTS = {
-    signal.SIGKILL: "out of memory? lower training.loader_workers, or take a machine with more of it",
+    signal.SIGKILL: "out of memory? lower training.loader_workers, or take a machine with more memory",
     signal.SIGBUS: "out of shared memory? give the container more (--shm-size), or lower training.loader_workers",
 }
-_LATE_S = 1.0
-"""A worker's end may be seen on its pipes before its fork server has told of it."""
-_LOOK_S = 1.0
+_EXIT_REPORT_S = 1.0
+"""A worker's pipes may close before its fork server reports the exit."""
+_POLL_S = 1.0
 
 
 @contextmanager
-def deaths_explained(batches: Any, *, patience_s: float = 15.0) -> Iterator[None]:
-    """Inside, errors that a dead worker of the loader's iterator ``batches`` has caused come out as its death.
+def explain_worker_deaths(batches: Any, *, patience_s: float = 15.0) -> Iterator[None]:
+    """Turns errors caused by a dead worker of the loader's iterator ``batches`` into one that explains its death.
 
-    A loader that has not found out by itself within ``patience_s`` is made to.
+    A read that still blocks ``patience_s`` seconds after the first death is interrupted.
 
     Raises
     ------
     WorkerDiedError
-        A signal ended it.
+        A signal killed the worker.
     TrainingError
-        It left with an exit code: its trace is in the log.
+        The worker exited with an error code; its traceback is in the log.
     """
-    workers: list[BaseProcess] = getattr(batches, "_workers", [])  # torch tells of them nowhere else
+    workers: list[BaseProcess] = getattr(batches, "_workers", [])  # torch has no public access to them
     if not workers:
         yield
         return
-    watch = _Watch(workers, batches._worker_result_queue, patience_s)  # noqa: SLF001  # nor of this
+    watch = _Watch(workers, batches._worker_result_queue, patience_s)  # noqa: SLF001  # nor to this
     watch.start()
     try:
         yield
@@ -62,43 +62,43 @@ def deaths_explained(batches: Any, *, patience_s: float = 15.0) -> Iterator[None
 
 @dataclass
 class _Watch:
-    """Looks for dead ``workers``; whoever still waits for their ``results`` after ``patience_s`` is let go."""
+    """Polls for dead ``workers``, and ``patience_s`` after the first death unblocks a reader of ``results``."""
 
     workers: list[BaseProcess]
     results: Any
-    """The queue that they send batches by."""
+    """The queue of their batches."""
     patience_s: float
-    """From the first death on."""
+    """Seconds, from the first death on."""
     _dead: list[BaseProcess] = field(init=False, default_factory=list)
-    """Those that were the first to end. The others may have been ended here."""
-    _over: threading.Event = field(init=False, default_factory=threading.Event)
+    """Workers that ended first. This object may have killed the others."""
+    _stopped: threading.Event = field(init=False, default_factory=threading.Event)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="loader-workers", daemon=True).start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
 
     def first_dead(self) -> BaseProcess | None:
-        """The worker that everything else followed from; None if all who ended did so in peace."""
-        wait([worker.sentinel for worker in self.workers], _LATE_S)
+        """The worker that failed first; None if all that ended exited with code 0."""
+        wait([worker.sentinel for worker in self.workers], _EXIT_REPORT_S)
         return next((worker for worker in (*self._dead, *self.workers) if worker.exitcode), None)
 
     def _run(self) -> None:
         while not self._dead:
-            if self._over.wait(_LOOK_S):
+            if self._stopped.wait(_POLL_S):
                 return
             self._dead = self._ended()
-        if not self._over.wait(self.patience_s):
-            self._let_go()
+        if not self._stopped.wait(self.patience_s):
+            self._unblock_reader()
 
     def _ended(self) -> list[BaseProcess]:
-        """Exit codes are not looked at: they can be read once."""
+        """The workers that have ended. It does not read exit codes, which can be read only once."""
         ended = wait([worker.sentinel for worker in self.workers], 0)
         return [worker for worker in self.workers if worker.sentinel in ended]
 
-    def _let_go(self) -> None:
-        """Once nobody is left who could write, the reader sees an end of file."""
+    def _unblock_reader(self) -> None:
+        """Closes all writing ends of the queue, so that the reader gets an end of file."""
         for worker in self.workers:
             if worker not in self._dead:
                 worker.kill()

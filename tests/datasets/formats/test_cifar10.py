@@ -1,4 +1,4 @@
-"""CIFAR-10: the original pickles and the JPEG pack, against plain unpickling, published counts and each other."""
+"""CIFAR-10: the original pickles and the JPEG pack, compared with plain unpickling, published counts and each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtl_cloud.datasets.formats.pickles import loads
 from mtl_cloud.errors import DatasetError
 
 
-@pytest.mark.filterwarnings("ignore:.*numpy.core:DeprecationWarning")  # the reference reading runs what the file names
+@pytest.mark.filterwarnings("ignore:.*numpy.core:DeprecationWarning")  # from the reference reader
 @pytest.mark.filterwarnings("ignore:dtype.. align should be passed")  # the same
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_batches_are_read_as_plain_unpickling_reads_them(cifar_photographs: Path, split: str) -> None:
@@ -54,7 +54,7 @@ def test_the_pack_has_all_images_in_their_published_order(cifar_photographs: Pat
 def test_an_image_is_the_same_under_the_same_key_in_both_forms(
     cifar_photographs: Path, split: str, shared: int
 ) -> None:
-    """Lossless images against their JPEGs: same label, and alike to more than 20 dB."""
+    """Every lossless image that both forms have: it has the label of its JPEG, and a PSNR above 20 dB."""
     lossless, lossy = (open_cifar10(str(cifar_photographs), name) for name in (split, f"{split}_jpeg"))
     where = {lossy.key(i): i for i in range(len(lossy))}
     in_both = [i for i in range(len(lossless)) if lossless.key(i) in where]
@@ -108,7 +108,7 @@ class Malice:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_that_names_a_function_is_refused_and_nothing_runs(protocol: int) -> None:
-    with pytest.raises(DatasetError, match=r"evil: .*it names (posix|os)\.system, which no batch needs"):
+    with pytest.raises(DatasetError, match=r"evil: .*it names (posix|os)\.system, which is not allowed"):
         loads(pickle.dumps({"data": Malice()}, protocol), "evil")
 
 
@@ -133,8 +133,8 @@ def test_a_truncated_batch_is_named(cifar_root: Path, cut: int) -> None:
         (cifar_batch("data_batch_2", labels=[*range(19), 3]), "data_batch_2/10 has label 10, and there are 10 classes"),
         (cifar_batch("data_batch_2", labels=[1, 2]), "data_batch_2: .*one row of 3072 bytes for each label"),
         (cifar_batch("data_batch_2", data=np.zeros((20, 3072))), "data_batch_2: .*an array that is not uint8"),
-        (cifar_batch("data_batch_1"), "data_batch_2: the file calls itself 'training batch 1 of 5'"),
-        (cifar_batch("test_batch"), "data_batch_2: the file calls itself 'testing batch 1 of 1'.* leak between splits"),
+        (cifar_batch("data_batch_1"), "data_batch_2: its label is 'training batch 1 of 5'"),
+        (cifar_batch("test_batch"), "data_batch_2: its label is 'testing batch 1 of 1'.* wrong split"),
     ],
 )
 def test_a_wrong_batch_is_named(cifar_root: Path, content: bytes, message: str) -> None:
@@ -172,5 +172,5 @@ def test_a_damaged_image_of_the_pack_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"pack.npz: test_batch/4: damaged, or not an image"):
         open_cifar10(str(path), "test")[4]
     np.savez(path, **arrays, test_offsets=np.arange(0, 30, 3))
-    with pytest.raises(DatasetError, match=r"pack.npz: test has 10 labels, and its offsets do not fit them"):
+    with pytest.raises(DatasetError, match=r"pack.npz: test has 10 labels, and its offsets do not match"):
         open_cifar10(str(path), "test")

@@ -1,4 +1,4 @@
-"""The embedded scenes: repeatable, consistent between their three labels, and of disjoint handwriting."""
+"""The embedded scenes are repeatable, their three labels agree, and the splits share no digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ indices = st.integers(0, len(TRAIN) - 1)
 
 @given(indices)
 @settings(max_examples=40, deadline=None)
-def test_class_boxes_and_mask_tell_the_same(index: int) -> None:
+def test_class_boxes_and_mask_agree(index: int) -> None:
     """The mask's class regions are the boxes' tiles; the class is that of the largest; nothing overlaps."""
     sample = TRAIN[index]
     boxes, mask = present(sample.detection), present(sample.segmentation)

@@ -1,4 +1,4 @@
-"""ImageNet in folders and in the original tars: the same samples, and every damage named."""
+"""ImageNet in folders and in the original tars: the same samples, and errors that name every damage."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_names_come_from_the_devkits_map_where_there_are_no_words(imagenet_root:
     assert open_imagenet(str(imagenet_root), "val").info.classes["classification"] == ("cat fish", "dog")
 
 
-def test_a_dataset_survives_the_way_to_a_loader_worker(imagenet_tars: Path) -> None:
+def test_a_dataset_survives_a_pickle_for_a_loader_worker(imagenet_tars: Path) -> None:
     dataset = open_imagenet(str(imagenet_tars), "train")
     first = dataset[0].image
     assert np.array_equal(pickle.loads(pickle.dumps(dataset))[0].image, first)
@@ -166,7 +166,7 @@ def test_a_damaged_image_is_named_with_its_archive(imagenet_root: Path, pack_as_
         open_imagenet(str(tars), "train")[0]
 
 
-def test_what_is_not_there_is_named(imagenet_root: Path) -> None:
+def test_missing_files_are_named(imagenet_root: Path) -> None:
     with pytest.raises(DatasetError, match=r"neither the folders train/ and val/ nor the tars"):
         open_imagenet(str(imagenet_root / "train"), "train")
     with pytest.raises(DatasetError, match="imagenet has no split 'test'"):
@@ -182,7 +182,7 @@ def test_what_is_not_there_is_named(imagenet_root: Path) -> None:
         open_imagenet(str(imagenet_root), "val")
 
 
-def test_a_training_tar_may_bear_either_of_its_names(imagenet_tars: Path) -> None:
+def test_a_training_tar_may_have_either_of_its_names(imagenet_tars: Path) -> None:
     (imagenet_tars / "ILSVRC2012_img_train.tar").rename(imagenet_tars / "ILSVRC2012_train.tar")
     assert len(open_imagenet(str(imagenet_tars), "train")) == 4
 

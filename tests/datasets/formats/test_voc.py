@@ -1,4 +1,4 @@
-"""VOC, against torchvision's own readers, the published counts, and folders that are wrong in one place."""
+"""VOC, compared with torchvision's readers and the published counts, and folders with one error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES_AND_BOXES = (
     "diningtable 14 14 dog 86 99 horse 87 119 motorbike 5 10 person 106 205 pottedplant 18 24 sheep 84 205 "
     "sofa 36 38 train 5 6 tvmonitor 14 15"
 )
-"""Published counts of the real subset, difficult objects included."""
+"""Published counts of the real subset, including difficult objects."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_masks_are_those_that_torchvision_reads(
 
 
 def test_the_classes_of_box_and_mask_and_set_agree(samples: dict[str, list[Sample]]) -> None:
-    """In these photographs every mask shows the classes of the boxes, difficult ones included."""
+    """In these photographs every mask shows the classes of the boxes, including difficult ones."""
     for sample in samples["train"] + samples["val"]:
         boxed = set(present(sample.detection).classes.tolist())
         assert isinstance(sample.classification, np.ndarray)
@@ -143,7 +143,7 @@ def test_truncated_objects_are_objects_and_body_parts_are_not() -> None:
     assert parse_annotation(voc_annotation(person).encode(), 32, 24, "a.xml") == [VocObject(14, (1, 1, 9, 9), False)]
 
 
-def test_annotators_fractions_may_reach_over_the_edge_by_less_than_a_pixel() -> None:
+def test_fractional_coordinates_may_exceed_the_edge_by_less_than_a_pixel() -> None:
     annotation = voc_annotation(voc_object("cow", 0.6, 1, 32.4, 24)).encode()
     assert parse_annotation(annotation, 32, 24, "a.xml")[0].xyxy == (0, 0, 32, 24)
 
@@ -173,7 +173,7 @@ def test_a_wrong_annotation_is_named(voc_root: Path, annotation: str, message: s
     [
         (np.full((24, 31), 12), "P", "the mask has 31x24 pixels, its image 32x24"),
         (np.full((24, 32), 21), "P", "the mask holds class 21, and VOC has 20"),
-        (np.full((24, 32), 12), "RGB", "a mask is a palette image of class indices, and this is RGB"),
+        (np.full((24, 32), 12), "RGB", "a mask must be a palette image of class indices, not RGB"),
     ],
 )
 def test_a_wrong_mask_is_named(voc_root: Path, mask: np.ndarray, mode: str, message: str) -> None:
@@ -191,7 +191,7 @@ def test_a_truncated_image_is_named(voc_root: Path) -> None:
 @pytest.mark.parametrize("name", ["JPEGImages/b.jpg", "Annotations/b.xml", "SegmentationClass/a.png"])
 def test_a_listed_file_that_is_absent_is_found_on_opening(voc_root: Path, name: str) -> None:
     (voc_root / name).unlink()
-    with pytest.raises(DatasetError, match=rf"{name}: not there, but the lists train.txt name it") as caught:
+    with pytest.raises(DatasetError, match=rf"{name}: missing, but the lists train.txt name it") as caught:
         open_voc(str(voc_root), "train")
     assert "ImageSets/*/train.txt" in str(caught.value.hint)
 

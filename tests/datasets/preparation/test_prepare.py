@@ -1,4 +1,4 @@
-"""From original archives to shards: the same bytes always, and whatever is wrong is found and named."""
+"""Preparation of shards: the same bytes every time, and all errors in the original are named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WNIDS = ("n00000001", "n00000002")
 
 
 def prepared(original: Any, root: Path | str, target: Path | str | Storage, **options: Any) -> DatasetManifest:
-    """The original below ``root`` in small shards, by this process alone."""
+    """Prepares the original below ``root`` into small shards, in this process alone."""
     storage = open_storage(target) if isinstance(target, str | Path) else target
     with open_sources(original, str(root)) as sources:
         return prepare(original, sources, storage, Options(**{"shard_bytes": 8000} | options))
@@ -56,7 +56,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 
 def tar_of_tars(root: Path, images: Mapping[str, bytes]) -> Path:
-    """Training images by key as the original tar, with the devkit's names beside it."""
+    """Writes training images (key -> bytes) as the original tar, with the devkit's names beside it."""
     root.mkdir(exist_ok=True)
     classes = sorted({key.partition("/")[0] for key in images})
     inner = {
@@ -93,11 +93,11 @@ def test_several_workers_write_what_one_writes(imagenet_tars: Path, tmp_path: Pa
 
 
 class Killed(BaseException):
-    """What no handler in the product catches."""
+    """An exception that no handler in the product catches."""
 
 
 class Mortal(FolderStorage):
-    """A folder whose process dies at its n-th change, before or after it is made."""
+    """A folder whose process dies at the n-th change, before or after making it."""
 
     def __init__(self, root: Path, dies_at: int, *, made: bool) -> None:
         super().__init__(root)
@@ -136,14 +136,14 @@ def test_killed_at_every_change_and_restarted_it_leaves_the_same_bytes(
     assert dies_at > 10
 
 
-def test_what_is_finished_is_not_made_again(voc_root: Path, tmp_path: Path) -> None:
+def test_a_finished_preparation_is_not_repeated(voc_root: Path, tmp_path: Path) -> None:
     first = prepared("voc", voc_root, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert prepared("voc", voc_root, Mortal(tmp_path / "out", 0, made=False)) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
 
 
-def test_a_preparation_given_up_for_other_options_leaves_nothing_behind(voc_root: Path, tmp_path: Path) -> None:
+def test_a_preparation_abandoned_for_other_options_leaves_nothing_behind(voc_root: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         prepared("voc", voc_root, Mortal(tmp_path / "out", 6, made=True), shard_bytes=3000)
     prepared("voc", voc_root, tmp_path / "out", shard_bytes=30_000)
@@ -151,8 +151,8 @@ def test_a_preparation_given_up_for_other_options_leaves_nothing_behind(voc_root
     assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
 
 
-def test_options_changed_there_and_back_leave_the_first_ones_shards(voc_root: Path, tmp_path: Path) -> None:
-    """Shards that were finished, and then overwritten by another preparation, are not taken for finished."""
+def test_options_changed_and_changed_back_give_the_first_ones_shards(voc_root: Path, tmp_path: Path) -> None:
+    """Finished shards that another preparation has overwritten do not count as finished."""
     prepared("voc", voc_root, tmp_path / "whole", shard_bytes=3000)
     for shard_bytes, dies_at in [(3000, 4), (10**6, 4)]:
         with pytest.raises(Killed):
@@ -174,15 +174,15 @@ def test_every_sample_keeps_its_own_boxes_across_shards(voc_root: Path, tmp_path
 def test_another_dataset_is_never_overwritten(voc_root: Path, cifar_root: Path, tmp_path: Path) -> None:
     prepared("voc", voc_root, tmp_path / "out")
     before = files_of(tmp_path / "out")
-    with pytest.raises(DatasetError, match="out: holds a prepared dataset already, of other data"):
+    with pytest.raises(DatasetError, match="out: already holds a prepared dataset, of other data"):
         prepared("cifar10", cifar_root, tmp_path / "out")
-    with pytest.raises(DatasetError, match="or made with other options"):
+    with pytest.raises(DatasetError, match="or with other options"):
         prepared("voc", voc_root, tmp_path / "out", shard_bytes=9000)
     assert files_of(tmp_path / "out") == before
 
 
 def test_the_digest_is_the_contents_alone(voc_root: Path, tmp_path: Path) -> None:
-    """Not the shards', nor the place's; but one box, pixel or name more or less makes it another."""
+    """It does not depend on shard size or location, but changes with any box, pixel or name."""
     digest = prepared("voc", voc_root, tmp_path / "a").digest
     assert prepared("voc", voc_root, tmp_path / "b", shard_bytes=10**6).digest == digest
     seen = {digest}
@@ -199,7 +199,7 @@ def test_the_digest_is_the_contents_alone(voc_root: Path, tmp_path: Path) -> Non
 
 
 def test_shards_hold_a_mixture_of_the_classes(tmp_path: Path) -> None:
-    """In the tars a class comes after another: read so, a few shards would hold a few classes."""
+    """The tars are sorted by class: without shuffling, a few shards would hold a few classes."""
     many = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(8, 8, seed=i) for wnid in WNIDS for i in range(40)}
     train_only(tar_of_tars(tmp_path / "tars", many), tmp_path / "out", shard_bytes=60_000)
     rows = open_shards(str(tmp_path / "out"), "train").rows
@@ -243,7 +243,7 @@ def test_a_bad_image_is_named_and_ends_it_or_is_left_out(images: dict[str, bytes
         assert kept == (data if on_bad == "quarantine" else None)
 
 
-def test_after_a_bad_sample_it_goes_on_with_another_policy(images: dict[str, bytes], tmp_path: Path) -> None:
+def test_after_a_bad_sample_it_resumes_with_another_policy(images: dict[str, bytes], tmp_path: Path) -> None:
     """Hours of work are not lost to the first bad image; only shards with bad samples depend on the policy."""
     train_only(tar_of_tars(tmp_path / "whole", images), tmp_path / "whole.out", shard_bytes=4000)
     rows = open_shards(str(tmp_path / "whole.out"), "train").rows
@@ -257,11 +257,11 @@ def test_after_a_bad_sample_it_goes_on_with_another_policy(images: dict[str, byt
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
     train_only(root, tmp_path / "other", shard_bytes=4000, on_bad="quarantine")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
-    with pytest.raises(DatasetError, match="made with other options"):
+    with pytest.raises(DatasetError, match="with other options"):
         train_only(root, tmp_path / "out", shard_bytes=4000, on_bad="fatal")
 
 
-def test_a_name_that_stands_twice_is_a_bad_sample_the_second_time(images: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_duplicate_name_is_a_bad_sample_the_second_time(images: dict[str, bytes], tmp_path: Path) -> None:
     root = tar_of_tars(tmp_path / "tars", images)
     first = WNIDS[0]
     file = io.BytesIO(tar_bytes({k.partition("/")[2]: v for k, v in images.items() if k.startswith(first)}))
@@ -270,7 +270,7 @@ def test_a_name_that_stands_twice_is_a_bad_sample_the_second_time(images: dict[s
         info.size = len(jpeg(seed=50))
         tar.addfile(info, io.BytesIO(jpeg(seed=50)))
     write_tar(root / "ILSVRC2012_img_train.tar", {f"{first}.tar": file.getvalue()})
-    message = f"{first}/{first}_1.JPEG: a duplicate: the name stands in the original before"
+    message = f"{first}/{first}_1.JPEG: a duplicate: an earlier sample has the same name"
     with pytest.raises(DatasetError, match=message):
         train_only(root, tmp_path / "fatal")
     train_only(root, tmp_path / "skip", on_bad="skip")
@@ -278,11 +278,11 @@ def test_a_name_that_stands_twice_is_a_bad_sample_the_second_time(images: dict[s
     assert [dataset.read(i) for i in range(len(dataset))] == [images[k] for k in sorted(images) if k.startswith(first)]
 
 
-def test_what_is_unusual_is_kept_and_named(images: dict[str, bytes], tmp_path: Path) -> None:
-    """As in the real training set, which holds 22 CMYK JPEGs and a PNG called JPEG."""
+def test_unusual_images_are_kept_and_named(images: dict[str, bytes], tmp_path: Path) -> None:
+    """As in the real training set, which has 22 CMYK JPEGs and a PNG named as a JPEG."""
     odd = {
         "n00000001/n00000001_1.JPEG": (jpeg(mode="CMYK"), "a CMYK JPEG"),
-        "n00000001/n00000001_2.JPEG": (png_bytes(), "a PNG under the name of a JPEG"),
+        "n00000001/n00000001_2.JPEG": (png_bytes(), "a PNG named as a JPEG"),
         "n00000002/n00000002_3.JPEG": (
             images["n00000001/n00000001_3.JPEG"],
             "a duplicate: the same bytes as train/n00000001/n00000001_3.JPEG",
@@ -320,7 +320,7 @@ def test_a_truncated_tar_is_found_before_anything_is_written(
 def test_wrong_labels_of_the_other_datasets_are_named(voc_root: Path, cifar_root: Path, tmp_path: Path) -> None:
     (voc_root / "Annotations/b.xml").write_text(voc_annotation(voc_object("unicorn", 3, 5, 20, 24)))
     write_mask(voc_root / "SegmentationClass/a.png", np.full((20, 30), 1))
-    mask = "a.jpg: its mask has 30x20 pixels, and the image 32x24"
+    mask = "a.jpg: its mask has 30x20 pixels, its image 32x24"
     with pytest.raises(DatasetError, match=rf"{mask}(.|\n)*b.xml: unknown class 'unicorn'"):
         prepared("voc", voc_root, tmp_path / "fatal", shard_bytes=10**6)
     (cifar_root / "data_batch_2").write_bytes(cifar_batch("data_batch_2", labels=[10] * 20))
@@ -343,7 +343,7 @@ def test_a_split_of_bad_samples_alone_is_an_error(images: dict[str, bytes], tmp_
         train_only(root, tmp_path / "out", on_bad="skip")
 
 
-# --- from elsewhere --------------------------------------------------------------------------------------------------
+# --- from a storage --------------------------------------------------------------------------------------------------
 
 
 def uploaded(folder: Path, storage: Storage) -> None:
@@ -377,7 +377,7 @@ def test_voc_is_prepared_from_its_tar(voc_root: Path, tmp_path: Path) -> None:
     assert prepared("voc", storage.url, tmp_path / "stored").digest == from_tar.digest
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_archives_are_named(tmp_path: Path) -> None:
     storage = open_storage(f"memory://nothing-{tmp_path}")
     with pytest.raises(DatasetError, match=r"no ILSVRC2012_img_train.tar or ILSVRC2012_train.tar there"):
         prepared("imagenet", storage.url, tmp_path / "out")
@@ -460,7 +460,7 @@ def test_cifar10_without_loss(cifar_photographs: Path, tmp_path: Path, train: in
 
 @pytest.mark.slow
 def test_processes_killed_at_random_moments_leave_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL to the command, whose workers then end by themselves."""
+    """The command gets a SIGKILL; its workers then end by themselves."""
     many = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(400, 300, seed=i) for wnid in WNIDS for i in range(600)}
     root = tar_of_tars(tmp_path / "tars", many)
     write_devkit(root)
@@ -481,14 +481,14 @@ def test_processes_killed_at_random_moments_leave_the_same_bytes(tmp_path: Path)
 
 
 def _wait_for_parts(target: Path, more: int, process: subprocess.Popen[bytes]) -> None:
-    """Until so many more shards are finished than now."""
+    """Wait until ``more`` further shards are finished."""
     wanted = len(list(target.glob("parts/*/*.npz"))) + more
     wait_for(lambda: process.poll() is not None or len(list(target.glob("parts/*/*.npz"))) >= wanted)
     assert process.poll() is None
 
 
 def _processes_left(marker: str) -> int:
-    """Processes with ``marker`` in their environment, as workers inherit it."""
+    """Number of processes with ``marker`` in their environment; workers inherit it."""
     return sum(marker.encode() in _status(path) for path in Path("/proc").glob("[0-9]*/environ"))
 
 

@@ -33,7 +33,7 @@ print(json.dumps({"code": code, "cpu_s": used.ru_utime + used.ru_stime, "peak_mi
 
 
 def write_tar_of_tars(root: Path, classes: int, images: int) -> None:
-    """Small JPEGs, each of its own bytes, straight to disk."""
+    """Writes small JPEGs with different bytes directly to disk."""
     root.mkdir()
     image = jpeg(48, 32)
     with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as outer:
@@ -62,10 +62,10 @@ def prepare_in_a_process(root: Path, target: Path) -> tuple[float, float]:
     return result["cpu_s"], result["peak_mib"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_memory_is_flat_over_200_000_small_members(tmp_path: Path) -> None:
-    """Ten times the members cost their lines in the plan (under 1.5 KiB each), whatever the images weigh."""
+    """Ten times the members cost only their lines in the plan (under 1.5 KiB each), for any image size."""
     write_tar_of_tars(tmp_path / "few", classes=200, images=100)
     write_tar_of_tars(tmp_path / "many", classes=200, images=1000)
     _, few_mib = prepare_in_a_process(tmp_path / "few", tmp_path / "few.out")
@@ -77,13 +77,13 @@ def test_memory_is_flat_over_200_000_small_members(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_index_of_all_imagenet_is_small_and_opens_at_once(tmp_path: Path) -> None:
-    """Mapped: another process's copy costs no memory, and a look at one row reads a page."""
+    """It is memory-mapped: another process adds no memory, and reading one row reads a page."""
     info = DatasetInfo("imagenet", "train", {"classification": tuple(map(str, range(1000)))})
     rows = np.zeros(IMAGENET, row_dtype(info, len("n01440764/n01440764_10026.JPEG")))
     rows["crc64nvme"] = np.random.default_rng(0).integers(0, 2**63, IMAGENET)
     storage, data = open_storage(tmp_path), encode_table(rows)
     storage.write("train.index.npy", data)
-    start = time.process_time()  # other processes do not count
+    start = time.process_time()  # so that other processes do not count
     table = open_table(storage, FileEntry.of("train.index.npy", data))
     assert table.rows["crc64nvme"][-1] == rows["crc64nvme"][-1]
     checked = time.process_time() - start

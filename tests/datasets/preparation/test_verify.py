@@ -19,7 +19,7 @@ from mtl_cloud.storage import open_storage
 Prepared = tuple[str, Path, Callable[[str], Dataset]]
 
 
-def test_what_is_whole_is_read_whole_and_nothing_is_said(prepared: Prepared) -> None:
+def test_an_intact_dataset_is_read_in_full_without_findings(prepared: Prepared) -> None:
     storage = open_storage(prepared[1])
     seen: list[int] = []
     assert verify(storage, checked=seen.append) == []
@@ -31,7 +31,7 @@ def test_what_is_whole_is_read_whole_and_nothing_is_said(prepared: Prepared) -> 
 @given(data=st.data())
 @pytest.mark.parametrize("prepared", ["voc"], indirect=True)
 def test_no_flipped_bit_goes_unseen(prepared: Prepared, data: st.DataObject) -> None:
-    """In padding and headers too, which no sample would miss."""
+    """Also in padding and headers, which no sample uses."""
     _, root, _ = prepared
     path = root / data.draw(st.sampled_from(sorted(path.name for path in root.glob("[tv]*.*"))))
     whole = path.read_bytes()
@@ -39,7 +39,7 @@ def test_no_flipped_bit_goes_unseen(prepared: Prepared, data: st.DataObject) -> 
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << data.draw(st.integers(0, 7))]) + whole[place + 1 :])
     found = verify(open_storage(root))
     path.write_bytes(whole)
-    assert [(damage.file, damage.what) for damage in found] == [(str(path), "other bytes")]
+    assert [(damage.file, damage.what) for damage in found] == [(str(path), "wrong checksum")]
 
 
 def test_samples_of_damaged_bytes_are_named_and_no_others(prepared: Prepared) -> None:
@@ -50,22 +50,22 @@ def test_samples_of_damaged_bytes_are_named_and_no_others(prepared: Prepared) ->
         path = root / dataset.shards[shard].key
         whole = path.read_bytes()
         path.write_bytes(whole[: offset + 1] + b"?" + whole[offset + 2 :])
-        assert verify(open_storage(root)) == [Damage(str(path), "other bytes", (dataset.key(index),))]
+        assert verify(open_storage(root)) == [Damage(str(path), "wrong checksum", (dataset.key(index),))]
         path.write_bytes(whole)
     assert verify(open_storage(root)) == []
 
 
-def test_short_and_missing_shards_name_the_samples_they_take_along(prepared: Prepared) -> None:
+def test_short_and_missing_shards_name_their_lost_samples(prepared: Prepared) -> None:
     _, root, _ = prepared
     dataset = open_shards(str(root), "train")
     path = root / dataset.shards[0].key
     inside = {dataset.key(i) for i in range(len(dataset)) if dataset.extent(i).shard == 0}
     path.write_bytes(path.read_bytes()[:100])
     (short,) = verify(open_storage(root))
-    assert short.what == f"100 bytes, and {dataset.shards[0].size} were written"
+    assert short.what == f"100 bytes instead of {dataset.shards[0].size}"
     path.unlink()
     (missing,) = verify(open_storage(root))
-    assert (missing.what, set(missing.samples)) == ("not there", inside)
+    assert (missing.what, set(missing.samples)) == ("missing", inside)
     assert set(short.samples) == inside
 
 

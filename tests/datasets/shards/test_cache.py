@@ -1,4 +1,4 @@
-"""Copies of shards: whole or not there, never waited for, never more than there is room for."""
+"""Copies of shards are complete or absent, readers never wait for them, and they keep to the byte limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Prepared = tuple[str, Path, Callable[[str], Dataset]]
 
 
 class Counting:
-    """A reader that counts what it is asked for."""
+    """A reader that counts its reads."""
 
     def __init__(self, reader: StorageReader) -> None:
         self.reader, self.asked = reader, 0
@@ -37,14 +37,14 @@ class Counting:
 
 @pytest.fixture
 def cached(prepared: Prepared, tmp_path: Path) -> tuple[ShardDataset, Counting, ShardCache]:
-    """A dataset behind an empty cache, and what counts the requests past it."""
+    """A dataset with an empty cache, the counter of reads from its source, and the cache."""
     dataset = open_shards(str(prepared[1]), "train")
     assert isinstance(dataset, ShardDataset)
     source, cache = Counting(StorageReader(open_storage(prepared[1]))), ShardCache(tmp_path / "copies")
     return replace(dataset, reader=CachedReader(source, cache)), source, cache
 
 
-def test_samples_come_from_copies_where_there_are_any(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+def test_samples_are_read_from_copies_if_there_are_any(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
     dataset, source, cache = cached
     before = [dataset[i] for i in range(len(dataset))]
     for shard in dataset.shards:
@@ -55,7 +55,7 @@ def test_samples_come_from_copies_where_there_are_any(cached: tuple[ShardDataset
     assert all(np.array_equal(one.image, other.image) for one, other in zip(before, after, strict=True))
 
 
-def test_a_damaged_copy_is_read_past_and_removed(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+def test_a_damaged_copy_is_bypassed_and_removed(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
     dataset, source, cache = cached
     whole = dataset[0]
     shard = dataset.shards[dataset.extent(0).shard]
@@ -68,7 +68,7 @@ def test_a_damaged_copy_is_read_past_and_removed(cached: tuple[ShardDataset, Cou
     assert not cache.path(shard).exists()
 
 
-def test_a_copy_that_is_cut_short_is_read_past(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
+def test_a_truncated_copy_is_bypassed(cached: tuple[ShardDataset, Counting, ShardCache]) -> None:
     dataset, source, cache = cached
     shard, offset, _ = dataset.extent(0)
     cache.add(dataset.shards[shard], source)
@@ -77,7 +77,7 @@ def test_a_copy_that_is_cut_short_is_read_past(cached: tuple[ShardDataset, Count
     assert np.array_equal(dataset[0].image, replace(dataset, reader=source)[0].image)
 
 
-def test_what_is_not_the_shard_becomes_no_copy(tmp_path: Path) -> None:
+def test_bytes_with_a_wrong_checksum_become_no_copy(tmp_path: Path) -> None:
     storage, cache = MemoryStorage(), ShardCache(tmp_path)
     storage.write("a.tar", b"x" * 100)
     with pytest.raises(DatasetError, match=r"a\.tar: its CRC64NVME is not"):
@@ -87,7 +87,7 @@ def test_what_is_not_the_shard_becomes_no_copy(tmp_path: Path) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that is nearly full, as far as this process sees it."""
+    """Simulates a nearly full disk for this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -97,7 +97,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
-def test_a_disk_that_takes_only_a_part_has_no_copy_and_no_part_of_one(tmp_path: Path, size: int) -> None:
+def test_a_full_disk_leaves_no_partial_copy(tmp_path: Path, size: int) -> None:
     storage, cache, data = MemoryStorage(), ShardCache(tmp_path), bytes(size)
     storage.write("a.tar", data)
     shard = FileEntry.of("a.tar", data)
@@ -108,11 +108,11 @@ def test_a_disk_that_takes_only_a_part_has_no_copy_and_no_part_of_one(tmp_path: 
     assert cache.holds(shard)
 
 
-def test_room_is_made_by_removing_what_is_longest_unused_and_not_needed(tmp_path: Path) -> None:
+def test_the_least_recently_used_copies_that_are_not_needed_are_evicted(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     shards = [FileEntry(f"{i}.tar", 100, f"{i:016x}") for i in range(4)]
     for age, shard in enumerate(shards):
         cache.path(shard).write_bytes(bytes(100))
         os.utime(cache.path(shard), (1000 - age, 1000 - age))
-    cache.make_room(100, needed=[shards[3]], limit=300)
+    cache.evict(100, needed=[shards[3]], limit=300)
     assert [cache.path(shard).exists() for shard in shards] == [True, False, False, True]

@@ -1,4 +1,4 @@
-"""Prepared datasets, read: the samples of the plain dataset, by one range of bytes each, checked."""
+"""A prepared dataset has the samples of the plain one, each read by one verified range of bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Prepared = tuple[str, Path, Callable[[str], Dataset]]
 
 
 def assert_same(ours: Sample, plain: Sample) -> None:
-    """To the bit, labels that are not there included."""
+    """Bit for bit, including absent labels."""
     assert ours.key == plain.key
     assert np.array_equal(ours.image, plain.image)
     assert type(ours.classification) is type(plain.classification)
@@ -43,7 +43,7 @@ def shards_of(root: Path, split: str) -> ShardDataset:
 
 
 class Recording:
-    """A reader that remembers which ranges it was asked for."""
+    """A reader that records the requested ranges."""
 
     def __init__(self, reader: StorageReader) -> None:
         self.reader, self.asked = reader, list[tuple[str, int, int]]()
@@ -76,13 +76,13 @@ def test_a_job_names_the_folder_and_gets_the_prepared_dataset(prepared: Prepared
     assert [train.key(i) for i in range(len(train))] == [plain_split("train").key(i) for i in range(len(train))]
 
 
-def test_a_sample_is_one_read_of_what_is_wanted(prepared: Prepared) -> None:
-    """Image and mask lie side by side; without the mask, its bytes are not fetched; a label costs no read at all."""
+def test_a_sample_is_one_read_of_the_bytes_needed(prepared: Prepared) -> None:
+    """Image and mask are adjacent; without the mask, its bytes are not read; other labels need no read at all."""
     _, root, _ = prepared
     dataset = shards_of(root, "train")
     for i, wanted in [(i, wanted) for i in range(len(dataset)) for wanted in (dataset.info.tasks, ("classification",))]:
         reader = Recording(dataset.reader)  # type: ignore[arg-type]
-        narrowed = replace(dataset.narrowed(frozenset(wanted)), reader=reader)
+        narrowed = replace(dataset.with_tasks(frozenset(wanted)), reader=reader)
         sample = narrowed[i]
         row = dataset.rows[i]
         sizes = (
@@ -92,8 +92,8 @@ def test_a_sample_is_one_read_of_what_is_wanted(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("prepared", ["voc"], indirect=True)
-def test_labels_that_nobody_learns_are_not_read(voc_root: Path, prepared: Prepared) -> None:
-    """Of the plain dataset too: its damaged mask and annotation are in nobody's way."""
+def test_labels_that_are_not_trained_are_not_read(voc_root: Path, prepared: Prepared) -> None:
+    """The same holds for the plain dataset: its damaged mask and annotation cause no error."""
     _, root, plain_split = prepared
     ours = restrict(open_dataset(DatasetSpec(name="voc", uri=str(root), on_bad_sample="skip"), "train"), ["detection"])
     assert all((s.segmentation, s.classification) == (None, None) and s.detection for s in (ours[0], ours[1]))
@@ -135,7 +135,7 @@ def test_shards_open_with_plain_tarfile_and_hold_the_labels_as_text(prepared: Pr
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")  # its files
 def test_webdataset_reads_the_shards(prepared: Prepared) -> None:
-    """An independent reader of the format: every sample once, decoded, whatever its files."""
+    """An independent reader of the format gets every sample once, decoded, for any set of files."""
     webdataset = pytest.importorskip("webdataset")
     _, root, plain_split = prepared
     plain = plain_split("train")
@@ -174,7 +174,7 @@ def test_a_flipped_bit_is_found_and_the_sample_named(prepared: Prepared) -> None
 
 
 class Flipping(Recording):
-    """Spoils the first ``times`` reads, each elsewhere."""
+    """Corrupts the first ``times`` reads, each at another position."""
 
     def __init__(self, reader: StorageReader, times: int) -> None:
         super().__init__(reader)
@@ -186,7 +186,7 @@ class Flipping(Recording):
         return bytes(data)
 
 
-def test_bytes_that_were_damaged_on_the_way_are_read_again(prepared: Prepared) -> None:
+def test_bytes_that_were_damaged_in_transit_are_read_again(prepared: Prepared) -> None:
     _, root, _ = prepared
     dataset = shards_of(root, "train")
     reader = Flipping(dataset.reader, times=3)  # type: ignore[arg-type]
@@ -194,12 +194,12 @@ def test_bytes_that_were_damaged_on_the_way_are_read_again(prepared: Prepared) -
     assert len(reader.asked) == 4
 
 
-def test_bytes_that_always_come_damaged_and_never_the_same_are_no_bad_sample(prepared: Prepared) -> None:
-    """Skipped for it, the sample would be lost for the run, and it is whole where it lies."""
+def test_bytes_that_always_arrive_damaged_differently_are_no_bad_sample(prepared: Prepared) -> None:
+    """The stored sample is intact, so it must not be skipped."""
     _, root, _ = prepared
     dataset = shards_of(root, "train")
     reader = Flipping(dataset.reader, times=100)  # type: ignore[arg-type]
-    with pytest.raises(StorageError, match=f"{dataset.key(0)}: arrived damaged 9 times, and never the same"):
+    with pytest.raises(StorageError, match=f"{dataset.key(0)}: arrived damaged 9 times, each time differently"):
         SkippingDataset(replace(dataset, reader=reader))[0]
 
 
@@ -212,12 +212,12 @@ def test_a_shard_that_is_short_or_gone_is_named(prepared: Prepared) -> None:
     with pytest.raises(DatasetError, match=f"{path}: the shard ends at byte {offset + 5}"):
         dataset[0]
     path.unlink()
-    with pytest.raises(DatasetError, match=f"{path}: the shard is not there"):
+    with pytest.raises(DatasetError, match=f"{path}: the shard is missing"):
         dataset[0]
 
 
 def test_a_storage_that_does_not_answer_is_no_bad_sample(prepared: Prepared) -> None:
-    """Skipped for it, the sample would be lost for the run; as a machine's fault, the run starts again."""
+    """The sample must not be skipped; the run is restarted after a machine error."""
     _, root, _ = prepared
 
     class Silent(MemoryStorage):
@@ -240,19 +240,19 @@ def test_a_damaged_index_or_manifest_is_found_on_opening(prepared: Prepared, nam
         open_shards(str(root), "train")
 
 
-def test_what_was_not_prepared_is_answered_with_what_was(prepared: Prepared) -> None:
+def test_an_unknown_split_or_dataset_is_answered_with_the_known_ones(prepared: Prepared) -> None:
     name, root, _ = prepared
     with pytest.raises(DatasetError, match="no split 'holdout' was prepared"):
         open_shards(str(root), "holdout")
-    with pytest.raises(DatasetError, match=f"this is {name} prepared, not embedded"):
+    with pytest.raises(DatasetError, match=f"this is prepared {name}, not embedded"):
         open_shards(str(root), "train", name="embedded")
     assert open_shards(str(root), "held_out").info.split == "train"
 
 
-# --- elsewhere -------------------------------------------------------------------------------------------------------
+# --- remote ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_index_from_elsewhere_is_fetched_once_and_mapped(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_remote_index_is_fetched_once_and_mapped(prepared: Prepared, tmp_path: Path) -> None:
     _, root, plain_split = prepared
     url = f"memory://{tmp_path.name}{prepared[0]}"
     remote, local = open_storage(url), open_storage(root)

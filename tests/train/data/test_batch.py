@@ -1,4 +1,4 @@
-"""A batch comes out of another process, or of a pickle, as it went in."""
+"""A batch is unchanged by a pickle, as on its way from another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training from shards in S3 that stumbles: the same samples, the same losses, and an end."""
+"""Training from shards in a faulty S3 has the same samples and losses, and ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mtl_cloud.datasets.preparation.sources import CifarSource
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.storage import FolderStorage, open_storage, remote
 
-AWAY = f"s3://{BUCKET}/cifar10"
+REMOTE = f"s3://{BUCKET}/cifar10"
 STALL_S = 0.1
 Put = Callable[[str], AbstractContextManager[FaultProxy]]
 
 
 def write_images(folder: Path) -> None:
-    """No two alike, so that one in the place of another would be another loss."""
+    """All images differ, so that a swapped sample changes the loss."""
     folder.mkdir()
     for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         pixels = np.random.default_rng(seed).integers(0, 256, (20, 3072), dtype=np.uint8)
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def put(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Puts the shards on a server; between it and all who ask is a proxy, which does no harm yet."""
+    """Puts the shards on a server, behind a proxy that injects no faults yet."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -61,14 +61,14 @@ def put(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
             monkeypatch.setenv("AWS_ENDPOINT_URL", url)
             here = FolderStorage(folder)
             for entry in here.list(""):
-                open_storage(AWAY).write(entry.key, here.read(entry.key))
+                open_storage(REMOTE).write(entry.key, here.read(entry.key))
             yield proxy
 
     return put
 
 
 def job(uri: str | Path, **training: Any) -> JobSpec:
-    """A wrong sample would be another loss from there on."""
+    """A job whose losses show a wrong sample from that step on."""
     small = small_job(batch_size=10, image_size=32, epochs_per_round=1, **training)
     dataset = {"name": "cifar10", "uri": str(uri), "splits": {"val": "test"}, "max_val_samples": 8}
     return JobSpec.model_validate(small.model_dump() | {"dataset": dataset})
@@ -80,7 +80,7 @@ def test_losses_are_the_same_through_faults(folder: Path, put: Put, tmp_path: Pa
     straight = sequence_of(job(folder, **few), tmp_path)
     with moto() as server, put(server) as proxy:
         proxy.rate = 0.4
-        assert sequence_of(job(AWAY, **few), tmp_path) == straight
+        assert sequence_of(job(REMOTE, **few), tmp_path) == straight
     assert proxy.injected.keys() == set(READ_KINDS)
 
 
@@ -100,18 +100,18 @@ def test_losses_are_the_same_through_faults_of_a_real_server(
     with put(server) as proxy:
         proxy.rate = 0.4
         train = sequence_of_process if loader["loader_workers"] else sequence_of
-        assert train(job(AWAY, rounds=1, **loader), tmp_path) == straight
+        assert train(job(REMOTE, rounds=1, **loader), tmp_path) == straight
     assert proxy.injected.keys() == set(READ_KINDS)
     assert bool(list((tmp_path / "cache").rglob("*.tar"))) == bool(loader["cache_gib"])
 
 
 @pytest.mark.slow
 def test_an_outage_of_the_data_is_waited_for(server: str, folder: Path, put: Put, tmp_path: Path) -> None:
-    """Longer than a storage by itself is patient."""
+    """Also when it is longer than the storage's own patience."""
     straight = sequence_of(job(folder, rounds=1), tmp_path)
     with put(server) as proxy, ThreadPoolExecutor() as pool:
         proxy.kinds, proxy.rate = ("slow",), 0.5
-        waiting = pool.submit(sequence_of, job(AWAY, rounds=1, cache_gib=0), tmp_path)
+        waiting = pool.submit(sequence_of, job(REMOTE, rounds=1, cache_gib=0), tmp_path)
         wait_for(lambda: proxy.injected["slow"] >= 10, seconds=120)
         proxy.kinds, proxy.rate, proxy.in_a_row = ("503",), 1.0, math.inf
         time.sleep(1.2 * remote._PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Training at changing sizes: which size when, and images with their labels resized together."""
+"""Multi-scale training: the size of each step, and images resized together with their labels."""
 
 from __future__ import annotations
 
@@ -76,18 +76,18 @@ def test_at_its_own_size_a_batch_is_left_alone() -> None:
     assert untouched is batch
 
 
-def test_a_killed_multi_scale_run_goes_on_to_the_same_parameters(make_trainer: TrainerMaker) -> None:
+def test_a_killed_multi_scale_run_resumes_to_the_same_parameters(make_trainer: TrainerMaker) -> None:
     """Thirteen steps of an epoch: the kill falls between two changes of the size."""
     job = small_job(multi_scale=[32, 96], batch_size=2, epochs_per_round=1)
     straight = make_trainer(job)
     seen: list[int] = []
-    forward = straight.learner.model.forward
+    forward = straight.replica.model.forward
 
     def watched(images: torch.Tensor, tasks: Any = None) -> Any:
         seen.append(images.shape[-1])
         return forward(images, tasks)
 
-    straight.learner.model.forward = watched
+    straight.replica.model.forward = watched
     assert straight.fit()
     assert len(set(seen)) > 1
     storage = MemoryStorage()

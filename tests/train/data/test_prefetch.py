@@ -1,4 +1,4 @@
-"""Shards are copied in the order of their need, before it, and within the room that there is."""
+"""Shards are prefetched in the order of their use, and within the byte limit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from mtl_cloud.jobspec.job import TrainingSpec
 from mtl_cloud.storage import FolderStorage
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.data.loader import Collate, validation_batches
-from mtl_cloud.train.data.prefetch import Need, ReadAhead, copies_limit, job_needs, needs_of
-from mtl_cloud.train.data.sampler import BatchOrder
+from mtl_cloud.train.data.prefetch import Prefetcher, ShardUse, cache_limit, job_shard_uses, shard_uses
+from mtl_cloud.train.data.sampler import BatchSampler
 
 SIZE = 1000
 
@@ -59,8 +59,8 @@ class Source:
 
 
 @dataclass
-class Away:
-    """Counts what is asked of a reader."""
+class CountingReader:
+    """Counts the reads of a reader."""
 
     reader: RangeReader
     asked: int = 0
@@ -72,125 +72,126 @@ class Away:
     read_again = read
 
 
-def read_ahead(source: Source, folder: Path, needs: Iterable[Need], *, shards: int, horizon: int = 1000) -> ReadAhead:
+def make_prefetcher(
+    source: Source, folder: Path, uses: Iterable[ShardUse], *, shards: int, horizon: int = 1000
+) -> Prefetcher:
     reader = CachedReader(source, ShardCache(folder))
     found = Shards(np.empty(0, dtype=np.int64), [(file, reader) for file in source.files])
-    return ReadAhead(found, needs, shards * SIZE, horizon)
+    return Prefetcher(found, uses, shards * SIZE, horizon)
 
 
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=60), st.integers(1, 7), st.integers(0, 9))
-def test_each_shard_is_needed_from_its_first_sample_to_its_last(numbers: list[int], batch: int, start: int) -> None:
-    needs = needs_of(np.array(numbers), batch, start)
-    assert [need.shard for need in needs] == [n for n in dict.fromkeys(numbers) if n >= 0]
-    for shard, until in needs:
+def test_each_shard_is_in_use_from_its_first_sample_to_its_last(numbers: list[int], batch: int, start: int) -> None:
+    uses = shard_uses(np.array(numbers), batch, start)
+    assert [use.shard for use in uses] == [n for n in dict.fromkeys(numbers) if n >= 0]
+    for shard, last_batch in uses:
         batches = [start + place // batch for place, number in enumerate(numbers) if number == shard]
-        assert until == max(batches)
+        assert last_batch == max(batches)
 
 
-def test_a_job_resumed_in_mid_epoch_needs_what_is_left_of_it_first() -> None:
+def test_a_job_resumed_in_mid_epoch_first_uses_the_shards_of_its_rest() -> None:
     shards = np.arange(40) // 4
-    order = BatchOrder((40,), 4, epochs=2, seed=1, sampling="random", shards=(shards,))
-    straight, resumed = list(job_needs(order, shards, 0)), list(job_needs(order, shards, 7))
-    left = {int(shards[draw.sample]) for batch in list(order.batches(7))[:3] for draw in batch}
-    assert {need.shard for need in resumed[: len(left)]} == left
+    sampler = BatchSampler((40,), 4, epochs=2, seed=1, sampling="random", shards=(shards,))
+    straight, resumed = list(job_shard_uses(sampler, shards, 0)), list(job_shard_uses(sampler, shards, 7))
+    left = {int(shards[draw.sample]) for batch in list(sampler.batches(7))[:3] for draw in batch}
+    assert {use.shard for use in resumed[: len(left)]} == left
     assert straight[-10:] == resumed[-10:]
 
 
-def settle(ahead: ReadAhead) -> None:
-    """Wait until the copying waits."""
-    wait_for(lambda: len(ahead._moved._waiters) == 1)  # type: ignore[attr-defined]
+def settle(prefetcher: Prefetcher) -> None:
+    """Wait until the prefetcher is waiting."""
+    wait_for(lambda: len(prefetcher._changed._waiters) == 1)  # type: ignore[attr-defined]
 
 
-def test_shards_are_copied_in_order_and_wait_until_there_is_room(tmp_path: Path) -> None:
-    """Room for two: the third waits until the loader is past the last batch that wants the first."""
+def test_shards_are_copied_in_order_and_wait_for_free_space(tmp_path: Path) -> None:
+    """The limit fits two shards: the third waits until the loader is past the last batch of the first."""
     source = Source(4)
-    ahead = read_ahead(source, tmp_path, [Need(2, 1), Need(0, 3), Need(1, 5), Need(3, 9)], shards=2)
-    thread = threading.Thread(target=ahead.run)
+    uses = [ShardUse(2, 1), ShardUse(0, 3), ShardUse(1, 5), ShardUse(3, 9)]
+    prefetcher = make_prefetcher(source, tmp_path, uses, shards=2)
+    thread = threading.Thread(target=prefetcher.run)
     thread.start()
     assert source.wait_for(2)
-    ahead.advance(1)
-    settle(ahead)
+    prefetcher.advance(1)
+    settle(prefetcher)
     assert source.copied == [2, 0]
-    ahead.advance(2)
+    prefetcher.advance(2)
     assert source.wait_for(3)
-    ahead.advance(4)
+    prefetcher.advance(4)
     assert source.wait_for(4)
     thread.join()
     assert source.copied == [2, 0, 1, 3]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * SIZE
 
 
-def test_needs_are_drawn_no_further_ahead_than_the_horizon(tmp_path: Path) -> None:
-    """They are made out of the orders of all epochs, of which a job may have a thousand."""
+def test_uses_are_computed_no_further_ahead_than_the_horizon(tmp_path: Path) -> None:
+    """They are computed from the orders of all epochs, and a job may have a thousand."""
     source = Source(4)
-    drawn: list[Need] = []
+    drawn: list[ShardUse] = []
 
-    def needs() -> Iterator[Need]:
-        for need in [Need(0, 1), Need(1, 9), Need(2, 17), Need(3, 25)]:
-            drawn.append(need)
-            yield need
+    def uses() -> Iterator[ShardUse]:
+        for use in [ShardUse(0, 1), ShardUse(1, 9), ShardUse(2, 17), ShardUse(3, 25)]:
+            drawn.append(use)
+            yield use
 
-    ahead = read_ahead(source, tmp_path, needs(), shards=4, horizon=8)
-    thread = threading.Thread(target=ahead.run, daemon=True)
+    prefetcher = make_prefetcher(source, tmp_path, uses(), shards=4, horizon=8)
+    thread = threading.Thread(target=prefetcher.run, daemon=True)
     thread.start()
     for position, near in ((0, 1), (1, 2), (8, 2), (9, 3)):
-        ahead.advance(position)
+        prefetcher.advance(position)
         assert source.wait_for(near)
-        settle(ahead)
+        settle(prefetcher)
         assert len(source.copied) == near
         assert len(drawn) <= near + 1
-    ahead.stop()
+    prefetcher.stop()
     thread.join()
 
 
-def test_data_that_is_not_copied_is_not_followed() -> None:
+def test_local_data_is_not_prefetched() -> None:
     files = [(FileEntry("0.tar", SIZE, "0"), Source(1))]
-    assert copies_limit(Shards(np.zeros(1, dtype=np.int64), files), 5.0) == 0
+    assert cache_limit(Shards(np.zeros(1, dtype=np.int64), files), 5.0) == 0
 
 
-def test_a_shard_that_cannot_be_copied_is_left_out_and_told_of(
+def test_a_shard_that_cannot_be_copied_is_skipped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Source(3, refused=(1,))
-    read_ahead(source, tmp_path, [Need(0, 1), Need(1, 1), Need(2, 1)], shards=3).run()
+    make_prefetcher(source, tmp_path, [ShardUse(0, 1), ShardUse(1, 1), ShardUse(2, 1)], shards=3).run()
     assert source.copied == [0, 2]
-    assert "1.tar is read by single ranges: no answer" in caplog.text
+    assert "1.tar could not be copied, its samples are read by range requests: no answer" in caplog.text
 
 
-def test_a_disk_that_takes_no_more_ends_the_copying_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_disk_ends_the_prefetching_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
-    read_ahead(Source(2), tmp_path / "file", [Need(0, 1), Need(1, 1)], shards=2).run()
-    assert "no more shards are copied" in caplog.text
+    make_prefetcher(Source(2), tmp_path / "file", [ShardUse(0, 1), ShardUse(1, 1)], shards=2).run()
+    assert f"prefetching to {tmp_path / 'file'} stopped" in caplog.text
 
 
-def test_copies_of_the_attempt_before_are_taken_over(tmp_path: Path) -> None:
+def test_copies_of_the_previous_attempt_are_reused(tmp_path: Path) -> None:
     first, second = Source(3), Source(3)
-    read_ahead(first, tmp_path, [Need(0, 1), Need(1, 1)], shards=3).run()
-    read_ahead(second, tmp_path, [Need(0, 1), Need(1, 1), Need(2, 1)], shards=3).run()
+    make_prefetcher(first, tmp_path, [ShardUse(0, 1), ShardUse(1, 1)], shards=3).run()
+    make_prefetcher(second, tmp_path, [ShardUse(0, 1), ShardUse(1, 1), ShardUse(2, 1)], shards=3).run()
     assert (first.copied, second.copied) == ([0, 1], [2])
 
 
 def test_batches_pass_unchanged_and_copying_ends_with_them(tmp_path: Path) -> None:
     source = Source(3)
-    ahead = read_ahead(source, tmp_path, [Need(0, 0), Need(1, 9), Need(2, 9)], shards=1)
+    prefetcher = make_prefetcher(source, tmp_path, [ShardUse(0, 0), ShardUse(1, 9), ShardUse(2, 9)], shards=1)
 
     def batches() -> Iterator[str]:
         yield from "abc"
         assert source.wait_for(2)
 
-    assert list(ahead.follow(batches())) == ["a", "b", "c"]
+    assert list(prefetcher.follow(batches())) == ["a", "b", "c"]
     assert source.copied == [0, 1]
 
 
-def test_what_one_validation_copies_serves_the_next(tmp_path: Path) -> None:
-    """The first one goes on when all is copied; from then on nothing is asked of where the shards lie."""
+def test_shards_copied_in_one_validation_are_reused_in_the_next(tmp_path: Path) -> None:
+    """The first validation continues once all shards are copied; from then on the source is not read."""
     write_cifar_batches(tmp_path / "original")
     found = {"train": CifarSource.of(open_cifar10(str(tmp_path / "original"), "train"))}
     prepare("cifar10", found, FolderStorage(tmp_path / "shards"), Options(shard_bytes=60_000))
     local = open_shards(str(tmp_path / "shards"), "train")
-    source = Away(local.reader)
+    source = CountingReader(local.reader)
     data = replace(local, reader=CachedReader(source, ShardCache(tmp_path / "copies")))
     collate, training = Collate(data.info.classes, multi_label=False), TrainingSpec(image_size=32, loader_workers=0)
 

@@ -1,4 +1,4 @@
-"""Placing a sample on the network's square moves image, boxes and mask together."""
+"""Placing a sample on the network's input moves image, boxes and mask together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer_harness import on_square
 
 from mtl_cloud.datasets.base import IGNORE, Boxes, Sample
 from mtl_cloud.jobspec.job import AugmentSpec
-from mtl_cloud.train.data.crops import GREY, Cuts
+from mtl_cloud.train.data.crops import GREY, Crops
 from mtl_cloud.train.data.transforms import (
     Placement,
     SampleRng,
@@ -26,7 +26,7 @@ from mtl_cloud.train.data.transforms import (
     draw_placement,
     letterbox,
     place,
-    seen,
+    visible_region,
 )
 
 COLOR = (250, 10, 40)
@@ -64,8 +64,8 @@ def test_letterboxed_image_keeps_its_pixels_and_is_framed_in_grey() -> None:
     flip=st.sampled_from([0.0, 1.0]),
 )
 def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter: float, flip: float) -> None:
-    """The moved box is the extent of the object's pixels in the moved mask, and in the image that is made: within
-    half a pixel of the image, for only whole ones are pasted, and one and a half of the canvas, for its edge and the
+    """The moved box is the extent of the object's pixels in the moved mask and image. The tolerance is half an image
+    pixel, because only whole ones are pasted, plus one and a half canvas pixels, because the image's edge and the
     object's are rounded there."""
     sample = scene(height, width, (width // 4, height // 3, width - 10, height - 8))
     placement = draw_placement(sample.image.shape, 96, AugmentSpec(flip=flip, jitter=jitter), SampleRng(seed).at(0, 0))
@@ -82,7 +82,7 @@ def test_boxes_stay_on_their_objects(height: int, width: int, seed: int, jitter:
 
 @pytest.mark.parametrize("shape", [(300, 500), (256, 256), (224, 150)])
 def test_a_centre_crop_is_that_of_torchvisions_classification_preset(shape: tuple[int, int]) -> None:
-    """Which resizes the whole image first: the two differ by less than a source pixel in position."""
+    """torchvision resizes the whole image first: the two differ by less than a source pixel in position."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1])).astype(np.uint8)
     image = np.stack([ramp] * 3, axis=-1)
     _, ours = on_square(Sample("ramp", image), center_crop(image.shape, 224), 224)
@@ -94,7 +94,7 @@ def test_a_centre_crop_is_that_of_torchvisions_classification_preset(shape: tupl
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(20, 300), width=st.integers(20, 300), seed=st.integers(0, 1000))
 def test_a_random_crop_fills_the_square_with_a_part_of_the_image(height: int, width: int, seed: int) -> None:
-    """No grey is left, and area and aspect ratio of what is seen are within torchvision's ranges."""
+    """There is no padding, and the crop's area and aspect ratio are within torchvision's ranges."""
     placement = draw_crop((height, width, 3), 64, AugmentSpec(min_area=0.25), SampleRng(seed).at(0, 0))
     assert max(placement.left, placement.top) <= 1e-6
     assert min(placement.left + placement.width, placement.top + placement.height) >= 64 - 1e-6
@@ -124,7 +124,7 @@ def test_a_mirrored_image_is_the_mirror_of_the_image() -> None:
 
 
 def test_a_large_image_takes_little_memory_and_is_resized_all_the_same() -> None:
-    """As a PNG that no decoder shrinks: where it was kept whole until it came to the device, it looks the same."""
+    """For example a PNG, which no decoder scales. It looks the same as when the device resizes the full crop."""
     sample = Sample("noise", np.random.default_rng(0).integers(0, 256, (900, 700, 3), dtype=np.uint8))
     placement = Placement(left=-10, top=5, width=70, height=80, flip=True)
     kept: list[int] = []
@@ -135,8 +135,8 @@ def test_a_large_image_takes_little_memory_and_is_resized_all_the_same() -> None
 
     canvas = place(sample, placement, 64, keep)
     assert kept == [(canvas.image.bottom - canvas.image.top) * (canvas.image.right - canvas.image.left) * 3]
-    as_it_is = Cuts.of(torch.from_numpy(sample.image).view(-1, 3), [seen((900, 700), placement, 64)], 64)
-    assert torch.equal(on_square(sample, placement, 64)[1], as_it_is.squares(torch.device("cpu"))[0])
+    as_it_is = Crops.of(torch.from_numpy(sample.image).view(-1, 3), [visible_region((900, 700), placement, 64)], 64)
+    assert torch.equal(on_square(sample, placement, 64)[1], as_it_is.resize(torch.device("cpu"))[0])
 
 
 def test_draws_depend_on_seed_epoch_and_sample_only() -> None:
@@ -147,8 +147,8 @@ def test_draws_depend_on_seed_epoch_and_sample_only() -> None:
     assert len(set(draws)) == 3
 
 
-def test_a_samples_generator_is_philox_under_its_key_whatever_was_drawn_for_others() -> None:
-    """An odd number of 32-bit draws leaves half a word behind, and one of 64 bits half a block."""
+def test_a_samples_generator_is_philox_under_its_key_independent_of_earlier_draws() -> None:
+    """An odd number of 32-bit draws leaves half a 64-bit word buffered, and a 64-bit draw the rest of a block."""
     rng = SampleRng(7)
     rng.at(2, 5).integers(0, 9, dtype=np.uint32)
     rng.at(2, 6).random()

@@ -1,4 +1,4 @@
-"""Loader workers that die end the run with who and why; what a dataset raises in them comes out with its trace."""
+"""Dead loader workers end the run with an explanation; errors raised by a dataset keep their traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from dataset_harness import Altered
 
-from mtl_cloud.datasets.base import Sample, Shrink
+from mtl_cloud.datasets.base import HintFor, Sample
 from mtl_cloud.datasets.formats.embedded import open_embedded
 from mtl_cloud.errors import TrainingError, WorkerDiedError
 from mtl_cloud.jobspec.job import TrainingSpec
@@ -23,24 +23,24 @@ from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.supervise.failure_policy import classify
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.data.loader import Collate, validation_batches
-from mtl_cloud.train.data.worker_failures import deaths_explained
+from mtl_cloud.train.data.worker_failures import explain_worker_deaths
 
 
 @dataclass(frozen=True)
 class Trapped(Altered):
-    """A dataset, one of whose samples does something else."""
+    """A dataset that calls ``trap`` when it loads one of its samples."""
 
     trap: Callable[[], None]
     at: int = 9
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
+    def load(self, index: int, hint_for: HintFor) -> Sample:
         if index == self.at:
             self.trap()
-        return super().load(index, shrink)
+        return super().load(index, hint_for)
 
 
 def batches(trap: Callable[[], None]) -> Iterator[Batch]:
-    """Of four, by two workers."""
+    """Batches of four, from two workers."""
     data = Trapped(open_embedded(None, "val"), trap)
     training = TrainingSpec(batch_size=4, eval_batch_size=4, loader_workers=2, image_size=32)
     return validation_batches(data, training, Collate(data.info.classes, multi_label=True), rank=0, world=1, pin=False)
@@ -85,7 +85,7 @@ def test_a_workers_end_names_it_and_what_probably_killed_it(
     assert hint in str(caught.value.hint)
 
 
-def test_what_a_dataset_raises_in_a_worker_is_the_users_fault_and_comes_with_its_trace() -> None:
+def test_an_error_raised_by_a_dataset_in_a_worker_is_a_user_error_with_its_traceback() -> None:
     with pytest.raises(ValueError, match="no such colour") as caught:
         list(batches(mistaken))
     log = "".join(traceback.format_exception(caught.value)).splitlines()
@@ -97,7 +97,7 @@ def test_what_a_dataset_raises_in_a_worker_is_the_users_fault_and_comes_with_its
 
 
 def send_half_a_batch(results: Any) -> None:
-    """What a worker has done that is killed while it sends; it keeps the others from sending, too."""
+    """Acts as a worker that is killed while it sends a batch; it blocks the others from sending, too."""
     results._wlock.acquire()
     os.write(results._writer.fileno(), struct.pack("!i", 1000) + b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -108,7 +108,7 @@ def wait_for_its_turn(results: Any) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_batch_of_which_the_rest_never_comes_is_not_waited_for() -> None:
+def test_the_reader_does_not_wait_for_the_rest_of_a_dead_workers_batch() -> None:
     context = multiprocessing.get_context("forkserver")
     results = context.Queue()
     workers = [context.Process(target=what, args=(results,)) for what in (wait_for_its_turn, send_half_a_batch)]
@@ -117,7 +117,7 @@ def test_a_batch_of_which_the_rest_never_comes_is_not_waited_for() -> None:
     workers[0].start()
     loader = SimpleNamespace(_workers=workers, _worker_result_queue=results)
     explained = pytest.raises(WorkerDiedError, match=rf"{workers[1].pid} was ended by SIGKILL")
-    with explained, deaths_explained(loader, patience_s=0.1):
+    with explained, explain_worker_deaths(loader, patience_s=0.1):
         results.get()
     workers[0].join()
     assert workers[0].exitcode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""What training and validation see of a sample: the same, however far its image was shrunk while it was decoded."""
+"""Training and validation get nearly the same pixels however far an image was scaled down while decoding."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from narrowing import present
 from PIL import Image
 from torch import Tensor
 
-from mtl_cloud.datasets.base import Dataset, Least, Sample, Shrink, whole
+from mtl_cloud.datasets.base import Dataset, DecodeHint, HintFor, Sample, full_decode
 from mtl_cloud.datasets.formats.voc import open_voc
 from mtl_cloud.jobspec.job import AugmentSpec, Fit
-from mtl_cloud.train.data.buffers import Rooms
-from mtl_cloud.train.data.crops import GREY, Cuts
+from mtl_cloud.train.data.buffers import BufferPool
+from mtl_cloud.train.data.crops import GREY, Crops
 from mtl_cloud.train.data.loader import TrainingView, ValidationView
 from mtl_cloud.train.data.sampler import Draw
-from mtl_cloud.train.data.transforms import Canvas, Placement, least, letterbox
+from mtl_cloud.train.data.transforms import Canvas, Placement, decode_hint, letterbox
 
 
 @dataclass(frozen=True)
-class Whole(Altered):
+class FullDecode(Altered):
     """Decodes every image in full."""
 
-    def load(self, index: int, shrink: Shrink) -> Sample:
-        return super().load(index, whole)
+    def load(self, index: int, hint_for: HintFor) -> Sample:
+        return super().load(index, full_decode)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def voc(voc_photographs: Path) -> Dataset:
 @pytest.mark.parametrize("size", [96, 224])
 def test_training_sees_the_same_boxes_and_masks_and_nearly_the_same_pixels(voc: Dataset, size: int) -> None:
     view = TrainingView(voc, size, AugmentSpec(), seed=3)
-    whole = replace(view, dataset=Whole(voc))
+    whole = replace(view, dataset=FullDecode(voc))
     differences = []
     for index in range(40):
         (ours, color, image), (theirs, other, from_whole) = (_load(each, Draw(1, index)) for each in (view, whole))
@@ -58,24 +58,24 @@ def test_training_sees_the_same_boxes_and_masks_and_nearly_the_same_pixels(voc: 
 
 
 def test_validation_sees_nearly_the_same_pixels_and_never_enlarges_a_shrunk_image(voc: Dataset) -> None:
-    view, whole = ValidationView(voc, 224), ValidationView(Whole(voc), 224)
+    view, whole = ValidationView(voc, 224), ValidationView(FullDecode(voc), 224)
     differences = []
     for index in range(20):
-        shape = voc.load(index, lambda *shape: least(shape, letterbox(shape, 224), 224)).image.shape
+        shape = voc.load(index, lambda *shape: decode_hint(shape, letterbox(shape, 224), 224)).image.shape
         assert max(shape) >= 224
         differences.append(_levels(_load(view, index)[-1], _load(whole, index)[-1]))
     assert fmean(differences) < 3
 
 
-def _least(divisor: int, rows: int) -> Shrink:
-    return lambda _height, _width: Least(divisor, rows)
+def _least(divisor: int, rows: int) -> HintFor:
+    return lambda _height, _width: DecodeHint(divisor, rows)
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 4, 8])
 def test_rows_that_are_asked_for_are_those_of_the_whole_image_and_the_others_black(voc: Dataset, divisor: int) -> None:
-    """And are decoded alone: the last row's colours do not depend on rows that are left out."""
+    """They are decoded alone: the last row's colours do not depend on rows that are left out."""
     for index in range(12):
-        whole = voc.load(index, lambda height, _: Least(divisor, height)).image
+        whole = voc.load(index, lambda height, _: DecodeHint(divisor, height)).image
         for rows in (1, 33, 160, 200, len(whole) * divisor - 1):
             part = voc.load(index, _least(divisor, rows)).image
             wanted = -(-rows // divisor)
@@ -86,8 +86,8 @@ def test_rows_that_are_asked_for_are_those_of_the_whole_image_and_the_others_bla
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox"])
 def test_crops_and_letterboxes_are_those_of_pillow(voc: Dataset, fit: Fit) -> None:
-    """Pillow decodes all of the image, and resizes it with a low-pass filter from exactly where it is wanted: ours
-    begins at whole pixels. Half a source pixel moves edges; of 255 levels that is 3 on average, and nothing in sum.
+    """Pillow decodes the whole image and resizes from the exact, fractional crop; ours starts at whole pixels. The
+    shift of up to half a source pixel moves edges by at most 3 of 255 levels on average, with no bias.
     """
     view, differences = TrainingView(voc, 160, AugmentSpec(), seed=3, fit=fit), []
     for index in range(40):
@@ -116,13 +116,13 @@ def _drawn_by_pillow(image: Image.Image, place: Placement, size: int) -> Image.I
 
 
 def _load(view: TrainingView | ValidationView, index: Any) -> tuple[Canvas, Any, Tensor]:
-    """A sample, its colour factors, and the image that the CPU makes of it."""
-    room = Rooms(1).take()
-    canvas, color = view.load(index, room)
-    (image,) = Cuts.of(room.pixels(), [canvas.image], view.size).squares(torch.device("cpu"))
+    """A sample, its colour factors, and its image as resized on the CPU."""
+    buffer = BufferPool(1).take()
+    canvas, color = view.load(index, buffer)
+    (image,) = Crops.of(buffer.pixels(), [canvas.image], view.size).resize(torch.device("cpu"))
     return canvas, color, image
 
 
 def _levels(one: Tensor, other: Tensor) -> float:
-    """Mean difference of their pixels, of 255."""
+    """Mean absolute difference of pixels, in levels of 255."""
     return (one.float() - other.float()).abs().mean().item()
