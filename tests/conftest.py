@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ from container_engine import base_image, built, lent_engine, small_content
 from examples import EXHAUSTIVE
 from hypothesis import HealthCheck, settings
 from loopback_only import forbid_other_hosts
+from photographs import write_cifar10, write_imagenet, write_voc
+from real_data import REAL, SHARED_DATA, unpacked
 from sagemaker_harness import sagemaker_double
 from wheels import make_wheel
 
@@ -30,34 +30,35 @@ settings.load_profile("exhaustive" if EXHAUSTIVE else "ci" if os.environ.get("CI
 forbid_other_hosts()
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-@pytest.fixture(scope="session")
-def real_data() -> Callable[[str], Path]:
-    """A function from an archive's name (without extension) to the folder that it is unpacked in.
-
-    The archives are real images that are no part of the product; they lie beside the checkout, and are unpacked once
-    into a cache outside of it.
-    """
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"the real images of {SHARED_DATA} are not on this machine")
-    return _unpacked
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of the real datasets where these are not: other photographs are there everywhere."""
+    if SHARED_DATA.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("real_data")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
-def _unpacked(name: str) -> Path:
-    (archive,) = SHARED_DATA.glob(f"{name}.tar*")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mtl-cloud-tests"
-    target = cache / f"{name}-{archive.stat().st_size}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            partial = target.with_suffix(".partial")
-            with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter="data")
-            partial.rename(target)
-    return target
+@pytest.fixture(scope="session", params=["shipped", REAL])
+def voc_photographs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``VOCdevkit/VOC2012``."""
+    return write_voc(tmp_path_factory.mktemp("voc")) if request.param == "shipped" else unpacked("voc2012_subset")
+
+
+@pytest.fixture(scope="session", params=["shipped", REAL])
+def imagenet_photographs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``ILSVRC2012/{train,val}``, the devkit's files in ``meta``, and ``full_size``."""
+    if request.param == "shipped":
+        return write_imagenet(tmp_path_factory.mktemp("imagenet"))
+    return unpacked("imagenet_sample") / "imagenet_sample"
+
+
+@pytest.fixture(scope="session", params=["shipped", REAL])
+def cifar_photographs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``cifar-10-batches-py`` and ``cifar10_full_jpeg.npz``."""
+    return write_cifar10(tmp_path_factory.mktemp("cifar10")) if request.param == "shipped" else unpacked("cifar10")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +134,9 @@ def test_too_few_different_boxes_are_an_error_with_a_count() -> None:
         cluster_sizes(np.array([[1.0, 2.0], [3.0, 4.0]] * 20))
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("image_size", [96, 416])
-def test_on_real_boxes_they_fit_better_than_darknets(real_data: Callable[[str], Path], image_size: int) -> None:
-    spec = DatasetSpec(name="voc", uri=str(real_data("voc2012_subset") / "VOCdevkit"))
+def test_on_real_boxes_they_fit_better_than_darknets(voc_photographs: Path, image_size: int) -> None:
+    spec = DatasetSpec(name="voc", uri=str(voc_photographs / "VOCdevkit"))
     train, val = (box_sizes(open_dataset(spec, split), image_size) for split in ("train", "val"))
     anchors = cluster_sizes(train).anchors
     darknet = np.array(ANCHORS, dtype=float)

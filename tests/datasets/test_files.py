@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +97,18 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "list.txt")
 
 
-@pytest.mark.real_data
-def test_whole_jpegs_have_the_pixels_that_pillow_gives_them(real_data: Callable[[str], Path]) -> None:
-    files = sorted(real_data("voc2012_subset").rglob("*.jpg"))[:40]
-    files += sorted(real_data("imagenet_sample").rglob("*.JPEG"))[:60]
+def test_whole_jpegs_have_the_pixels_that_pillow_gives_them(voc_photographs: Path, imagenet_photographs: Path) -> None:
+    files = sorted(voc_photographs.rglob("*.jpg"))[:40]
+    files += sorted(imagenet_photographs.rglob("*.JPEG"))[:60]
     for file in files:
         assert np.array_equal(decode_rgb(file.read_bytes(), "x"), np.asarray(Image.open(file).convert("RGB")))
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("divisor", [2, 4, 8])
-def test_a_scaled_jpeg_is_the_mean_of_its_pixels(real_data: Callable[[str], Path], divisor: int) -> None:
+def test_a_scaled_jpeg_is_the_mean_of_its_pixels(voc_photographs: Path, divisor: int) -> None:
     """Within one level of 255, on average, of Pillow's box filter over the fully decoded image."""
     differences = []
-    for file in sorted(real_data("voc2012_subset").rglob("*.jpg"))[:20]:
+    for file in sorted(voc_photographs.rglob("*.jpg"))[:20]:
         full = Image.open(file).convert("RGB")
         shrunk, shape = decode_scaled(file.read_bytes(), "x", lambda height, _: DecodeHint(divisor, height))
         assert (shape, shrunk.shape[:2]) == ((full.height, full.width), _ceil(full.height, full.width, divisor))

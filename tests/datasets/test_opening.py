@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ import pytest
 from dataset_harness import jpeg, voc_annotation, voc_object, write_cifar_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import real
 
 from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.datasets import (
@@ -140,12 +140,11 @@ def test_a_leak_between_two_datasets_of_a_joint_job_is_found(voc_root: Path) -> 
         open_splits(boxes, masks)
 
 
-@pytest.mark.real_data
-def test_the_real_trainval_leaks_into_val_and_train_does_not(real_data: Callable[[str], Path]) -> None:
-    root = real_data("voc2012_subset")
-    open_splits(voc(root))
-    with pytest.raises(DatasetError, match="249 images of voc are in both splits"):
-        open_splits(voc(root, splits={"train": "trainval", "val": "val"}))
+@pytest.mark.parametrize(("voc_photographs", "val"), [("shipped", 24), real(249)], indirect=["voc_photographs"])
+def test_trainval_leaks_into_val_and_train_does_not(voc_photographs: Path, val: int) -> None:
+    open_splits(voc(voc_photographs))
+    with pytest.raises(DatasetError, match=f"{val} images of voc are in both splits"):
+        open_splits(voc(voc_photographs, splits={"train": "trainval", "val": "val"}))
 
 
 @settings(deadline=None)

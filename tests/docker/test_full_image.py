@@ -18,6 +18,7 @@ import pytest
 from container_engine import base_image, build_options, built, small_content
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from real_data import real
 from waiting import wait_for
 from wheels import make_wheel
 
@@ -111,11 +112,9 @@ def test_docker_stop_saves_and_the_run_goes_on_to_the_same_state_bit_for_bit(
     assert (one.step, one.parts) == (other.step, other.parts)
 
 
-@pytest.mark.real_data
-def test_real_voc_images_train_in_the_container(
-    start: Callable[..., RunRecord], real_data: Callable[[str], Path]
-) -> None:
-    dataset = {"name": "voc", "uri": str(real_data("voc2012_subset") / "VOCdevkit")}
+@pytest.mark.parametrize("voc_photographs", ["shipped", real(tier="exhaustive")], indirect=True)
+def test_voc_images_train_in_the_container(start: Callable[..., RunRecord], voc_photographs: Path) -> None:
+    dataset = {"name": "voc", "uri": str(voc_photographs / "VOCdevkit")}
     run = start("voc", {**dataset, "max_train_samples": 16, "max_val_samples": 8})
     result = wait_for(run.result, 600)
     assert (result.outcome, result.rounds) == ("done", 2), run.read_log(1)[-2000:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,34 @@ import pytest
 from dataset_harness import cifar_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import REAL, real
 
 from mtl_cloud.datasets.formats.cifar10 import CLASSES, open_cifar10
 from mtl_cloud.datasets.formats.pickles import loads
 from mtl_cloud.errors import DatasetError
 
-ROWS = 1017
-"""Rows to which the real batches are truncated."""
 
-
-@pytest.fixture(scope="session")
-def cifar(real_data: Callable[[str], Path]) -> str:
-    return str(real_data("cifar10"))
-
-
-@pytest.mark.real_data
 @pytest.mark.filterwarnings("ignore:.*numpy.core:DeprecationWarning")  # from the reference reader
 @pytest.mark.filterwarnings("ignore:dtype.. align should be passed")  # the same
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_real_batches_are_read_as_plain_unpickling_reads_them(cifar: str, split: str) -> None:
-    dataset = open_cifar10(cifar, split)
+def test_batches_are_read_as_plain_unpickling_reads_them(cifar_photographs: Path, split: str) -> None:
+    dataset = open_cifar10(str(cifar_photographs), split)
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-    assert len(dataset) == ROWS * len(names)
-    for number, name in enumerate(names):
-        with (Path(cifar) / "cifar-10-batches-py" / name).open("rb") as file:
-            reference = pickle.load(file, encoding="bytes")
-        for row in range(ROWS):
-            sample = dataset[number * ROWS + row]
+    samples = iter(dataset[i] for i in range(len(dataset)))
+    for name in names:
+        with (cifar_photographs / "cifar-10-batches-py" / name).open("rb") as file:
+            reference = pickle.load(file, encoding="latin1")
+        for row, (label, pixels) in enumerate(zip(reference["labels"], reference["data"], strict=True)):
+            sample = next(samples)
             assert sample.key == f"{name}/{row}"
-            assert sample.classification == reference[b"labels"][row]
-            planes = reference[b"data"][row].reshape(3, 32, 32)
-            assert np.array_equal(sample.image, np.dstack(list(planes)))
+            assert sample.classification == label
+            assert np.array_equal(sample.image, np.dstack(list(pixels.reshape(3, 32, 32))))
+    assert next(samples, None) is None
 
 
-@pytest.mark.real_data
-def test_the_pack_has_all_images_in_their_published_order(cifar: str) -> None:
-    train, test = (open_cifar10(cifar, f"{split}_jpeg") for split in ("train", "test"))
+@pytest.mark.parametrize("cifar_photographs", [REAL], indirect=True)
+def test_the_pack_has_all_images_in_their_published_order(cifar_photographs: Path) -> None:
+    train, test = (open_cifar10(str(cifar_photographs), f"{split}_jpeg") for split in ("train", "test"))
     labels = train.content.labels
     assert np.bincount(labels).tolist() == [5000] * 10
     assert np.bincount(test.content.labels).tolist() == [1000] * 10
@@ -55,24 +46,31 @@ def test_the_pack_has_all_images_in_their_published_order(cifar: str) -> None:
     assert (train.key(0), train.key(49_999), test.key(3)) == ("data_batch_1/0", "data_batch_5/9999", "test_batch/3")
 
 
-@pytest.mark.real_data
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_an_image_is_the_same_under_the_same_key_in_both_forms(cifar: str, split: str) -> None:
-    """Every lossless image has the label of its JPEG, and a PSNR above 20 dB."""
-    lossless, lossy = open_cifar10(cifar, split), open_cifar10(cifar, f"{split}_jpeg")
+@pytest.mark.parametrize(
+    ("cifar_photographs", "split", "shared"),
+    [("shipped", "train", 200), ("shipped", "test", 500), real("train", 5085), real("test", 1017)],
+    indirect=["cifar_photographs"],
+)
+def test_an_image_is_the_same_under_the_same_key_in_both_forms(
+    cifar_photographs: Path, split: str, shared: int
+) -> None:
+    """Every lossless image that both forms have: it has the label of its JPEG, and a PSNR above 20 dB."""
+    lossless, lossy = (open_cifar10(str(cifar_photographs), name) for name in (split, f"{split}_jpeg"))
     where = {lossy.key(i): i for i in range(len(lossy))}
-    for i in range(0, len(lossless), 7):
+    in_both = [i for i in range(len(lossless)) if lossless.key(i) in where]
+    assert len(in_both) == shared
+    for i in in_both[::7]:
         one, other = lossless[i], lossy[where[lossless.key(i)]]
         error = np.mean((one.image.astype(float) - other.image) ** 2)
         assert one.classification == other.classification
         assert 10 * np.log10(255**2 / error) > 20
 
 
-@pytest.mark.real_data
-def test_the_class_names_are_those_of_the_real_files(cifar: str) -> None:
-    meta = loads((Path(cifar) / "cifar-10-batches-py/batches.meta").read_bytes(), "batches.meta")
+@pytest.mark.parametrize("cifar_photographs", [REAL], indirect=True)
+def test_the_class_names_are_those_of_the_real_files(cifar_photographs: Path) -> None:
+    meta = loads((cifar_photographs / "cifar-10-batches-py/batches.meta").read_bytes(), "batches.meta")
     assert tuple(meta["label_names"]) == CLASSES
-    with np.load(Path(cifar) / "cifar10_full_jpeg.npz") as pack:
+    with np.load(cifar_photographs / "cifar10_full_jpeg.npz") as pack:
         assert tuple(pack["label_names"].tolist()) == CLASSES
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from dataset_harness import jpeg, voc_annotation, voc_object, write_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrowing import present
+from photographs import VOC_NAMES, draw_scene
+from real_data import REAL
 
 from mtl_cloud.datasets.base import IGNORE, Sample
 from mtl_cloud.datasets.formats.voc import CLASSES, VocObject, boxes, class_set, open_voc, parse_annotation
@@ -27,14 +28,13 @@ IMAGES_AND_BOXES = (
 
 
 @pytest.fixture(scope="module")
-def samples(real_data: Callable[[str], Path]) -> dict[str, list[Sample]]:
-    """All samples of the real subset, by split."""
-    folder = real_data("voc2012_subset")
-    splits = {split: open_voc(str(folder), split) for split in ("train", "val")}
+def samples(voc_photographs: Path) -> dict[str, list[Sample]]:
+    """All samples, by split."""
+    splits = {split: open_voc(str(voc_photographs), split) for split in ("train", "val")}
     return {split: [dataset[i] for i in range(len(dataset))] for split, dataset in splits.items()}
 
 
-@pytest.mark.real_data
+@pytest.mark.parametrize("voc_photographs", [REAL], indirect=True)
 def test_the_real_subset_has_its_published_counts(samples: dict[str, list[Sample]]) -> None:
     both = samples["train"] + samples["val"]
     images = Counter(CLASSES[c] for s in both for c in set(present(s.detection).classes.tolist()))
@@ -48,16 +48,25 @@ def test_the_real_subset_has_its_published_counts(samples: dict[str, list[Sample
     assert masks == {"train": 241, "val": 249}
 
 
-@pytest.mark.real_data
+@pytest.mark.parametrize("voc_photographs", ["shipped"], indirect=True)
+def test_boxes_and_masks_are_those_that_were_drawn(samples: dict[str, list[Sample]]) -> None:
+    for number, sample in enumerate(samples["train"] + samples["val"]):
+        scene = draw_scene(np.random.default_rng(number))
+        assert [CLASSES[c] for c in sample.detection.classes] == [VOC_NAMES[thing] for thing in scene.things]
+        assert sample.detection.xyxy.tolist() == [list(box) for _, box in scene.objects()]
+        assert sample.segmentation is None or np.array_equal(sample.segmentation, scene.mask())
+    assert [sum(s.segmentation is None for s in samples[split]) for split in samples] == [2, 0]
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_boxes_and_images_are_those_that_torchvision_reads(
-    real_data: Callable[[str], Path], samples: dict[str, list[Sample]], split: str
+    voc_photographs: Path, samples: dict[str, list[Sample]], split: str
 ) -> None:
     from torchvision.datasets import VOCDetection
 
     reference = {
         target["annotation"]["filename"]: (image, target["annotation"]["object"])
-        for image, target in VOCDetection(str(real_data("voc2012_subset")), "2012", split)
+        for image, target in VOCDetection(str(voc_photographs), "2012", split)
     }
     assert len(reference) == len(samples[split])
     for sample in samples[split]:
@@ -70,23 +79,21 @@ def test_boxes_and_images_are_those_that_torchvision_reads(
         assert boxes.difficult.tolist() == [o["difficult"] == "1" for o in objects]
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_masks_are_those_that_torchvision_reads(
-    real_data: Callable[[str], Path], samples: dict[str, list[Sample]], split: str
+    voc_photographs: Path, samples: dict[str, list[Sample]], split: str
 ) -> None:
     from torchvision.datasets import VOCSegmentation
 
-    reference = VOCSegmentation(str(real_data("voc2012_subset")), "2012", split)
+    reference = VOCSegmentation(str(voc_photographs), "2012", split)
     ours = {s.key.removeprefix("VOC2012/"): s.segmentation for s in samples[split] if s.segmentation is not None}
     assert sorted(ours) == sorted(Path(path).stem for path in reference.masks)
     for path, (_image, mask) in zip(reference.masks, reference, strict=True):
         assert np.array_equal(ours[Path(path).stem], np.asarray(mask))
 
 
-@pytest.mark.real_data
 def test_the_classes_of_box_and_mask_and_set_agree(samples: dict[str, list[Sample]]) -> None:
-    """In this subset every mask shows the classes of the boxes, including difficult ones."""
+    """In these photographs every mask shows the classes of the boxes, including difficult ones."""
     for sample in samples["train"] + samples["val"]:
         boxed = set(present(sample.detection).classes.tolist())
         assert isinstance(sample.classification, np.ndarray)

@@ -26,6 +26,7 @@ from dataset_harness import (
     write_tar,
 )
 from PIL import Image
+from real_data import real
 from s3_servers import BUCKET, CREDENTIALS, moto
 from waiting import wait_for
 
@@ -421,33 +422,37 @@ def assert_all_same(original: Any, root: Path, target: Path) -> DatasetManifest:
     return manifest
 
 
-@pytest.mark.real_data
-def test_the_imagenet_sample_as_the_original_tars(
-    real_data: Callable[[str], Path], pack_as_tars: Callable[[Path, Path], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("imagenet_photographs", "train", "val"), [("shipped", 72, 24), real(1250, 500)], indirect=["imagenet_photographs"]
+)
+def test_imagenet_as_the_original_tars(
+    imagenet_photographs: Path, pack_as_tars: Callable[[Path, Path], Path], tmp_path: Path, train: int, val: int
 ) -> None:
-    sample = real_data("imagenet_sample") / "imagenet_sample"
-    tars = pack_as_tars(sample / "ILSVRC2012", tmp_path / "tars")
-    (tars / "meta").symlink_to(sample / "meta")
+    tars = pack_as_tars(imagenet_photographs / "ILSVRC2012", tmp_path / "tars")
+    (tars / "meta").symlink_to(imagenet_photographs / "meta")
     manifest = assert_all_same("imagenet", tars, tmp_path / "out")
-    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 1250, "val": 500}
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": train, "val": val}
     plain, ours = open_imagenet(str(tars), "val"), open_shards(str(tmp_path / "out"), "val")
-    assert [(ours.key(i), ours.read(i)) for i in range(500)] == [(plain.key(i), plain.read(i)) for i in range(500)]
+    assert [(ours.key(i), ours.read(i)) for i in range(val)] == [(plain.key(i), plain.read(i)) for i in range(val)]
 
 
-@pytest.mark.real_data
-def test_the_voc_subset(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    manifest = assert_all_same("voc", real_data("voc2012_subset") / "VOCdevkit", tmp_path / "out")
-    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 248, "val": 249}
-    assert (
-        len(open_shards(str(tmp_path / "out"), "val").boxes) + len(open_shards(str(tmp_path / "out"), "train").boxes)
-        == 1170
-    )
+@pytest.mark.parametrize(
+    ("voc_photographs", "train", "val", "boxes"),
+    [("shipped", 40, 24, 131), real(248, 249, 1170)],
+    indirect=["voc_photographs"],
+)
+def test_voc_with_its_boxes(voc_photographs: Path, tmp_path: Path, train: int, val: int, boxes: int) -> None:
+    manifest = assert_all_same("voc", voc_photographs / "VOCdevkit", tmp_path / "out")
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": train, "val": val}
+    assert sum(len(open_shards(str(tmp_path / "out"), split).boxes) for split in ("train", "val")) == boxes
 
 
-@pytest.mark.real_data
-def test_cifar10_without_loss(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    manifest = assert_all_same("cifar10", real_data("cifar10") / "cifar-10-batches-py", tmp_path / "out")
-    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 5085, "test": 1017}
+@pytest.mark.parametrize(
+    ("cifar_photographs", "train", "test"), [("shipped", 1000, 500), real(5085, 1017)], indirect=["cifar_photographs"]
+)
+def test_cifar10_without_loss(cifar_photographs: Path, tmp_path: Path, train: int, test: int) -> None:
+    manifest = assert_all_same("cifar10", cifar_photographs / "cifar-10-batches-py", tmp_path / "out")
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": train, "test": test}
 
 
 # --- killed for good -------------------------------------------------------------------------------------------------

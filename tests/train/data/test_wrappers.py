@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +24,6 @@ from mtl_cloud.train.data.loader import TrainingView, ValidationView
 from mtl_cloud.train.data.sampler import Draw
 from mtl_cloud.train.data.transforms import Canvas, Placement, decode_hint, letterbox
 
-pytestmark = pytest.mark.real_data
-
 
 @dataclass(frozen=True)
 class FullDecode(Altered):
@@ -37,8 +34,8 @@ class FullDecode(Altered):
 
 
 @pytest.fixture(scope="module")
-def voc(real_data: Callable[[str], Path]) -> Dataset:
-    return open_voc(str(real_data("voc2012_subset") / "VOCdevkit"), "train")
+def voc(voc_photographs: Path) -> Dataset:
+    return open_voc(str(voc_photographs / "VOCdevkit"), "train")
 
 
 @pytest.mark.parametrize("size", [96, 224])

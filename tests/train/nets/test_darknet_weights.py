@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrowing import present
+from real_data import unpacked
 from torch import nn
 
 from mtl_cloud.errors import TrainingError
@@ -113,10 +113,11 @@ def test_the_published_backbone_file_is_the_backbones() -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("MobileNetV2-YOLOv3-Nano-voc", 769_750), ("yolo-fastest-1.1", 346_062)])
-def test_published_files_are_read_whole(name: str, count: int, real_data: Callable[[str], Path]) -> None:
+def test_published_files_are_read_whole(name: str, count: int) -> None:
     """They have as many numbers as their cfgs (counted with another program), and all numbers are finite."""
-    (path,) = real_data("reference").rglob(f"{name}.weights")
+    (path,) = unpacked("reference").rglob(f"{name}.weights")
     header, numbers = read_weights(path)
     assert (header.major, header.minor, len(numbers)) == (0, 2, count)
     assert np.isfinite(numbers).all()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from darknet_cfg import darknet53_cfg, yolov3_cfg
 from narrowing import present
+from real_data import REAL, unpacked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,40 +72,41 @@ def convolutions_of(network: nn.Module) -> Iterator[Convolution]:
         yield Convolution(conv.in_channels, conv.out_channels, size, stride, norm, activation)
 
 
-def reference(name: str, real_data: Callable[[str], Path]) -> Path:
-    (path,) = real_data("reference").rglob(name)
-    return path
+@pytest.fixture(scope="module", params=["written", REAL])
+def cfgs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cfg files: written from the paper, or darknet's own."""
+    if request.param == "real":
+        return unpacked("reference") / "reference" / "darknet_cfg"
+    folder = tmp_path_factory.mktemp("darknet_cfg")
+    texts = {"yolov3": yolov3_cfg(80), "yolov3-voc": yolov3_cfg(20), "darknet53": darknet53_cfg()}
+    for name, text in texts.items():
+        (folder / f"{name}.cfg").write_text(text)
+    return folder
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize(("cfg", "classes"), [("yolov3.cfg", 80), ("yolov3-voc.cfg", 20)])
-def test_the_layers_are_those_of_darknets_cfg(cfg: str, classes: int, real_data: Callable[[str], Path]) -> None:
+def test_the_layers_are_those_of_darknets_cfg(cfg: str, classes: int, cfgs: Path) -> None:
     with torch.device("meta"):
         layers = list(convolutions_of(YOLOv3(classes)))
-    assert layers == list(convolutions_of_cfg(reference(cfg, real_data)))
+    assert layers == list(convolutions_of_cfg(cfgs / cfg))
     assert len(layers) == 75
 
 
-@pytest.mark.real_data
-def test_the_backbone_is_darknet_53(real_data: Callable[[str], Path]) -> None:
+def test_the_backbone_is_darknet_53(cfgs: Path) -> None:
     with torch.device("meta"):
         layers = list(convolutions_of(YOLOv3(1).backbone))
-    assert layers == list(convolutions_of_cfg(reference("darknet53.cfg", real_data)))[:-1]
+    assert layers == list(convolutions_of_cfg(cfgs / "darknet53.cfg"))[:-1]
 
 
-@pytest.mark.real_data
-def test_the_anchors_and_their_heads_are_those_of_the_cfg(real_data: Callable[[str], Path]) -> None:
-    heads = [options for kind, options in sections(reference("yolov3.cfg", real_data)) if kind == "yolo"]
+def test_the_anchors_and_their_heads_are_those_of_the_cfg(cfgs: Path) -> None:
+    heads = [options for kind, options in sections(cfgs / "yolov3.cfg") if kind == "yolo"]
     numbers = [int(n) for n in heads[0]["anchors"].split(",")]
     assert list(zip(numbers[::2], numbers[1::2], strict=True)) == list(ANCHORS)
     assert [tuple(map(int, head["mask"].split(","))) for head in heads] == list(ANCHOR_MASKS)
     assert anchors_of_heads()[0] == ANCHORS[6:]
 
 
-@pytest.mark.real_data
-def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(
-    real_data: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(cfgs: Path, tmp_path: Path) -> None:
     """An interpreter of the cfg gets the same outputs: routes, shortcuts and the order of the file are right."""
     network = YOLOv3(20).eval()
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -114,7 +117,7 @@ def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(
     with torch.no_grad():
         ours = [head.permute(0, 1, 4, 2, 3).flatten(1, 2) for head in network.double()(images)]
         numbers = torch.from_numpy(read_weights(tmp_path / "voc.weights")[1].astype(float))
-        theirs = interpret(reference("yolov3-voc.cfg", real_data), numbers, images)
+        theirs = interpret(cfgs / "yolov3-voc.cfg", numbers, images)
     (tmp_path / "voc.weights").unlink()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
