@@ -52,7 +52,7 @@ from mtl_cloud.jobspec.job import ModelSpec  # noqa: E402
 from mtl_cloud.runs.record import RunRecord  # noqa: E402
 from mtl_cloud.runs.schema import AttemptRecord  # noqa: E402
 from mtl_cloud.storage import open_storage  # noqa: E402
-from mtl_cloud.train.checkpoint.async_saver import Saver  # noqa: E402
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver  # noqa: E402
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from mtl_cloud.train.checkpoint.snapshot import PART_BYTES  # noqa: E402
 from mtl_cloud.train.nets import build_network  # noqa: E402
@@ -186,7 +186,7 @@ def _raw_upload(state: State) -> Callable[[], Wait]:
 def _ours(state: State) -> Callable[[], Wait]:
     run = RunRecord(open_storage(f"s3://{BUCKET}/ours"), "run-1")
     run.claim(AttemptRecord(number=1, started_at="", host="", pid=1, backend="local"))
-    saver, steps = Saver(Checkpointer(run, 1, keep=1)), iter(range(1, 10**6))
+    saver, steps = AsyncSaver(Checkpointer(run, 1, keep=1)), iter(range(1, 10**6))
 
     def begin() -> Wait:
         saver.save(state, step=next(steps), round=0, reason="time")

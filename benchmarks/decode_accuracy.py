@@ -146,7 +146,7 @@ def _named(trainer: Trainer, data: JobData) -> Labels:
     trainer.network.eval()
     with torch.inference_mode():
         batches = (batch.to(torch.device("cpu")) for batch in _validation(data.val, trainer.job, data))
-        outputs = [forward(trainer.network, batch.floats(), trainer.learner.autocast) for batch in batches]
+        outputs = [forward(trainer.network, batch.floats(), trainer.replica.autocast) for batch in batches]
     labels: Labels = torch.cat([output["classification"].argmax(1) for output in outputs]).numpy()
     return labels
 

@@ -1,8 +1,8 @@
-"""What the cloud offers: instance types and prices, from dated tables that are shipped with the package.
+"""Catalogue of instance types and prices, from dated tables that are shipped with the package.
 
-Machine facts (``instances.json``) name their source once; every price (``mtl_cloud.catalog.prices``) carries its own
-date and source. Nothing is read before the first question. A SageMaker type
-(``ml.p4d.24xlarge``) is the machine behind it with SageMaker's own quota and price.
+Instance facts (``instances.json``) have one source; every price (``mtl_cloud.catalog.prices``) has its own date and
+source. Tables are read on first use. A SageMaker type (``ml.p4d.24xlarge``) is the EC2 type of the same name, with
+SageMaker's quota and price.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 _TABLES = Path(__file__).parent
 
-# EC2 counts its quotas in vCPUs, one quota for a group of families and a market (Service Quotas, service code `ec2`).
+# EC2 quotas are in vCPUs, one for each group of families and market (Service Quotas, service code `ec2`).
 _ON_DEMAND_QUOTAS = {"p": "L-417A185B", "g": "L-DB2E81BA", "c": "L-1216C47A", "m": "L-1216C47A"}
 _SPOT_QUOTAS = {"p": "L-7212CCBC", "p5": "L-C4BD4855", "g": "L-3819A6DF", "c": "L-34B43A08", "m": "L-34B43A08"}
 
@@ -51,7 +51,7 @@ _WITHOUT_BF16 = {"V100", "T4"}
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceType:
-    """One machine that can be rented. Memory in GiB, disks in GB as AWS states them."""
+    """One instance type. Memory is in GiB, disks are in GB, as AWS states them."""
 
     name: str
     vcpus: int
@@ -60,10 +60,10 @@ class InstanceType:
     """Model of the GPUs, or None."""
     gpu_count: int
     gpu_memory_gib: float
-    """Of one GPU, as EC2 reports it."""
+    """Memory of one GPU, as EC2 reports it."""
     nvme_count: int
     nvme_gb: int
-    """Of one local NVMe disk."""
+    """Size of one local NVMe disk."""
     network: str
     efa: int
     """Elastic Fabric Adapter interfaces, 0 for none."""
@@ -83,17 +83,17 @@ class InstanceType:
 
     @property
     def network_gbit(self) -> float:
-        """Gbit/s of the network, at best."""
+        """Peak network bandwidth, Gbit/s."""
         count, _, rate = self.network.removesuffix(" Gigabit").removeprefix("Up to ").rpartition("x ")
         return float(count or 1) * float(rate)
 
     @property
     def has_bf16(self) -> bool:
-        """Its GPUs (or a CPU, in software) compute in bfloat16; those before Ampere do not."""
+        """Whether its GPUs support bfloat16; those before Ampere do not. A CPU does, in software."""
         return self.gpu not in _WITHOUT_BF16
 
     def quota(self, *, spot: bool = False) -> str | None:
-        """Code of the EC2 quota, in vCPUs; or name of the SageMaker quota, in instances. None where unknown."""
+        """Code of the EC2 quota, in vCPUs; or name of the SageMaker quota, in instances. None if unknown."""
         if self.is_sagemaker:
             return f"{self.name} for {'spot ' if spot else ''}training job usage"
         if not spot:
@@ -124,7 +124,7 @@ def _table(name: str) -> Any:
 
 
 def collected() -> str:
-    """ISO date on which the machine facts were collected."""
+    """ISO date on which the instance facts were collected."""
     return str(_machines()["collected"])
 
 
@@ -134,12 +134,12 @@ def regions() -> tuple[str, ...]:
 
 
 def instance_names(*, sagemaker: bool = False) -> tuple[str, ...]:
-    """All EC2 types, or all that SageMaker trains on (``ml.…``); GPU machines first."""
+    """All EC2 types, or all SageMaker training types (``ml.…``); GPU types first."""
     return tuple(name for name, machine in _types().items() if machine.is_sagemaker == sagemaker)
 
 
 def instance_type(name: str) -> InstanceType:
-    """The facts of one type. Raises ``PlanError`` when the catalogue does not hold it."""
+    """The facts of one type. Raises ``PlanError`` if it is not in the catalogue."""
     try:
         return _types()[name]
     except KeyError:
@@ -150,7 +150,7 @@ def instance_type(name: str) -> InstanceType:
 def instances(
     *, gpu: str | None = None, min_gpu_memory_gib: float = 0, sagemaker: bool = False
 ) -> tuple[InstanceType, ...]:
-    """Types with this GPU model (any case; any machine when None) and at least so much memory on each GPU."""
+    """Types with this GPU model (case-insensitive; None for any type) and at least this memory on each GPU."""
     return tuple(
         machine
         for machine in _types().values()
@@ -161,5 +161,5 @@ def instances(
 
 
 def price(name: str, region: str) -> Price | None:
-    """On-demand price of the type in the region by the shipped tables, or None where none holds it."""
+    """On-demand price of the type in the region from the shipped tables, or None if they do not have it."""
     return shipped_prices().on_demand.get((name, region))

@@ -1,8 +1,8 @@
-"""What an instance hour costs: the tables that are shipped, and over them what a look-up has cached.
+"""Prices of instance hours: the shipped tables, updated by cached prices of earlier look-ups.
 
-A table is one JSON object: ``service`` (ec2 | sagemaker), ``market`` (on_demand where it is left out, or spot),
-``region``, ``date``, ``source``, and ``usd_per_hour``: type -> dollars, or for spot type -> [least, mean, most] over
-the ``days`` before its date, all zones together. A price that no table holds is None, never a guess.
+A table is one JSON object: ``service`` (ec2 | sagemaker), ``market`` (on_demand by default, or spot), ``region``,
+``date``, ``source``, and ``usd_per_hour``: type -> dollars, or for spot type -> [least, mean, most] over the ``days``
+before its date, in all zones. A price that is in no table is None, never a guess.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Key: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars of one instance hour, and where the figure is from."""
+    """The price of one instance hour, with its date and source."""
 
     usd_per_hour: float
     region: str
@@ -36,7 +36,7 @@ class Price:
 
 @dataclass(frozen=True)
 class SpotPrice:
-    """What spot has cost in a region over some days: history, no promise."""
+    """History of the spot price in a region over ``days``; it does not predict the price."""
 
     least: float
     mean: float
@@ -48,7 +48,7 @@ class SpotPrice:
 
     @property
     def price(self) -> Price:
-        """The mean, as the price to reckon with."""
+        """The mean, as the price for estimates."""
         return Price(self.mean, self.region, self.date, f"mean of {self.days} days, {self.source}")
 
 
@@ -61,7 +61,7 @@ class PriceBook:
 
     @classmethod
     def of(cls, tables: Iterable[Mapping[str, Any]]) -> Self:
-        """The book that tables make."""
+        """The price book of these tables."""
         on_demand: dict[_Key, Price] = {}
         spot: dict[_Key, SpotPrice] = {}
         for table in tables:
@@ -74,7 +74,7 @@ class PriceBook:
         return cls(on_demand, spot)
 
     def tables(self) -> list[dict[str, Any]]:
-        """The tables that make this book again."""
+        """The inverse of ``of``: tables with these prices."""
         found: dict[tuple[object, ...], dict[str, Any]] = {}
         for (name, region), price in self.on_demand.items():
             head: dict[str, Any] = {"region": region, "date": price.date, "source": price.source}
@@ -88,7 +88,7 @@ class PriceBook:
         return list(found.values())
 
     def updated(self, other: PriceBook) -> PriceBook:
-        """Both together; where both know a price, the one of the later date."""
+        """The prices of both; of two prices for the same key, the one of the later date."""
         return PriceBook(_newest(self.on_demand, other.on_demand), _newest(self.spot, other.spot))
 
 
@@ -99,19 +99,19 @@ def _newest(one: Mapping[_Key, Any], other: Mapping[_Key, Any]) -> dict[_Key, An
 
 @cache
 def shipped_prices() -> PriceBook:
-    """Of the tables that are part of the package."""
+    """Prices of the tables in the package."""
     folder = Path(__file__).parent
     tables = [table for name in _SHIPPED for table in json.loads((folder / name).read_text(encoding="utf-8"))]
     return PriceBook.of(tables)
 
 
 def price_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where looked-up prices are kept."""
+    """The cache file of looked-up prices."""
     return cache_folder(environ) / "prices.json"
 
 
 def known_prices(cached: Path) -> PriceBook:
-    """The shipped prices, and newer ones of a cache file if there is one. Raises ``PlanError`` when it is damaged."""
+    """The shipped prices, updated from the cache file if it exists. Raises ``PlanError`` if that is damaged."""
     try:
         tables = json.loads(cached.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -125,18 +125,20 @@ def known_prices(cached: Path) -> PriceBook:
 
 
 def _damaged(cached: Path, error: Exception) -> PlanError:
-    return PlanError(f"{cached}: cannot be read as prices: {error!r}", hint="delete it, or look up anew with --refresh")
+    return PlanError(
+        f"{cached}: cannot be read as prices: {error!r}", hint="delete it, or look up prices again with --refresh"
+    )
 
 
 def save_prices(book: PriceBook, cached: Path) -> None:
-    """Add a book to a cache file, whole or not at all."""
+    """Add a book to a cache file, atomically."""
     text = json.dumps(_known_before(cached).updated(book).tables(), indent=1)
     with whole_file(cached) as file:
         file.write(text.encode())
 
 
 def _known_before(cached: Path) -> PriceBook:
-    """What the cache alone holds; nothing where it is absent or damaged, because a look-up is to mend it."""
+    """The prices of the cache alone; empty if it is missing or damaged, because a look-up replaces it."""
     try:
         return PriceBook.of(json.loads(cached.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,8 +1,8 @@
-"""From plain values to a job, with every mistake named at once.
+"""Validate plain values as a job, and report all mistakes at once.
 
-A wrong field would hide what is wrong elsewhere: the schema's errors hide those of the cross-field facts. So each wrong
-field is taken out, its default stands in, and the rest is checked again until nothing is left to say. What rests on a
-field that was taken out is not told: it may not be true.
+pydantic's errors would hide those of the cross-field constraints. So each invalid field is replaced by its default, and
+the rest is checked again, until there are no new errors. Findings that depend on a replaced field are dropped, because
+they may not be true.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mtl_cloud.jobspec.constraints import check_facts
+from mtl_cloud.jobspec.constraints import check_constraints
 from mtl_cloud.jobspec.finding import Finding, Loc
 from mtl_cloud.jobspec.job import JobSpec
 
@@ -24,36 +24,36 @@ if TYPE_CHECKING:
 __all__ = ["check", "validate"]
 
 _DATASET: Json = {"name": "embedded"}
-"""Stands in for the one field that has no default."""
+"""Replaces the only field without a default."""
 
 
 def check(data: Mapping[str, Json]) -> tuple[JobSpec, list[Finding]]:
-    """The job and all findings. While any finding is fatal, the job is not the one that was asked for."""
+    """The job and all findings. If any finding is fatal, the job is not the requested one."""
     findings: list[Finding] = []
     wrong: set[Loc] = set()
     job = validate(data)
     while not isinstance(job, JobSpec):
-        findings += [finding for finding in job if not _rests_on(finding, wrong)]
-        extents = [_extent(finding, data) for finding in job]
-        wrong |= {loc for finding, loc in zip(job, extents, strict=True) if not finding.at_key}
-        data = {"dataset": _DATASET, **reduce(_without, extents, data)}
+        findings += [finding for finding in job if not _depends_on(finding, wrong)]
+        removed = [_to_remove(finding, data) for finding in job]
+        wrong |= {loc for finding, loc in zip(job, removed, strict=True) if not finding.at_key}
+        data = {"dataset": _DATASET, **reduce(_without, removed, data)}
         job = validate(data)
-    facts = [fact for fact in check_facts(job) if not _rests_on(fact, wrong)]
-    return job, findings + [fact for fact in facts if not _follows(fact, facts)]
+    broken = [finding for finding in check_constraints(job) if not _depends_on(finding, wrong)]
+    return job, findings + [finding for finding in broken if not _is_consequence(finding, broken)]
 
 
 def validate(data: Mapping[str, Json]) -> JobSpec | list[Finding]:
-    """The job, or what the schema alone has against it."""
-    # As JSON, because strict rules (no text for a number) still take a list for a tuple there.
+    """The job, or the findings of the schema alone."""
+    # As JSON, because there strict mode (no string for a number) still accepts a list for a tuple.
     try:
         return JobSpec.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        from mtl_cloud.jobspec.explain import explain  # a valid job does not pay for it
+        from mtl_cloud.jobspec.explain import explain  # not needed for a valid job
 
         return explain(error)
 
 
-def _rests_on(finding: Finding, wrong: set[Loc]) -> bool:
+def _depends_on(finding: Finding, wrong: set[Loc]) -> bool:
     return any(
         own[: len(other)] == other or other[: len(own)] == own
         for own in (finding.loc, *finding.uses)
@@ -61,13 +61,13 @@ def _rests_on(finding: Finding, wrong: set[Loc]) -> bool:
     )
 
 
-def _follows(fact: Finding, facts: list[Finding]) -> bool:
-    """It rests on a field that another fact calls wrong: mending that one may mend it too."""
-    return any(other.fatal and other.loc in fact.uses for other in facts)
+def _is_consequence(finding: Finding, findings: list[Finding]) -> bool:
+    """Whether it depends on a field that another finding is about: correcting that one may resolve it."""
+    return any(other.fatal and other.loc in finding.uses for other in findings)
 
 
-def _extent(finding: Finding, data: Mapping[str, Json]) -> Loc:
-    """The field to take out: what encloses an absent one, the list around an item, all of an unknown backend."""
+def _to_remove(finding: Finding, data: Mapping[str, Json]) -> Loc:
+    """The field to remove: the parent of a missing one, the list of an item, or `compute` with an unknown backend."""
     loc = finding.loc
     if loc == ("compute", "backend"):
         return ("compute",)
@@ -88,7 +88,7 @@ def _holds(data: Mapping[str, Json], loc: Loc) -> bool:
 
 
 def _without(data: Any, loc: Loc) -> Any:
-    """The data less one field. A dataset of several is replaced, so that the others keep their indices."""
+    """The data without one field. One of several datasets is replaced, so that the others keep their indices."""
     if not loc or not isinstance(data, dict | list):
         return data
     head, rest = loc[0], loc[1:]

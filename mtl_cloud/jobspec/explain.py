@@ -1,4 +1,4 @@
-"""A schema's errors in the user's words: what is wrong with which field, what is allowed, the nearest valid name."""
+"""Turn pydantic's errors into messages for users: the field, the valid values, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from mtl_cloud.jobspec.finding import Finding, Loc
-from mtl_cloud.jobspec.job import JobSpec
+from mtl_cloud.jobspec.job import PATTERNS, JobSpec
 from mtl_cloud.suggest import did_you_mean
 
 __all__ = ["explain"]
 
-_Told: TypeAlias = tuple[str, str | None]
+_Explanation: TypeAlias = tuple[str, str | None]
 
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
     "float_type": "a number",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "model_type": "a mapping of fields",
-    "string_type": "text",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "model_type": "a mapping",
+    "string_type": "a string",
     "tuple_type": "a list",
-    "union_tag_not_found": "a mapping of fields",
+    "union_tag_not_found": "a mapping",
 }
 _LIMITS = {
     "greater_than": "more than {gt:g}",
@@ -40,18 +40,18 @@ _YAML_1_1 = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "fa
 
 
 def explain(error: ValidationError) -> list[Finding]:
-    """One finding for each mistake, in the order of the schema."""
-    return [_finding(details) for details in error.errors(include_url=False) if not _is_echo(details)]
+    """One finding for each error, in the order of the schema."""
+    return [_finding(details) for details in error.errors(include_url=False) if not _is_redundant(details)]
 
 
-def _is_echo(details: ErrorDetails) -> bool:
-    """A list whose items are all wrong is also called too short: only the items are worth telling."""
+def _is_redundant(details: ErrorDetails) -> bool:
+    """A list whose items are all invalid is also reported as too short: only the items matter."""
     return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def _finding(details: ErrorDetails) -> Finding:
     loc, models = _walk(details["loc"])
-    message, hint = _TELLERS.get(details["type"], _tell_other)(details, models)
+    message, hint = _EXPLAINERS.get(details["type"], _explain_other)(details, models)
     if details["type"] == "union_tag_invalid":
         loc = (*loc, "backend")
     is_name = details["type"] == "extra_forbidden" or details["loc"][-1:] == ("[key]",)
@@ -62,9 +62,9 @@ def _finding(details: ErrorDetails) -> Finding:
 
 
 def _walk(raw: tuple[int | str, ...]) -> tuple[Loc, Mapping[str, type[BaseModel]]]:
-    """The location without the tags of unions, and the models that its last field could belong to.
+    """The location without the tags of unions, and the models that its last field may belong to.
 
-    The models are keyed by tag, the one that was chosen first.
+    The models are keyed by tag; the chosen one is first.
     """
     loc: list[str | int] = []
     here: Any = JobSpec
@@ -85,7 +85,7 @@ def _walk(raw: tuple[int | str, ...]) -> tuple[Loc, Mapping[str, type[BaseModel]
 
 def _members(annotation: Any) -> dict[Any, Any]:
     """Tag -> member of a tagged union; empty for anything else."""
-    if get_origin(annotation) is Annotated:  # inside of a mapping, with the union's discriminator around it
+    if get_origin(annotation) is Annotated:  # within a mapping, with the union's discriminator around it
         annotation = get_args(annotation)[0]
     return {
         tag.tag: get_args(member)[0]
@@ -108,40 +108,39 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-# --- what to say -----------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _tell_missing(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -> _Told:
-    return "is required", _description(details, models)
+def _explain_missing(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -> _Explanation:
+    return "required field is missing", _description(details, models)
 
 
-def _tell_unknown(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_unknown(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -> _Explanation:
     name = str(details["loc"][-1])
     chosen, *_ = models.items()
     owners = [tag for tag, model in models.items() if name in model.model_fields]
     if owners:
-        return f"is not a field of backend {chosen[0]}", f"it belongs to backend {' or '.join(owners)}"
+        return f"unknown field for backend {chosen[0]}", f"it belongs to backend {' or '.join(owners)}"
     known = sorted(chosen[1].model_fields)
-    return "unknown field", did_you_mean(name, known) or f"known here: {', '.join(known)}"
+    return "unknown field", did_you_mean(name, known) or f"known fields: {', '.join(known)}"
 
 
-def _tell_choice(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_choice(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
     ctx = details["ctx"]
     given = ctx.get("tag", details["input"])
     names = re.findall(r"'([^']*)'", ctx.get("expected", ctx.get("expected_tags", "")))
     nearest = did_you_mean(given, names) if isinstance(given, str) else None
-    return f"{_show(given)} is not one of {', '.join(names)}", nearest
+    return _invalid(given, f"expected one of {', '.join(names)}"), nearest
 
 
-def _tell_kind(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_kind(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
     value = details["input"]
-    wanted = _KINDS[details["type"]]
-    return f"{wanted} is expected, not {_show(value)}", _kind_hint(details["type"], value)
+    return _invalid(value, f"expected {_KINDS[details['type']]}"), _kind_hint(details["type"], value)
 
 
 def _kind_hint(kind: str, value: object) -> str | None:
     if kind == "bool_type" and isinstance(value, str) and value.casefold() in _YAML_1_1:
-        return f"YAML 1.2 reads {value} as text: write {_YAML_1_1[value.casefold()]}"
+        return f"YAML 1.2 reads {value} as a string: write {_YAML_1_1[value.casefold()]}"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "put it in quotes"
     if kind in {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"-?[0-9.]+", value):
@@ -149,37 +148,39 @@ def _kind_hint(kind: str, value: object) -> str | None:
     return None
 
 
-def _tell_limit(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_limit(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
     limit = _LIMITS[details["type"]].format(**details.get("ctx", {}))
-    return f"must be {limit}, not {_show(details['input'])}", None
+    return _invalid(details["input"], f"must be {limit}"), None
 
 
-def _tell_pattern(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -> _Told:
-    return f"{_show(details['input'])} does not fit", _description(details, models)
+def _explain_pattern(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
+    form = PATTERNS[details["ctx"]["pattern"]]
+    is_name = details["loc"][-1] in {"name", "[key]"}
+    return f"invalid name {_show(details['input'])}: {form}" if is_name else _invalid(details["input"], form), None
 
 
-def _tell_rule(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_rule(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
     return str(details["ctx"]["error"]), None
 
 
-def _tell_empty(_details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
-    return "the list is empty", "name at least one"
+def _explain_empty(_details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
+    return "empty list", "give at least one item"
 
 
-def _tell_other(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Told:
+def _explain_other(details: ErrorDetails, _: Mapping[str, type[BaseModel]]) -> _Explanation:
     return details["msg"], None
 
 
-_TELLERS: dict[str, Callable[[ErrorDetails, Mapping[str, type[BaseModel]]], _Told]] = {
-    **dict.fromkeys(_KINDS, _tell_kind),
-    **dict.fromkeys(_LIMITS, _tell_limit),
-    "extra_forbidden": _tell_unknown,
-    "literal_error": _tell_choice,
-    "missing": _tell_missing,
-    "string_pattern_mismatch": _tell_pattern,
-    "too_short": _tell_empty,
-    "union_tag_invalid": _tell_choice,
-    "value_error": _tell_rule,
+_EXPLAINERS: dict[str, Callable[[ErrorDetails, Mapping[str, type[BaseModel]]], _Explanation]] = {
+    **dict.fromkeys(_KINDS, _explain_kind),
+    **dict.fromkeys(_LIMITS, _explain_limit),
+    "extra_forbidden": _explain_unknown,
+    "literal_error": _explain_choice,
+    "missing": _explain_missing,
+    "string_pattern_mismatch": _explain_pattern,
+    "too_short": _explain_empty,
+    "union_tag_invalid": _explain_choice,
+    "value_error": _explain_rule,
 }
 
 
@@ -191,13 +192,17 @@ def _description(details: ErrorDetails, models: Mapping[str, type[BaseModel]]) -
     return text[:1].lower() + text[1:] or None
 
 
+def _invalid(value: object, expectation: str) -> str:
+    if isinstance(value, dict | list):
+        return f"invalid value: {expectation}, not {'a mapping' if isinstance(value, dict) else 'a list'}"
+    return f"invalid value {_show(value)}: {expectation}"
+
+
 def _show(value: object) -> str:
     if value is None:
-        return "nothing"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else f"{value[:39]}…")
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
     return str(value)

@@ -1,4 +1,4 @@
-"""A finding about a job, by field: what the schema's and the facts' checks return before places are known."""
+"""A finding about a field of a job: the result of the schema and of the constraints, without line numbers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TypeAlias
 __all__ = ["Finding", "Loc", "path_of"]
 
 Loc: TypeAlias = tuple[str | int, ...]
-"""Keys and indices from the root to a field."""
+"""Keys and indices from the root to a field, as ``("dataset", 1, "uri")``."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake, or (not ``fatal``) one doubt that a warning tells."""
+    """An error, or a warning if it is not ``fatal``."""
 
     loc: Loc
     message: str
     hint: str | None = None
     uses: tuple[Loc, ...] = ()
-    """Further fields that it rests on. Where one of them is wrong itself, this finding may not be true."""
+    """Other fields that it depends on. If one of them is wrong, this finding may not be true."""
     fatal: bool = True
     at_key: bool = False
-    """It is the field's name that is wrong, not its value."""
+    """Whether the field's name is wrong, not its value."""
 
 
 def path_of(loc: Loc) -> str:

@@ -1,7 +1,7 @@
-"""The job: what a user wants, as frozen pydantic models. One declaration serves validation, JSON schema and docs.
+"""The job file as frozen pydantic models, from which validation, JSON schema and reference are derived.
 
-Each field is checked here for itself; what fields mean together, or against the catalogue (a p4d has eight GPUs), is
-checked in ``mtl_cloud.jobspec.constraints``. Paths stay as they are written; ``load_job`` makes them absolute.
+Each field is checked here by itself; ``mtl_cloud.jobspec.constraints`` checks combinations of fields, also against the
+catalogue (a p4d has eight GPUs). Paths are kept as written; ``load_job`` makes them absolute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mtl_cloud.tasks import Task
 
 __all__ = [
     "GRADIENT_METHODS",
+    "PATTERNS",
     "BestSpec",
     "CheckpointSpec",
     "Compute",
@@ -46,9 +47,19 @@ Fit: TypeAlias = Literal["letterbox", "crop"]
 Side: TypeAlias = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 LossMethod: TypeAlias = Literal["equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo"]
 GradientMethod: TypeAlias = Literal["pcgrad", "cagrad", "mgda", "imtl_g", "nash", "aligned", "upgrad", "gradnorm"]
+_JOB_NAME = r"^[a-z][a-z0-9-]{0,39}$"
+_ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_RESERVATION_ID = r"^cr-[0-9a-f]+$"
 _ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+$"
+PATTERNS = {
+    _JOB_NAME: "use lower-case letters, digits and dashes, at most 40, starting with a letter",
+    _ENV_NAME: "use letters, digits and underscores, not starting with a digit",
+    _RESERVATION_ID: "use an id such as cr-0123456789abcdef0",
+    _ROLE_ARN: "use an ARN such as arn:aws:iam::123456789012:role/NAME",
+}
+"""Pattern of a field -> what its value must be, for messages."""
 GRADIENT_METHODS: tuple[str, ...] = get_args(GradientMethod)
-"""Loss weightings that need each task's gradient apart: one backward pass a task."""
+"""Loss weightings that need a separate gradient for each task: one backward pass per task."""
 
 
 class _Spec(BaseModel):
@@ -108,7 +119,7 @@ class Ec2Compute(_Compute):
     on_demand_after: PositiveInt = Field(
         2, description="spot_then_on_demand: buy on demand after this many interruptions."
     )
-    capacity_reservation: Annotated[str, Field(pattern=r"^cr-[0-9a-f]+$")] | None = Field(
+    capacity_reservation: Annotated[str, Field(pattern=_RESERVATION_ID)] | None = Field(
         None, description="Id of a capacity reservation or capacity block to run in."
     )
     capacity_timeout_minutes: PositiveFloat | None = Field(
@@ -124,7 +135,7 @@ class Ec2Compute(_Compute):
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -171,7 +182,7 @@ class SageMakerCompute(_Compute):
 
     @property
     def instance_types(self) -> tuple[str, ...]:
-        """In order of preference."""
+        """Accepted instance types, in order of preference."""
         return (self.instance_type,) if isinstance(self.instance_type, str) else self.instance_type
 
 
@@ -202,7 +213,7 @@ class SplitsSpec(_Spec):
 class DatasetSpec(_Spec):
     """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
 
-    name: DatasetName = Field(..., description="Which dataset.")
+    name: DatasetName = Field(..., description="Name of the dataset.")
     uri: str | None = Field(
         None, description="Its folder or archive, or a dataset prepared by `mtl-cloud data prepare`."
     )
@@ -247,7 +258,7 @@ class ModelSpec(_Spec):
     """The network."""
 
     name: Literal["mtl_net", "mtl_lite", "vgg16", "alexnet", "yolov3", "fcn_resnet50"] = Field(
-        "mtl_net", description="Which network."
+        "mtl_net", description="Name of the network."
     )
     tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default: all tasks of the network.")
     sharing: dict[Stage, SharingKind] = Field(
@@ -281,7 +292,7 @@ class ModelSpec(_Spec):
 class OptimizerSpec(_Spec):
     """The optimizer. Weight decay acts on weights only, not on biases and normalisation."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
+    name: Literal["sgd", "adamw"] = Field("sgd", description="Name of the optimizer.")
     lr: PositiveFloat = Field(0.01, description="Peak learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum, or AdamW's first beta.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay, on weights only.")
@@ -342,14 +353,14 @@ class DivergenceSpec(_Spec):
 
     loss_ratio: Annotated[float, Field(gt=1)] = Field(
         10.0,
-        description="A loss is diverged above this multiple of its running median (100 steps) and "
-        "above its first value, ...",
+        description="A loss diverges when it exceeds its first value, and this multiple of its running median over "
+        "100 steps, for `patience_steps` steps in a row.",
     )
-    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="... for this many steps in a row.")
+    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="Steps in a row; see `loss_ratio`.")
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="rewind: factor for the learning rate afterwards."
+        0.5, description="rewind: factor by which it lowers the learning rate."
     )
-    max_rewinds: PositiveInt = Field(3, description="rewind: limit for the whole job; then the run fails.")
+    max_rewinds: PositiveInt = Field(3, description="rewind: most rewinds of a job; after them the run fails.")
 
 
 class TrainingSpec(_Spec):
@@ -378,7 +389,9 @@ class TrainingSpec(_Spec):
         "(torchvision's classifiers: a random crop in training, the centre in validation).",
     )
     multi_scale: tuple[Side, Side] | None = Field(
-        None, description="Train at a new size within [least, most] every 10 steps; the last epoch is at image_size."
+        None,
+        description="Smallest and largest input side, pixels: the size changes every 10 steps; the last epoch uses "
+        "image_size.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")
@@ -447,13 +460,13 @@ class EnvReference(_Spec):
     @model_validator(mode="after")
     def _names_one(self) -> Self:
         if bool(self.ssm) == bool(self.secretsmanager):
-            raise ValueError("name either `ssm` or `secretsmanager`")
+            raise ValueError("give either `ssm` or `secretsmanager`")
         if self.ssm and self.key is not None:
-            raise ValueError("`key` is for `secretsmanager`: a parameter is one text")
+            raise ValueError("`key` only applies to `secretsmanager`")
         return self
 
 
-EnvName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvName: TypeAlias = Annotated[str, Field(pattern=_ENV_NAME)]
 EnvValue: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[EnvReference, Tag("reference")],
     Discriminator(lambda value: "reference" if isinstance(value, dict | EnvReference) else "text"),
@@ -466,7 +479,7 @@ EnvValue: TypeAlias = Annotated[
 class JobSpec(_Spec):
     """One training job. Every field except `dataset` has a default; `extends` names presets with other defaults."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
+    name: Annotated[str, Field(pattern=_JOB_NAME)] = Field(
         "job", description="Lower-case letters, digits and dashes; starts the run id."
     )
     compute: ComputeSpec = Field(LocalCompute(), description="Where it runs.")
@@ -489,11 +502,11 @@ class JobSpec(_Spec):
 
     @property
     def processes(self) -> int:
-        """Trainer processes in all: as `compute.processes` says, or one a GPU, or one an instance."""
-        asked = self.compute.processes if isinstance(self.compute, LocalCompute) else None
-        return asked or (self.compute.gpu_count or 1) * self.instances
+        """Trainer processes in total: `compute.processes`, or one per GPU, or one per instance without GPUs."""
+        requested = self.compute.processes if isinstance(self.compute, LocalCompute) else None
+        return requested or (self.compute.gpu_count or 1) * self.instances
 
     @property
     def instances(self) -> int:
-        """Machines that train together."""
+        """Number of machines that train together."""
         return self.compute.instance_count if isinstance(self.compute, SageMakerCompute) else 1

@@ -1,7 +1,7 @@
-"""From a job file to a job: presets below, ``--set`` options above, every mistake at its place.
+"""Load a job file: merge its presets and the ``--set`` options, and report every mistake with its line and column.
 
-Paths: a relative ``uri`` or pretrained path is meant from the job file's folder, a relative ``storage`` from the
-working directory, ``~`` is the home folder; all become absolute. URLs stay as they are. ``${VAR}`` is not expanded.
+Paths: a relative ``uri`` or pretrained path starts at the job file's folder, a relative ``storage`` at the working
+directory, and ``~`` is the home folder; all become absolute. URLs are not changed. ``${VAR}`` is not expanded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A valid job, the bytes that it came from, and what a user should know before paying."""
+    """A valid job, the bytes of its file, and warnings."""
 
     job: JobSpec
     source: bytes
@@ -54,7 +54,7 @@ def load_job(path: Path | str, *, overrides: Sequence[str] = ()) -> LoadedJob:
     Raises
     ------
     SpecError
-        With all mistakes: of the file, the presets' names, the options, the schema and the facts.
+        With all mistakes: of the file, the presets' names, the options, the schema and the constraints.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def load_job(path: Path | str, *, overrides: Sequence[str] = ()) -> LoadedJob:
 def parse_job(
     text: bytes, *, source: str, base: Path, overrides: Sequence[str] = (), cwd: Path | None = None
 ) -> LoadedJob:
-    """``load_job`` of bytes: ``source`` names them in messages, ``base`` and ``cwd`` are where relative paths start."""
+    """``load_job`` from bytes: ``source`` names them in messages; relative paths start at ``base`` and ``cwd``."""
     tree = _inherit(override(read_yaml(text, source), overrides))
     job, findings = check(tree.data)
     problems = [*tree.problems, *(tree.problem(finding) for finding in findings if finding.fatal)]
@@ -82,7 +82,7 @@ def parse_job(
 
 
 def preset_names() -> tuple[str, ...]:
-    """What `extends` may name."""
+    """Names of the presets, for `extends`."""
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
 
 
@@ -92,7 +92,7 @@ def preset_text(name: str) -> str:
 
 
 def _inherit(tree: Tree) -> Tree:
-    """The tree with its presets merged below. What a preset brings stands, for messages, where the job names it."""
+    """The tree over its presets. Fields of a preset have, in messages, the line that names the preset."""
     own = {key: value for key, value in tree.data.items() if key != "extends"}
     below: dict[str, Json] = {}
     problems = []
@@ -117,8 +117,8 @@ def _extended(tree: Tree) -> list[tuple[Loc, Json]]:
 def _unknown_preset(loc: Loc, name: Json) -> Finding:
     names = preset_names()
     nearest = did_you_mean(name, names) if isinstance(name, str) else None
-    shown = repr(name) if isinstance(name, str) else "this"
-    return Finding(loc, f"{shown} is not a preset: {', '.join(names)}", nearest)
+    shown = f" {name!r}" if isinstance(name, str) else ""
+    return Finding(loc, f"unknown preset{shown}: use one of {', '.join(names)}", nearest)
 
 
 def _locs(data: Mapping[str, Json], below: Loc = ()) -> list[Loc]:
@@ -130,7 +130,7 @@ def _locs(data: Mapping[str, Json], below: Loc = ()) -> list[Loc]:
 
 
 def relocate(job: JobSpec, places: Mapping[str, str]) -> JobSpec:
-    """The job that reads what ``places`` names from there: URL or path -> where this machine has it."""
+    """The job with URLs and paths replaced by ``places``: URL or path -> path on this machine."""
     return _with_inputs(job, lambda place: None if place is None else places.get(place, place))
 
 
@@ -157,20 +157,20 @@ def _resolved(path: str | None, base: Path) -> str | None:
 
 
 def job_to_json(job: JobSpec) -> bytes:
-    """The resolved job, every default filled in, as ``spec.json`` holds it."""
+    """The resolved job with all defaults, as stored in ``spec.json``."""
     document = {"schema_version": _SCHEMA_VERSION, **job.model_dump(mode="json")}
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def job_from_json(data: bytes, source: str) -> JobSpec:
-    """The job that ``job_to_json`` wrote. Facts are not checked again: the catalogue may be another by now.
+    """The job that ``job_to_json`` wrote. Constraints are not checked again: the catalogue may have changed.
 
     Raises
     ------
     RecordError
-        Not JSON, or of another schema version.
+        ``data`` is not JSON, or has another schema version.
     SpecError
-        JSON, but not a job: a field that another mtl-cloud knows is never passed over in silence.
+        It is not a job: a field of another mtl-cloud version is never ignored silently.
     """
     try:
         document = dict(json.loads(data))
@@ -179,7 +179,7 @@ def job_from_json(data: bytes, source: str) -> JobSpec:
     version = document.pop("schema_version", None)
     if version != _SCHEMA_VERSION:
         raise RecordError(
-            f"{source}: schema version {version!r}, and this mtl-cloud reads {_SCHEMA_VERSION}",
+            f"{source}: schema version {version!r}, but this mtl-cloud reads version {_SCHEMA_VERSION}",
             hint="read it with the mtl-cloud that wrote it, or a newer one",
         )
     job = validate(document)

@@ -1,8 +1,7 @@
-"""A YAML document as plain JSON values, with the line and column of each.
+"""Parse YAML to plain JSON values, with the line and column of each.
 
-Scalars follow the core schema of YAML 1.2: ``1e-3`` is a number, and ``yes``, ``on`` and ``2026-01-01`` are text, which
-PyYAML's own (YAML 1.1) rules would turn into something else. A key that stands twice, an alias and a tag are mistakes:
-each value of a job has one place.
+Scalars follow the core schema of YAML 1.2: ``1e-3`` is a number, and ``yes``, ``on`` and ``2026-01-01`` are strings,
+which PyYAML (YAML 1.1) would convert. Duplicate keys, aliases and tags are errors: each value of a job has one place.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ __all__ = ["Place", "Tree", "merge", "override", "read_yaml"]
 
 _MAX_DEPTH = 20
 _TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
-_WORDS: dict[str, Json] = {
+_LITERALS: dict[str, Json] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_INT = re.compile(r"[-+]?[0-9]{1,18}")  # of a size that any reader of JSON takes
+_INT = re.compile(r"[-+]?[0-9]{1,18}")  # small enough for any JSON parser
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 class Place(NamedTuple):
-    """Where something stands; line and column from 1, or 0 for an option of the command line."""
+    """A position in a file; line and column start at 1, and are 0 for an option of the command line."""
 
     file: str
     line: int = 0
@@ -43,17 +42,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The values, their places, and the mistakes met on the way."""
+    """The values, their places, and the mistakes found while parsing."""
 
     data: Mapping[str, Json]
     keys: Mapping[Loc, Place]
     """Places of the fields' names."""
     values: Mapping[Loc, Place]
-    """Places of the values; of the name where the value is a mapping or a list. The root is always there."""
+    """Places of the values; that of the name if the value is a mapping or a list. The root always has one."""
     problems: tuple[Problem, ...] = ()
 
     def place(self, loc: Loc, *, key: bool = False) -> Place:
-        """Of the field, or of the innermost field around it that the document has."""
+        """The place of the field, or of its innermost ancestor that the document has."""
         while loc not in self.values:
             loc = loc[:-1]
         return self.keys.get(loc, self.values[loc]) if key else self.values[loc]
@@ -69,13 +68,13 @@ def read_yaml(text: bytes, file: str) -> Tree:
     Raises
     ------
     SpecError
-        The text is not YAML, is empty, or is not a mapping; with the place.
+        The text is not YAML, is empty, or is not a mapping; the error has the place.
     """
     node = _compose(text, file)
     if not isinstance(node, yaml.MappingNode):
         held = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        message = f"a job is a mapping of fields, and this file holds {held}"
-        raise SpecError([Problem(file, 1, 1, "", message, "the least that a job needs: `dataset: {name: embedded}`")])
+        message = f"a job must be a mapping of fields, but this file holds {held}"
+        raise SpecError([Problem(file, 1, 1, "", message, "a minimal job is `dataset: {name: embedded}`")])
     reader = _Reader(file)
     data = reader.mapping(node, ())
     reader.values[()] = Place(file, 1, 1)
@@ -104,7 +103,7 @@ def _syntax_hint(error: yaml.MarkedYAMLError) -> str | None:
 
 
 class _Reader:
-    """One walk over the nodes of a document. Mistakes are collected, not raised."""
+    """Walks over the nodes of a document. Mistakes are collected, not raised."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -127,7 +126,7 @@ class _Reader:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             at = (*loc, name)
             if at in self.keys:
-                self._problem(place, at, f"stands twice; it is already on line {self.keys[at].line}", "keep one")
+                self._problem(place, at, f"duplicate key, first on line {self.keys[at].line}", "keep one")
                 continue
             self.keys[at] = place
             self.values[at] = self._start(value, place) if isinstance(value, yaml.ScalarNode) else place
@@ -145,22 +144,22 @@ class _Reader:
         return found
 
     def _is_plain(self, node: yaml.Node, loc: Loc) -> bool:
-        """It is written out, without a tag, at a sane depth. What is not is told, and left out of the values."""
+        """Whether it has no alias, no tag and no excessive depth. Otherwise it is reported, and its value left out."""
         if len(loc) > _MAX_DEPTH:
-            self._problem(self.values[loc], loc, "nested too deeply", "no field of a job lies so deep")
+            self._problem(self.values[loc], loc, "nested too deeply", "no field of a job is nested so deeply")
             return False
         if id(node) in self._seen:
-            self._problem(self.values[loc], loc, "an alias (*name) stands for another value", "write the value out")
+            self._problem(self.values[loc], loc, "aliases (*name) are not supported", "write the value out")
             return False
         self._seen.add(id(node))
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            self._problem(self.values[loc], loc, f"the tag {tag} has no meaning here", "write the value alone")
+            self._problem(self.values[loc], loc, f"tags ({tag}) are not supported", "remove the tag")
             return False
         return True
 
     def _start(self, node: yaml.Node, otherwise: Place) -> Place:
-        """Of a node; an alias has no place of its own, for it is the very node that was met before."""
+        """The place of a node; an alias has none of its own, because it is the same node as its anchor."""
         return otherwise if id(node) in self._seen else self._place(node)
 
     def _place(self, node: yaml.Node) -> Place:
@@ -171,26 +170,26 @@ class _Reader:
 
 
 def _scalar(text: str, *, plain: bool) -> Json:
-    if not plain:  # quoted or a block: text, whatever it looks like
+    if not plain:  # quoted, or a block scalar: always a string
         return text
-    if text in _WORDS:
-        return _WORDS[text]
+    if text in _LITERALS:
+        return _LITERALS[text]
     if _INT.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def merge(below: Mapping[str, Json], above: Mapping[str, Json]) -> dict[str, Json]:
-    """Mappings merge key by key, at every depth; anything else of ``above`` replaces what is below."""
+    """Mappings merge key by key, at every depth; any other value of ``above`` replaces that of ``below``."""
     merged = dict(below)
     for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        lower = merged.get(key)
+        merged[key] = merge(lower, value) if isinstance(lower, dict) and isinstance(value, dict) else value
     return merged
 
 
 def override(tree: Tree, options: Sequence[str]) -> Tree:
-    """The tree with each ``path.to.field=value`` assigned; the value is YAML and replaces what was there."""
+    """The tree with each ``path.to.field=value`` assigned; the value is YAML and replaces the old one."""
     for option in options:
         tree = _assign(tree, option)
     return tree
@@ -204,7 +203,7 @@ def _assign(tree: Tree, option: str) -> Tree:
     except ValueError as error:
         problem = Problem(*place, "", str(error), "for example --set training.batch_size=32")
         return replace(tree, problems=(*tree.problems, problem))
-    around = {loc[:depth]: place for depth in range(1, len(loc))}  # those that are there keep their own places
+    around = {loc[:depth]: place for depth in range(1, len(loc))}  # existing ones keep their own places
     outside = {at: where for at, where in tree.values.items() if at[: len(loc)] != loc}
     keys = {at: where for at, where in tree.keys.items() if at in outside}
     data = _assigned(tree.data, loc, value)
@@ -215,7 +214,7 @@ def _assign(tree: Tree, option: str) -> Tree:
 def _parse_option(data: Mapping[str, Json], option: str) -> tuple[Loc, Json]:
     path, equals, text = option.partition("=")
     if not (path and equals):
-        raise ValueError("not of the form field=value")
+        raise ValueError("expected field=value")
     return _resolve(data, path.split(".")), _option_value(text)
 
 
@@ -225,25 +224,25 @@ def _option_value(text: str) -> Json:
     except SpecError as error:
         raise ValueError(error.problems[0].message) from error
     if tree.problems or set(tree.data) != {"value"}:
-        raise ValueError("the value is not one YAML value")
+        raise ValueError("expected one YAML value")
     return tree.data["value"]
 
 
 def _resolve(data: Json | Mapping[str, Json], parts: Sequence[str]) -> Loc:
-    """The location that dotted parts name; list items by their index."""
+    """The location of dotted parts; list items are named by index."""
     loc: list[str | int] = []
     for part in parts:
         if isinstance(data, list):
             index = int(part) if part.isdigit() else len(data)
             if index >= len(data):
-                raise ValueError(f"{path_of(tuple(loc))} is a list of {len(data)}: name an item by its index from 0")
+                raise ValueError(f"{path_of(tuple(loc))} is a list of {len(data)}: give the index of an item, from 0")
             loc.append(index)
             data = data[index]
         elif data is None or isinstance(data, Mapping):
             loc.append(part)
             data = (data or {}).get(part)
         else:
-            raise ValueError(f"{path_of(tuple(loc))} holds a single value and has no field {part!r}")
+            raise ValueError(f"{path_of(tuple(loc))} is a single value and has no field {part!r}")
     return tuple(loc)
 
 

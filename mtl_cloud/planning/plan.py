@@ -13,7 +13,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from mtl_cloud.errors import PlanError
-from mtl_cloud.jobspec.constraints import check_facts
+from mtl_cloud.jobspec.constraints import check_constraints
 from mtl_cloud.jobspec.finding import path_of
 from mtl_cloud.jobspec.job import Ec2Compute, JobSpec, LocalCompute, SageMakerCompute
 from mtl_cloud.jobspec.load import job_to_json
@@ -157,7 +157,7 @@ def _deadline_s(job: JobSpec, facts: Facts) -> float | None:
 
 
 def _warnings(job: JobSpec, facts: Facts) -> Iterator[str]:
-    for finding in check_facts(job):
+    for finding in check_constraints(job):
         if not finding.fatal:
             yield f"{path_of(finding.loc)}: {finding.message}"
     if job.compute.budget_usd is not None and not facts.candidates:

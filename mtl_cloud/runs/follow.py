@@ -26,7 +26,7 @@ from mtl_cloud.runs.events import (
 )
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 
 __all__ = [
     "Cursor",
@@ -66,7 +66,7 @@ def follow(
     5. With ``machine``, the watch of a backend that starts machines itself, its news are yielded too. Such a run is
        never ``Lost``: the watch raises ``LaunchError`` when no machine will come any more.
     """
-    storage = PatientStorage(run.storage, patience_s=_PATIENCE_S, clock=clock)
+    storage = RetryingStorage(run.storage, patience_s=_PATIENCE_S, clock=clock)
     follower = _Follower(RunRecord(storage, run.run_id), clock, after, lost_after_s if machine is None else math.inf)
     pause_s = _FIRST_PAUSE_S
     while True:

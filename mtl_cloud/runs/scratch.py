@@ -68,12 +68,12 @@ class Scratch:
         """The trainer's newest progress with its ``phase``; empty before the first."""
         return _read(self.folder / "progress.json")
 
-    def give_sign_of_life(self) -> None:
+    def touch_progress(self) -> None:
         """Mark the trainer as alive without new progress."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / "progress.json")
 
-    def sign_of_life(self) -> int:
+    def progress_mtime_ns(self) -> int:
         """A number that changes with every report of progress; 0 before the first."""
         try:
             return (self.folder / "progress.json").stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Where run records live: a flat map from keys to whole objects, in memory, in a folder, or behind any fsspec URL."""
+"""Object storage for run records and datasets: in memory, in a folder, or behind any fsspec URL."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Data", "Entry", "FolderStorage", "FsspecStorage", "MemoryStorage", "
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The storage behind a folder's path, ``file://``, ``s3://bucket/prefix``, or any other fsspec URL.
+    """The storage at a folder's path, ``file://``, ``s3://bucket/prefix``, or any other fsspec URL.
 
-    ``memory://name`` is the same storage whenever one process asks for it, and is gone with the process.
+    Within one process, ``memory://name`` is always the same storage; it ends with the process.
 
     Raises
     ------

@@ -1,16 +1,16 @@
-"""The contract that all storages keep, proven by one test suite (``tests/contract/test_storage.py``).
+"""The contract of all storages, tested by ``tests/contract/test_storage.py``.
 
 * A key is a relative POSIX path of portable names: no leading ``/``, no ``..``, no empty part, no part that starts
-  with a dot. An object's key is never the folder of another's, not even of one that was deleted: stores that keep
-  folders may keep an empty one, which then holds the name.
+  with a dot. An object's key is never the folder of another's, not even of a deleted one: a storage with folders may
+  keep an empty one of that name.
 * ``write`` and ``create`` are atomic and durable: a reader sees the old object, the new one or none, never a part of
-  one; what has returned survives a crash of the machine (in memory: of nothing).
+  one; after the call returns, the object survives a crash of the machine (except in memory).
 * ``create`` succeeds for exactly one of any number of concurrent callers, threads or machines.
-* ``list`` and ``children`` show whole objects only, and every object that was there before the call.
+* ``list`` and ``children`` show complete objects only, and every object that existed before the call.
 * All methods may be called from several threads at once.
 
-Objects are written whole, never streamed into: with an open file an exception in mid-write would commit a
-truncated object on S3.
+Objects are written in one call, never streamed: with an open file, an exception during a write would commit a truncated
+object on S3.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mtl_cloud.errors import StorageError
 __all__ = ["Data", "Entry", "Storage", "check_key", "check_prefix"]
 
 Data = bytes | memoryview
-"""What is stored. A memoryview is of bytes, and must not change before the call returns."""
+"""Content of an object. A memoryview must be of bytes, and must not change before the call returns."""
 
-# Names that mean the same on every file system and in every object store. Those that start with a dot are left to the
-# storages' own temporary files.
+# Names that are valid on every file system and in every object store. Names that start with a dot are reserved for the
+# storages' temporary files.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.=+@,-]{0,199}"
 _KEY = re.compile(rf"(?:{_PART}/)*{_PART}")
 _PREFIX = re.compile(rf"(?:{_PART}/)*(?:{_PART})?")
@@ -41,11 +41,11 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """What the run record needs from a storage, and no more. All methods raise ``StorageError`` on failure."""
+    """The operations that run records and datasets need. All methods raise ``StorageError`` on failure."""
 
     @property
     def url(self) -> str:
-        """What ``open_storage`` reopens: an absolute path or a URL, without credentials."""
+        """Absolute path or URL for ``open_storage``, without credentials."""
         ...
 
     def read(self, key: str) -> bytes:
@@ -53,9 +53,9 @@ class Storage(Protocol):
         ...
 
     def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """``size`` bytes (at least 1) from ``offset`` on; fewer, or none, where the object ends before that.
+        """``size`` bytes (at least 1) from ``offset`` on; fewer, or none, if the object ends before that.
 
-        Raises ``NotFoundError``. One request, whatever the object's size. Two ranges may be of two versions of it.
+        Raises ``NotFoundError``. It takes one request for any object size. Two ranges may be of two versions of it.
         """
         ...
 
@@ -64,10 +64,10 @@ class Storage(Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> None:
-        """Put the object if its key is free. Raises ``AlreadyExistsError``.
+        """Put the object if its key does not exist. Raises ``AlreadyExistsError``.
 
-        Over a network the reply to a put that succeeded may be lost, and the retry then finds the key taken by
-        itself: who meets ``AlreadyExistsError`` and can tell its own bytes from others' should look.
+        Over a network, the reply to a successful put may be lost, and its retry then fails with ``AlreadyExistsError``.
+        Callers should read the object and compare it with their own bytes.
         """
         ...
 
@@ -78,32 +78,32 @@ class Storage(Protocol):
     def children(self, folder: str) -> tuple[str, ...]:
         """The distinct next names below ``folder`` (``""`` or a key ending in ``/``), sorted.
 
-        Costs as much as there are names, however many objects lie below them.
+        The cost depends on the number of names only, not on the number of objects below them.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; silent when it is absent."""
+        """Delete the object; no error if it does not exist."""
         ...
 
     def sweep(self, prefix: str, before: datetime) -> int:
-        """Remove what is left of writes that were never finished, and say how many those were.
+        """Delete the remains of unfinished writes, and return their number.
 
-        They began before ``before``, which has to be so long ago that no living write did; their keys start with
-        ``prefix``, where the storage knows them.
+        It deletes writes that began before ``before``, which must be older than any running write, and whose keys start
+        with ``prefix``, if the storage knows their keys.
         """
         ...
 
 
 def check_key(key: str) -> str:
-    """``key`` itself, or ``StorageError`` if no storage would take it."""
+    """``key``, unchanged. Raises ``StorageError`` if it is invalid."""
     if not _KEY.fullmatch(key):
-        raise StorageError(f"{key!r} is no valid key: relative, of letters, digits and _.=+@,- between slashes")
+        raise StorageError(f"invalid key {key!r}: use a relative path of letters, digits and _.=+@,- between slashes")
     return key
 
 
 def check_prefix(prefix: str) -> str:
-    """``prefix`` itself, or ``StorageError`` if no key could start with it."""
+    """``prefix``, unchanged. Raises ``StorageError`` if no key can start with it."""
     if not _PREFIX.fullmatch(prefix):
-        raise StorageError(f"{prefix!r} is no valid prefix of a key")
+        raise StorageError(f"invalid prefix of a key: {prefix!r}")
     return prefix

@@ -16,17 +16,17 @@ from mtl_cloud.storage.base import Data, Entry, check_key, check_prefix
 
 __all__ = ["FolderStorage"]
 
-# Unfinished objects lie here, on the same file system; no key starts with a dot.
+# Folder of unfinished objects, on the same file system; no key starts with a dot.
 _STAGING = ".partial"
-# A concurrent `delete` may prune a folder between its making and its use; it loses within very few tries.
-_PLACING_TRIES = 20
+# A concurrent `delete` may prune a folder between its creation and its use; a few retries are enough.
+_PLACE_ATTEMPTS = 20
 
 
 class FolderStorage:
-    """One file an object, below ``root``, which the first write makes.
+    """One file per object, below ``root``, which the first write creates.
 
     A new object is written and fsynced under a temporary name, and then renamed over the old one (``write``) or
-    hard-linked to its key (``create``), which the file system refuses when the key is taken.
+    hard-linked to its key (``create``), which the file system refuses if the key exists.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -66,7 +66,7 @@ class FolderStorage:
             path.unlink(missing_ok=True)
             self._prune(path.parent)
 
-    def sweep(self, prefix: str, before: datetime) -> int:  # noqa: ARG002  # an unfinished file does not tell its key
+    def sweep(self, prefix: str, before: datetime) -> int:  # noqa: ARG002  # the key of an unfinished file is unknown
         with _translated(folder := self._root / _STAGING):
             old = [path for path in _files(folder) if _mtime(path) < before.timestamp()]
             for path in old:
@@ -75,14 +75,14 @@ class FolderStorage:
 
     @contextmanager
     def _open(self, key: str) -> Iterator[FileIO]:
-        path = f"{self.url}/{check_key(key)}"  # of a sample, too: joining paths takes longer than opening the file
+        path = f"{self.url}/{check_key(key)}"  # not a Path: joining paths takes longer than opening the file
         try:
             with FileIO(path) as file:
                 yield file
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFoundError(f"{path}: no such object") from error
         except OSError as error:
-            raise _ours(path, error) from error
+            raise _storage_error(path, error) from error
 
     def _publish(self, key: str, data: Data, place: Callable[[Path, Path], None]) -> None:
         with _translated(target := self._root / check_key(key)):
@@ -98,7 +98,7 @@ class FolderStorage:
         path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             _write_durably(path, data)
-        except OSError:  # a full disk, say: do not let it stay so
+        except OSError:  # e.g. the disk is full: free the space again
             path.unlink(missing_ok=True)
             raise
         return path
@@ -112,7 +112,7 @@ class FolderStorage:
                 yield from _entry(key, entry)
 
     def _prune(self, folder: Path) -> None:
-        """Remove ``folder`` and its parents below the root as far as they are empty."""
+        """Remove ``folder`` and its parents below the root while they are empty."""
         while folder != self._root:
             try:
                 folder.rmdir()
@@ -142,12 +142,12 @@ def _mtime(path: Path) -> float:
 
 
 def _place(staged: Path, target: Path, place: Callable[[Path, Path], None]) -> None:
-    for left in reversed(range(_PLACING_TRIES)):
+    for left in reversed(range(_PLACE_ATTEMPTS)):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             place(staged, target)
             break
-        except (FileNotFoundError, FileExistsError):  # the latter from a folder that was gone when mkdir looked again
+        except (FileNotFoundError, FileExistsError):  # mkdir raises the latter if the folder is deleted meanwhile
             if not left:
                 raise
     _fsync_folder(target.parent)
@@ -188,12 +188,12 @@ def _entry(key: str, entry: os.DirEntry[str]) -> Iterator[Entry]:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Errors of the file system as ours."""
+    """Translates errors of the file system to ``StorageError``."""
     try:
         yield
     except OSError as error:
-        raise _ours(path, error) from error
+        raise _storage_error(path, error) from error
 
 
-def _ours(path: Path | str, error: OSError) -> StorageError:
+def _storage_error(path: Path | str, error: OSError) -> StorageError:
     return StorageError(f"{path}: {error.strerror or error}")

@@ -12,9 +12,9 @@ __all__ = ["MemoryStorage"]
 
 
 class MemoryStorage:
-    """Keeps the whole contract of ``Storage``, but lives and dies with its object.
+    """Fulfils the contract of ``Storage``, but its content is lost with the object.
 
-    ``open_storage("memory://name")`` makes one that the same process can reopen by its URL.
+    ``open_storage("memory://name")`` creates one that the same process can reopen by its URL.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -56,5 +56,5 @@ class MemoryStorage:
         with self._lock:
             self._objects.pop(check_key(key), None)
 
-    def sweep(self, prefix: str, before: datetime) -> int:  # noqa: ARG002  # every write is finished
+    def sweep(self, prefix: str, before: datetime) -> int:  # noqa: ARG002  # there are no unfinished writes
         return 0

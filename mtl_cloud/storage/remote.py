@@ -1,4 +1,4 @@
-"""A storage behind an fsspec URL, with S3 as the one that all decisions here are made for."""
+"""A storage behind an fsspec URL, designed for S3."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, MissingExtraError, NotFoundError, StorageError, StorageRefusedError
 from mtl_cloud.storage.base import Data, Entry, check_key, check_prefix
-from mtl_cloud.storage.retry import persistently
+from mtl_cloud.storage.retry import retry
 from mtl_cloud.storage.uploads import MINIMUM_BYTES, S3Uploads
 
 __all__ = ["FsspecStorage"]
 
 T = TypeVar("T")
 
-# Retried here, and nowhere below: the retries of botocore and s3fs would multiply, in steps of seconds. This covers a
-# stumble; who must outlast an outage asks through a `PatientStorage`.
+# The only retries below `RetryingStorage`: those of botocore and s3fs would multiply, in steps of seconds. These cover
+# single failed requests; a `RetryingStorage` waits for longer outages.
 _PATIENCE_S = 10.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -29,21 +29,21 @@ _ABSENT = {"NoSuchKey", "404"}
 _BEYOND_END = {"InvalidRange", "416"}
 _REFUSED = {"NoSuchBucket", "InvalidAccessKeyId", "AccessDenied"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
-# A HEAD's answer has no body to say why. What is asked before one would have been refused too, were it a denial.
+# The answer to a HEAD has no body with a reason. If access were denied, the request before it would have failed too.
 _HEAD_REFUSED = "403"
 _STALE = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 
 
 class _BeyondEndError(NotFoundError):
-    """A range that starts where the object has ended."""
+    """A range starts at or after the end of the object."""
 
 
 class FsspecStorage:
-    """One object a key below the URL's path.
+    """One object per key, below the URL's path.
 
     Every read is one GET and every write up to 100 MiB one PUT, so none of them can mix two versions of an object.
-    Credentials and region come from the environment as botocore finds them, an S3-compatible server from
-    ``AWS_ENDPOINT_URL``. May be pickled, and used after a fork: each process connects on its own.
+    botocore finds credentials and region in the environment, and an S3-compatible server in ``AWS_ENDPOINT_URL``.
+    Picklable, and usable after a fork: each process connects on its own.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,32 +79,32 @@ class FsspecStorage:
 
     def create(self, key: str, data: bytes) -> None:
         path = self._path(check_key(key))
-        # S3 answers 409 when a conditional put meets another on the same key in flight: neither has lost yet.
+        # S3 answers 409 to concurrent conditional puts of the same key: neither has lost yet, so it is retried.
         self._call("create", key, lambda fs: fs.pipe_file(path, data, mode="create"))
 
     def list(self, prefix: str) -> list[Entry]:
         folder = self._path(check_prefix(prefix).rpartition("/")[0])
-        found: dict[str, Any] = self._look("list", prefix, lambda fs: fs.find(folder, detail=True), {})
+        found: dict[str, Any] = self._call_or("list", prefix, lambda fs: fs.find(folder, detail=True), {})
         entries = (
             Entry(self._key(path), int(info["size"] or 0))
             for path, info in found.items()
-            if info["type"] == "file" and not path.endswith("/")  # consoles of S3 put empty objects for "folders"
+            if info["type"] == "file" and not path.endswith("/")  # the S3 console creates empty objects as "folders"
         )
         return sorted(entry for entry in entries if entry.key.startswith(prefix))
 
     def children(self, folder: str) -> tuple[str, ...]:
         path = self._path(check_prefix(folder))
         below = path + "/"
-        found: tuple[str, ...] = self._look("list", folder, lambda fs: tuple(fs.ls(path, detail=False)), ())
+        found: tuple[str, ...] = self._call_or("list", folder, lambda fs: tuple(fs.ls(path, detail=False)), ())
         names = {name.removeprefix(below).strip("/") for name in found if name.startswith(below)}
         return tuple(sorted(names - {""}))
 
     def delete(self, key: str) -> None:
         path = self._path(check_key(key))
-        self._look("delete", key, lambda fs: fs.rm_file(path), None)
+        self._call_or("delete", key, lambda fs: fs.rm_file(path), None)
 
     def sweep(self, prefix: str, before: datetime) -> int:
-        """As the contract says, on S3; of other services nothing is known that would be left."""
+        """Aborts multipart uploads on S3. Other services have no known remains."""
         if not _is_s3(self._url):
             return 0
         bucket, _, name = f"{self._root}/{check_prefix(prefix)}".partition("/")
@@ -116,14 +116,14 @@ class FsspecStorage:
     def _key(self, path: str) -> str:
         return path.removeprefix(self._root).lstrip("/")
 
-    def _look(self, verb: str, key: str, use: Callable[[Any], T], absent: T) -> T:
+    def _call_or(self, verb: str, key: str, use: Callable[[Any], T], absent: T) -> T:
         try:
             return self._call(verb, key, use)
         except NotFoundError:
             return absent
 
     def _call(self, verb: str, key: str, use: Callable[[Any], T]) -> T:
-        return persistently(
+        return retry(
             lambda: self._try(verb, key, use),
             patience_s=_PATIENCE_S,
             first_s=_FIRST_PAUSE_S,
@@ -151,7 +151,7 @@ class FsspecStorage:
 
 
 def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
-    """The file system, the root's path in it, and the exceptions that its calls may raise."""
+    """The file system, the root's path in it, and the exceptions of its calls."""
     import fsspec
 
     s3 = _is_s3(url)
@@ -170,7 +170,7 @@ def _open(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
 
 
 def _abort_uploads(fs: Any, bucket: str, prefix: str, before: datetime) -> int:
-    """Of the first thousand unfinished uploads in several parts: the next time is for the next thousand."""
+    """Aborts old multipart uploads among the first thousand; the next call handles the next thousand."""
     found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
     old = [upload for upload in found if upload["Key"].startswith(prefix) and upload["Initiated"] < before]
     for upload in old:
@@ -184,7 +184,7 @@ def _is_s3(url: str) -> bool:
 
 def _s3_options() -> dict[str, Any]:
     return {
-        # One GET an object: s3fs otherwise reads large ones in ranges, which an overwrite in between would mix.
+        # One GET per object: s3fs otherwise reads large ones in ranges, and an overwrite in between would mix versions.
         "max_concurrency": 1,
         "config_kwargs": {
             "connect_timeout": 10,
@@ -196,7 +196,7 @@ def _s3_options() -> dict[str, Any]:
 
 
 def _s3_errors() -> tuple[type[Exception], ...]:
-    """What s3fs lets through untranslated."""
+    """Exceptions that s3fs does not translate."""
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -210,20 +210,20 @@ def _translate(error: Exception, where: str, verb: str) -> StorageError:
     if code in _ABSENT or (isinstance(error, FileNotFoundError) and code is None):
         return NotFoundError(f"{where}: no such object")
     if code in _BEYOND_END:
-        return _BeyondEndError(f"{where}: the range starts beyond its end")
+        return _BeyondEndError(f"{where}: the range starts beyond the end of the object")
     kind = StorageRefusedError if _is_refusal(error, code) else StorageError
     return kind(f"{where}: cannot {verb}: {str(error) or type(error).__name__}", hint=_hint(error, code))
 
 
 def _is_refusal(error: Exception, code: str | None) -> bool:
-    """Credentials that ran out, or a clock that is wrong, are none: they are renewed while a run goes on."""
+    """Whether access is denied. Expired credentials or a wrong clock do not count: they may be fixed during a run."""
     if code in _STALE or code == _HEAD_REFUSED:
         return False
     return isinstance(error, PermissionError) or code in _REFUSED or type(error).__name__ in _NO_CREDENTIALS
 
 
 def _code(error: BaseException | None) -> str | None:
-    """The code of S3's answer. s3fs turns botocore's errors into OSErrors that keep them as their cause."""
+    """The error code of S3. s3fs turns botocore's errors into OSErrors that have them as their cause."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

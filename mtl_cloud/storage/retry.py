@@ -1,7 +1,7 @@
-"""Asking again: pauses that grow, with full jitter, within a total time.
+"""Retries with exponential backoff and full jitter, within a total time.
 
-Full jitter (a pause is drawn evenly from nothing up to the bound) spreads the requests of many clients that failed at
-the same moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+Full jitter (a pause is drawn uniformly between 0 and the bound) spreads the requests of many clients that failed at the
+same moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TypeVar
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError, StorageRefusedError
 
-__all__ = ["persistently"]
+__all__ = ["retry"]
 
 T = TypeVar("T")
-_ANSWERS = (AlreadyExistsError, NotFoundError, StorageRefusedError)  # the storage works, and will say the same again
+_FINAL = (AlreadyExistsError, NotFoundError, StorageRefusedError)  # a retry would get the same answer
 
 
-def persistently(
+def retry(
     request: Callable[[], T],
     *,
     patience_s: float,
@@ -28,16 +28,16 @@ def persistently(
     clock: Clock,
     draw: Callable[[float, float], float] = random.uniform,
 ) -> T:
-    """What ``request`` returns, which is made again while it raises ``StorageError``.
+    """The result of ``request``, which is retried while it raises ``StorageError``.
 
     The bound of the pauses doubles from ``first_s`` up to ``longest_s``. The last error is raised when the next pause
-    would go beyond ``patience_s`` in all; answers (taken, absent, refused) are raised at once.
+    would exceed ``patience_s`` in total; final answers (exists, not found, refused) are raised at once.
     """
     end, bound_s = clock.monotonic() + patience_s, first_s
     while True:
         try:
             return request()
-        except _ANSWERS:
+        except _FINAL:
             raise
         except StorageError:
             pause_s = draw(0.0, bound_s)

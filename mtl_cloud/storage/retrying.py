@@ -1,4 +1,4 @@
-"""Waiting for a storage that fails for a while."""
+"""A storage that retries through outages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from mtl_cloud.clock import Clock
 from mtl_cloud.storage import Data, Entry, Storage
-from mtl_cloud.storage.retry import persistently
+from mtl_cloud.storage.retry import retry
 
-__all__ = ["PatientStorage"]
+__all__ = ["RetryingStorage"]
 
 T = TypeVar("T")
 _FIRST_PAUSE_S = 1.0
@@ -21,15 +21,15 @@ _LONGEST_PAUSE_S = 10.0
 
 
 def _uniform(low: float, high: float) -> float:
-    """Pickled by its name; ``random.uniform`` with the generator's state, and all loader workers would pause as one."""
-    return random.uniform(low, high)  # noqa: S311  # a pause, no secret
+    """Pickled by name; ``random.uniform`` would carry its state, and all loader workers would draw equal pauses."""
+    return random.uniform(low, high)  # noqa: S311  # no secret
 
 
-class PatientStorage:
-    """Another storage, each of whose requests is made again while it fails, for at most ``patience_s``.
+class RetryingStorage:
+    """Wraps a storage, and retries each failed request for at most ``patience_s`` seconds.
 
-    ``draw(0, bound)`` chooses a pause. A ``create`` whose reply was lost finds its key taken by itself, as the contract
-    of ``Storage.create`` says. Picklable, where the storage is.
+    ``draw(0, bound)`` chooses a pause. A ``create`` whose reply was lost raises ``AlreadyExistsError``, as the contract
+    of ``Storage.create`` says. Picklable if the storage is.
     """
 
     def __init__(
@@ -50,31 +50,31 @@ class PatientStorage:
         return self._storage.url
 
     def read(self, key: str) -> bytes:
-        return self._ask(partial(self._storage.read, key))
+        return self._retried(partial(self._storage.read, key))
 
     def read_range(self, key: str, offset: int, size: int) -> bytes:
-        return self._ask(partial(self._storage.read_range, key, offset, size))
+        return self._retried(partial(self._storage.read_range, key, offset, size))
 
     def write(self, key: str, data: Data) -> None:
-        self._ask(partial(self._storage.write, key, data))
+        self._retried(partial(self._storage.write, key, data))
 
     def create(self, key: str, data: bytes) -> None:
-        self._ask(partial(self._storage.create, key, data))
+        self._retried(partial(self._storage.create, key, data))
 
     def list(self, prefix: str) -> builtins.list[Entry]:
-        return self._ask(partial(self._storage.list, prefix))
+        return self._retried(partial(self._storage.list, prefix))
 
     def children(self, folder: str) -> tuple[str, ...]:
-        return self._ask(partial(self._storage.children, folder))
+        return self._retried(partial(self._storage.children, folder))
 
     def delete(self, key: str) -> None:
-        self._ask(partial(self._storage.delete, key))
+        self._retried(partial(self._storage.delete, key))
 
     def sweep(self, prefix: str, before: datetime) -> int:
-        return self._ask(partial(self._storage.sweep, prefix, before))
+        return self._retried(partial(self._storage.sweep, prefix, before))
 
-    def _ask(self, request: Callable[[], T]) -> T:
-        return persistently(
+    def _retried(self, request: Callable[[], T]) -> T:
+        return retry(
             request,
             patience_s=self._patience_s,
             first_s=_FIRST_PAUSE_S,

@@ -1,8 +1,8 @@
-"""Uploads of megabytes to S3: by boto3, for a seventh of the processor time that s3fs takes.
+"""Uploads of large objects to S3 by boto3, for a seventh of the CPU time of s3fs.
 
-They run beside a training loop that wants the processor and the interpreter's lock. s3fs hashes a body twice and moves
-it through an event loop; here it goes from the caller's memory to the socket, without the lock. What protects it is a
-checksum that S3 compares (over TLS, a signature of the body would protect nothing more).
+They run beside a training loop that needs the CPU and the interpreter lock. s3fs hashes a body twice and copies it
+through an event loop; here it goes from the caller's memory to the socket without the lock. S3 verifies its checksum;
+over TLS, a signature of the body would add no protection.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 __all__ = ["MINIMUM_BYTES", "S3Uploads"]
 
 MINIMUM_BYTES = 1 << 20
-"""Below, what a request costs is not its bytes."""
+"""Below this size, the bytes are not the main cost of a request."""
 _SEND_BYTES = 1 << 20
 
 
 class S3Uploads:
-    """A boto3 client for whole objects. Used from any number of threads, in the process that made it."""
+    """A boto3 client for whole objects. Thread-safe, within the process that created it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """``config`` as for ``botocore.config.Config``."""
@@ -32,14 +32,14 @@ class S3Uploads:
         weakref.finalize(self, self._client.close)
 
     def put(self, bucket: str, key: str, data: memoryview) -> None:
-        """Put or replace the object. Raises botocore's errors; ``BadDigest`` when it was damaged on its way."""
+        """Put or replace the object. Raises botocore's errors; ``BadDigest`` if it was damaged in transit."""
         self._client.put_object(Bucket=bucket, Key=key, Body=_Body(data), **_checksum(data))
 
 
 class _Body:
-    """Bytes as a file, for botocore: it rewinds them, say, when a bucket turns out to be in another region.
+    """A file-like view of bytes. botocore rewinds it, for example if a bucket is in another region.
 
-    A file is sent as it is read, and the time-out holds for one piece: it bounds a silence, not the upload.
+    A file is sent piece by piece, and the timeout applies to each piece rather than to the whole upload.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -50,7 +50,7 @@ class _Body:
         return len(self._data)
 
     def read(self, size: int = -1) -> memoryview:
-        """The next MiB: the 16 KiB that urllib3 asks for would make thousands of calls."""
+        """The next MiB instead of ``size`` bytes: the 16 KiB that urllib3 requests would take thousands of calls."""
         begin = self._position
         self._position = len(self) if size < 0 else min(len(self), begin + _SEND_BYTES)
         return self._data[begin : self._position]
@@ -63,7 +63,7 @@ class _Body:
 
 
 def _checksum(data: memoryview) -> dict[str, str]:
-    """The fastest checksum at hand, as S3 wants it named and written."""
+    """The fastest available checksum, as an argument of ``put_object``."""
     try:
         from awscrt.checksums import crc64nvme
     except ImportError:

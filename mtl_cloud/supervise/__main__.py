@@ -19,7 +19,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.runs.supervisor_options import SupervisorOptions
 from mtl_cloud.storage import open_storage
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.failure_policy import Decision
 from mtl_cloud.supervise.init import become_init
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _supervise(args: Namespace, signals: SignalWatcher, container: SageMakerContainer | None) -> Decision:
     settings = SupervisorOptions.from_flags(args)
-    storage = PatientStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
+    storage = RetryingStorage(open_storage(args.storage), patience_s=settings.patience_s, clock=Clock())
     run = RunRecord(storage, args.run_id)
     context = SupervisorContext(
         scratch=args.scratch or default_scratch(args.run_id, os.environ),

@@ -99,11 +99,11 @@ class HangWatcher:
         self._scratch = scratch
         self._hang_s = hang_s
         self._clock = clock
-        self._sign = scratch.sign_of_life()
+        self._sign = scratch.progress_mtime_ns()
         self._since = clock.monotonic()
 
     def poll(self) -> Stop | None:
-        sign = self._scratch.sign_of_life()
+        sign = self._scratch.progress_mtime_ns()
         if sign != self._sign:
             self._sign, self._since = sign, self._clock.monotonic()
         if self._clock.monotonic() - self._since < self._hang_s + self._TRACES_S:

@@ -21,19 +21,19 @@ from mtl_cloud.names import ENV_ATTEMPT, ENV_HANG_S, ENV_INPUTS, ENV_RUN_ID, ENV
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.scratch import Failure, Scratch
 from mtl_cloud.storage import open_storage
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 from mtl_cloud.train.build import build_trainer, open_data, wants_cuda
 from mtl_cloud.train.distributed import join_group
 
 log = logging.getLogger("mtl_cloud.train")
 
-_PATIENCE_S = 900.0
-"""Training goes on while an upload waits for its storage, and waits where it is data that does not come: as long as a
-new attempt would take to come as far again."""
+_STORAGE_PATIENCE_S = 900.0
+"""Time to retry failing storage requests: about as long as a new attempt takes to get back to the same step. Uploads
+are retried while training continues; a failing read of training data stalls it."""
 
 
 def main() -> int:
-    """Run one process of an attempt; returns its exit code."""
+    """Run one trainer process of an attempt. Returns its exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table of its own
     scratch = Scratch.from_environ(os.environ)
@@ -62,8 +62,8 @@ def _train(scratch: Scratch) -> int:
         group.leave()
 
 
-def _connect(url: str) -> PatientStorage:
-    return PatientStorage(open_storage(url), patience_s=_PATIENCE_S, clock=Clock())
+def _connect(url: str) -> RetryingStorage:
+    return RetryingStorage(open_storage(url), patience_s=_STORAGE_PATIENCE_S, clock=Clock())
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:
@@ -74,7 +74,7 @@ def _out_of_memory(error: torch.OutOfMemoryError) -> TrainingError:
 
 
 def _fail(scratch: Scratch, error: MtlCloudError) -> int:
-    """Leave the reason for the supervisor, which may not see this process's exit code through torchrun."""
+    """Write the failure for the supervisor, which may not see this process's exit code through torchrun."""
     log.error("error: %s%s", error, f"\nhint: {error.hint}" if error.hint else "")
     kind: Literal["user", "machine"] = "machine" if isinstance(error, StorageError | WorkerDiedError) else "user"
     scratch.write_failure(Failure(exit_code=error.exit_code, message=str(error), hint=error.hint, kind=kind))

@@ -1,4 +1,4 @@
-"""From a job to a trainer: the only place where names become objects."""
+"""Builds a trainer from a job: the only place where names in a job become objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mtl_cloud.storage import Storage, open_storage
 from mtl_cloud.tasks import NETWORK_TASKS, TASKS, Task
 from mtl_cloud.train.checkpoint import rng_state as rng
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
-from mtl_cloud.train.control import Channel
+from mtl_cloud.train.control import ControlChannel
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.data.device_cache import DeviceCache
 from mtl_cloud.train.data.loader import BatchDataset, Collate, ValidationView, training_batches, validation_batches
@@ -34,32 +34,32 @@ from mtl_cloud.train.nets import build_network
 from mtl_cloud.train.optim.backward import Backward, SummedBackward, TaskwiseBackward
 from mtl_cloud.train.optim.ema import MovingAverage
 from mtl_cloud.train.optim.gradient_weighting import build_gradient_weighting
-from mtl_cloud.train.optim.loss_weighting import Weighting, build_weighting
+from mtl_cloud.train.optim.loss_weighting import TaskWeighting, build_loss_weighting
 from mtl_cloud.train.optim.optimizer import build_optimizer
 from mtl_cloud.train.tasks import build_heads
 from mtl_cloud.train.tensorboard import EventLog
-from mtl_cloud.train.train_step import Learner
+from mtl_cloud.train.train_step import Replica
 from mtl_cloud.train.trainer import Trainer
 
 __all__ = ["JobData", "build_trainer", "network_classes", "open_data", "wants_cuda"]
 
 SAMPLE_IMAGES = 8
-"""Validation images that are drawn after each round."""
+"""Validation images that are rendered after each round."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class JobData:
-    """The splits of a job, as its network sees them."""
+    """The splits of a job, restricted to the labels that its network learns."""
 
     train: Dataset
     val: Dataset
     classes: Mapping[Task, tuple[str, ...]]
-    """Of every task that the network has an output for, labelled or not."""
+    """Class names of every task that the network has an output for, labelled or not."""
 
 
 def wants_cuda(job: JobSpec) -> bool:
-    """Does the job train on GPUs? Raises ``TrainingError`` when it does and there is none."""
+    """Whether the job trains on GPUs. Raises ``TrainingError`` if it does and torch sees no GPU."""
     if job.compute.gpu_count == 0:
         return False
     if not torch.cuda.is_available():
@@ -71,7 +71,7 @@ def wants_cuda(job: JobSpec) -> bool:
 
 
 def open_data(job: JobSpec, *, connect: Callable[[str], Storage] = open_storage) -> JobData:
-    """Open the splits, with those labels only that the network learns from; ``connect`` as in ``open_splits``.
+    """Open the splits with only the labels that the network learns; ``connect`` is as in ``open_splits``.
 
     Raises
     ------
@@ -86,15 +86,15 @@ def open_data(job: JobSpec, *, connect: Callable[[str], Storage] = open_storage)
 def build_trainer(
     job: JobSpec, data: JobData, run: RunRecord, *, attempt: int, group: ProcessGroup, scratch: Scratch
 ) -> Trainer:
-    """Make the network and put the parts together. Starts nothing."""
-    _set_kernels(job.training)
+    """Build the network and all parts of a trainer, without starting anything."""
+    _set_determinism(job.training)
     rng.seed_all(job.training.seed)
     network = set_norm(build_network(job.model, data.classes), job.training.norm, group)
     memory_format = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
     network = network.to(group.device, memory_format=memory_format)  # type: ignore[call-overload]  # stubs lack it
     heads = build_heads(job.model, data.classes, multi_label=data.train.info.multi_label)
     scaler = torch.amp.GradScaler(group.device.type, enabled=job.training.precision == "fp16")
-    weighting, backward = _weighting(job.training, tuple(heads), network, scaler, group)
+    weighting, backward = _build_weighting(job.training, tuple(heads), network, scaler, group)
     rng.seed_all(job.training.seed, rank=group.rank)
     sources = data.train.datasets if isinstance(data.train, JointDataset) else (data.train,)
     shards = [shards_of(source) for source in sources]
@@ -107,10 +107,10 @@ def build_trainer(
         run=run,
         attempt=attempt,
         group=group,
-        channel=Channel(scratch, leads=group.leads),
+        channel=ControlChannel(scratch, leads=group.leads),
         checkpointer=Checkpointer(run, attempt, keep=job.checkpoint.keep, datasets=[source.info for source in sources]),
         events=EventLog(run, attempt, scratch.folder / "events"),
-        learner=Learner(
+        replica=Replica(
             training=job.training,
             group=group,
             network=network,
@@ -121,7 +121,7 @@ def build_trainer(
             optimizer=build_optimizer(network, weighting.parameters(), job.training.optimizer),
             scaler=scaler,
             autocast=_autocast(job.training, group.device),
-            average=None if job.training.ema is None else MovingAverage(network, job.training.ema),
+            ema=None if job.training.ema is None else MovingAverage(network, job.training.ema),
         ),
         training_batches=_training_batches(data, job.training, collate, sampler, shards=shards, group=group),
         step_tasks=step_tasks,
@@ -133,7 +133,7 @@ def build_trainer(
     )
 
 
-def _set_kernels(training: TrainingSpec) -> None:
+def _set_determinism(training: TrainingSpec) -> None:
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(training.deterministic)
@@ -141,10 +141,10 @@ def _set_kernels(training: TrainingSpec) -> None:
 
 
 def network_classes(wanted: tuple[Task, ...], labelled: Mapping[Task, tuple[str, ...]]) -> dict[Task, tuple[str, ...]]:
-    """Class names of every task in ``wanted``; one that no dataset labels borrows them from one that is labelled.
+    """Class names of every task in ``wanted``; a task without labels takes those of a labelled task.
 
-    An unlabelled sub-network is trained through the fusion alone (MTL-Net on ImageNet or CIFAR-10); its outputs then
-    mean whatever helps the others.
+    An unlabelled sub-network is trained only through the fusion layers (MTL-Net on ImageNet or CIFAR-10), so its
+    outputs do not stand for these classes.
 
     Raises
     ------
@@ -167,19 +167,19 @@ def network_classes(wanted: tuple[Task, ...], labelled: Mapping[Task, tuple[str,
     return {task: labelled.get(task, borrowed[task]) for task in TASKS if task in wanted}
 
 
-def _weighting(
+def _build_weighting(
     training: TrainingSpec,
     tasks: tuple[Task, ...],
     network: nn.Module,
     scaler: torch.amp.GradScaler,
     group: ProcessGroup,
-) -> tuple[Weighting, Backward]:
+) -> tuple[TaskWeighting, Backward]:
     spec, seed = training.loss_weighting, training.seed
     if spec.name in GRADIENT_METHODS:
-        of_gradients = build_gradient_weighting(spec, tasks, seed=seed).to(group.device)
-        return of_gradients, TaskwiseBackward(of_gradients, list(network.parameters()), scaler, group)
-    of_losses = build_weighting(spec, tasks, seed=seed).to(group.device)
-    return of_losses, SummedBackward(of_losses, scaler, group)
+        gradient_weighting = build_gradient_weighting(spec, tasks, seed=seed).to(group.device)
+        return gradient_weighting, TaskwiseBackward(gradient_weighting, list(network.parameters()), scaler, group)
+    loss_weighting = build_loss_weighting(spec, tasks, seed=seed).to(group.device)
+    return loss_weighting, SummedBackward(loss_weighting, scaler, group)
 
 
 def _sampler(training: TrainingSpec, shards: Sequence[Shards], group: ProcessGroup) -> BatchSampler:
@@ -199,9 +199,10 @@ def _sampler(training: TrainingSpec, shards: Sequence[Shards], group: ProcessGro
 
 @dataclass(frozen=True)
 class _StepTasks:
-    """step -> the tasks that its dataset teaches; None for all, and where batches are mixed.
+    """Maps a step to the tasks that its dataset labels; None for all tasks, and for batches that mix datasets.
 
-    It depends on the step alone, not on the labels of a process's share: all processes run the same sub-networks.
+    The result depends only on the step, not on the labels of a process's share, so that all processes run the same
+    sub-networks.
     """
 
     sampler: BatchSampler
@@ -209,7 +210,7 @@ class _StepTasks:
 
     @property
     def are_partial(self) -> bool:
-        """Is there a step that runs some sub-networks and not others?"""
+        """Whether some step runs only some of the sub-networks."""
         return self.sampler.source(0) is not None and any(some is not None for some in self.by_source)
 
     def __call__(self, step: int) -> tuple[Task, ...] | None:
@@ -218,8 +219,8 @@ class _StepTasks:
 
 
 def _step_tasks(sampler: BatchSampler, sources: Sequence[Dataset], tasks: tuple[Task, ...]) -> _StepTasks:
-    taught = [tuple(task for task in tasks if task in source.info.tasks) for source in sources]
-    return _StepTasks(sampler, tuple(None if some == tasks else some for some in taught))
+    labelled = [tuple(task for task in tasks if task in source.info.tasks) for source in sources]
+    return _StepTasks(sampler, tuple(None if some == tasks else some for some in labelled))
 
 
 def _training_batches(
@@ -272,7 +273,7 @@ def _device_cache(dataset: Dataset, training: TrainingSpec, group: ProcessGroup)
 
 
 def _sample_batch(val: Dataset, training: TrainingSpec, collate: Collate) -> Batch:
-    """Images spread evenly over the split, so that all of its classes and sources have a chance."""
+    """Images spread evenly over the split, so that all of its classes and sources may appear."""
     count = min(SAMPLE_IMAGES, len(val))
     view = ValidationView(val, training.image_size, training.fit)
     return BatchDataset(view, collate).load([i * len(val) // count for i in range(count)]).to(torch.device("cpu"))
@@ -285,9 +286,9 @@ def _autocast(training: TrainingSpec, device: torch.device) -> Callable[[], Abst
 
 
 def _data_parallel(network: nn.Module, group: ProcessGroup, step_tasks: _StepTasks) -> nn.Module:
-    """The network as all processes step it; with local batch statistics, the first process's are everyone's.
+    """Wrap the network for data-parallel training. With local batch statistics, all processes use those of rank 0.
 
-    Where only some sub-networks run in a step, the wrapper must look for the parameters that wait for no gradient.
+    If a step runs only some sub-networks, the wrapper must search for the parameters that get no gradient.
     """
     if group.world == 1:
         return network

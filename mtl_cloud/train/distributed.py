@@ -1,4 +1,4 @@
-"""Several trainer processes that act as one: ``torchrun`` starts them, sums over all of them make one result."""
+"""Data-parallel training in several processes, which ``torchrun`` starts: collectives and batch normalisation."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among its peers. With one process every operation is the identity."""
+    """This process's rank and its collective operations. With one process every operation is the identity."""
 
     rank: int
     world: int
     device: torch.device
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
 
     @property
     def leads(self) -> bool:
-        """Exactly one process writes to the run record."""
+        """Whether this is the leading process, the only one that writes to the run record."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over the processes, without gradient; a new tensor."""
+        """Element-wise sum over the processes, as a new tensor without gradient."""
         total = values.detach().clone()
         if self.world > 1:
             dist.all_reduce(total)
         return total
 
     def any(self, flag: bool) -> bool:
-        """True in every process when it is true in one."""
+        """Whether ``flag`` is true in at least one process; the same in every process."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, in every process. Values are pickled."""
+        """The values of all processes, ordered by rank. Values are pickled."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -50,13 +50,13 @@ class ProcessGroup:
         return values
 
     def leave(self) -> None:
-        """Take down the process group, if there is one."""
+        """Destroy the process group, if there is one."""
         if self.world > 1:
             dist.destroy_process_group()
 
 
 def join_group(*, cuda: bool) -> ProcessGroup:
-    """The group that ``torchrun``'s environment describes; alone without it."""
+    """Join the group that ``torchrun``'s environment variables describe; without them, a group of one process."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -68,10 +68,10 @@ def join_group(*, cuda: bool) -> ProcessGroup:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch statistics over the whole group, on any device: ``torch.nn.SyncBatchNorm`` refuses the CPU.
+    """Batch normalisation over the whole group, on any device: ``torch.nn.SyncBatchNorm`` does not support the CPU.
 
-    In training, mean and variance are those of the global batch; the running variance takes Bessel's correction over
-    it, so that W processes hold what one process with the whole batch would hold (Ioffe & Szegedy 2015, algorithm 1).
+    In training, mean and variance are those of the global batch. The running variance uses Bessel's correction over
+    it, as one process with the whole batch would (Ioffe & Szegedy 2015, algorithm 1).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the base class names it so
@@ -102,10 +102,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes whose gradient is the sum of the processes' gradients."""
+    """Differentiable sum over all processes; its gradient is the sum of the processes' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # autograd hands it in
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # autograd passes it
         total = values.clone()
         dist.all_reduce(total)
         return total
@@ -123,7 +123,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def set_norm(network: nn.Module, norm: str, group: ProcessGroup) -> nn.Module:
-    """Apply ``training.norm``: ``local``, ``sync``, ``frozen``; ``auto`` is sync when there are several processes."""
+    """Apply ``training.norm``: ``local``, ``sync`` or ``frozen``; ``auto`` means ``sync`` with several processes."""
     if norm in {"auto", "sync"} and group.world > 1:
         if group.device.type == "cuda":
             synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -1,4 +1,4 @@
-"""One pass over the validation split: losses, metrics of every task, and a few images to look at."""
+"""One pass over the validation split: losses and metrics of every task."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.meters import LossMeter
 from mtl_cloud.train.tasks.base import Evaluator, TaskHead, TaskMetrics
-from mtl_cloud.train.tasks.losses import Autocast, forward, loss_terms, sums
+from mtl_cloud.train.tasks.losses import Autocast, forward, loss_terms, totals_and_counts
 
 __all__ = ["Validation", "validate"]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The outcome over all processes; only tasks with a labelled sample appear in ``metrics``."""
+    """Results over all processes. ``metrics`` holds only tasks with a labelled sample."""
 
     losses: dict[Task, float | None]
     metrics: dict[Task, TaskMetrics]
     skipped: frozenset[str]
-    """Keys of the damaged samples that were passed over."""
+    """Keys of the damaged samples that were skipped."""
 
 
 def validate(
@@ -37,7 +37,7 @@ def validate(
     autocast: Autocast,
     interrupted: Callable[[], bool],
 ) -> Validation | None:
-    """Evaluate ``network`` (left in evaluation mode); None when ``interrupted`` became true in any process."""
+    """Evaluate ``network`` and leave it in evaluation mode. Returns None if any process was ``interrupted``."""
     network.eval()
     evaluators: dict[Task, Evaluator] = {task: head.evaluator() for task, head in heads.items()}
     meter = LossMeter(tuple(heads), group.device)
@@ -50,7 +50,7 @@ def validate(
             skipped.update(host_batch.skipped)
             batch = host_batch.to(group.device)
             outputs = forward(network, batch.floats(), autocast)
-            meter.add(*sums(loss_terms(heads, outputs, batch)))
+            meter.add(*totals_and_counts(loss_terms(heads, outputs, batch)))
             for task, evaluator in evaluators.items():
                 evaluator.update(outputs[task], batch)
     return None if group.any(stopped) else _reduce(evaluators, meter, skipped, group)

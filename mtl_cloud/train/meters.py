@@ -1,4 +1,4 @@
-"""Sums over a round, kept on the device so that no step waits for the host; part of the checkpoint."""
+"""Sums over a round. They stay on the device, so that no step waits for it, and are part of the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LossMeter", "RoundMeter"]
 
 
 class LossMeter:
-    """Each task's loss over many batches: sum of losses over sum of what they count."""
+    """Each task's mean loss over many batches: sum of losses divided by sum of counts."""
 
     def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
         self.tasks = tuple(tasks)
@@ -22,12 +22,12 @@ class LossMeter:
         self.counts = torch.zeros(len(self.tasks), dtype=torch.float64, device=device)
 
     def add(self, totals: Tensor, counts: Tensor) -> None:
-        """[tasks] sums and counts of one batch, in the order of ``tasks``."""
+        """Add one batch: [tasks] sums and counts, in the order of ``tasks``."""
         self.totals += totals.detach()
         self.counts += counts.detach()
 
     def means(self) -> dict[Task, float | None]:
-        """None where nothing was labelled. Waits for the device."""
+        """Mean loss of each task, None if nothing was labelled. Waits for the device."""
         pairs = zip(self.tasks, self.totals.tolist(), self.counts.tolist(), strict=True)
         return {task: total / count if count else None for task, total, count in pairs}
 
@@ -44,7 +44,7 @@ class LossMeter:
 
 
 class RoundMeter:
-    """What a round has seen so far, in any number of attempts."""
+    """Losses, images and times of the current round, over all attempts."""
 
     def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
         self.losses = LossMeter(tasks, device)
@@ -62,7 +62,7 @@ class RoundMeter:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time (0..1) in which the loop waited for data."""
+        """Fraction of the time (0..1) that the loop waited for data."""
         return self.wait_s / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:

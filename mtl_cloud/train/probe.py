@@ -1,7 +1,7 @@
-"""``python -m mtl_cloud.train.probe``: what a job will take, asked in its container before anything is paid for.
+"""``python -m mtl_cloud.train.probe``: measure a job's data and memory in its container, before renting a machine.
 
-Reads a resolved job (``spec.json``) from standard input, opens its data, and builds its network without any memory (on
-torch's meta device). Prints one JSON object; ends with the exit code of the error when the job cannot run.
+Reads a resolved job (``spec.json``) from standard input, opens its data, and builds its network on torch's meta device,
+which allocates no memory. Prints one JSON object, or exits with the error's exit code if the job cannot run.
 """
 
 from __future__ import annotations
@@ -22,35 +22,39 @@ from mtl_cloud.train.nets import build_network
 __all__ = ["probe"]
 
 _PAIR = 2
-"""Images in the forward pass that is looked at: batch normalisation wants more than one."""
+"""Images in the measured forward pass: batch normalisation needs more than one."""
 _STATES = {"sgd": 1, "adamw": 2}
 """Tensors that the optimizer keeps for each parameter."""
-_BYTES = 4
+_BYTES_PER_VALUE = 4
 
 
 def probe(job: JobSpec) -> dict[str, Any]:
-    """``train_images``, ``val_images``, ``tasks``, ``parameters``; ``state_bytes`` of weights, gradients and optimizer;
-    ``activation_bytes`` of one image; ``gpus`` that torch sees here."""
+    """Measure a job.
+
+    Returns ``train_images``, ``val_images``, ``tasks``, ``parameters``; ``state_bytes`` of weights, gradients and
+    optimizer; ``activation_bytes`` of one image; ``gpus`` that torch sees here. Raises ``MtlCloudError`` if the job
+    cannot run.
+    """
     data = open_data(job)
-    parameters, activations = _weigh(job, data)
+    parameters, activations = _network_size(job, data)
     return {
         "train_images": len(data.train),
         "val_images": len(data.val),
         "tasks": list(data.train.info.tasks),
         "parameters": parameters,
-        "state_bytes": parameters * _BYTES * (2 + _STATES[job.training.optimizer.name]),
+        "state_bytes": parameters * _BYTES_PER_VALUE * (2 + _STATES[job.training.optimizer.name]),
         "activation_bytes": activations,
         "gpus": torch.cuda.device_count(),
     }
 
 
-def _weigh(job: JobSpec, data: JobData) -> tuple[int, int]:
-    """Parameters, and the bytes that a forward pass keeps of one image for the backward pass."""
+def _network_size(job: JobSpec, data: JobData) -> tuple[int, int]:
+    """Number of parameters, and bytes per image that a forward pass saves for the backward pass."""
     spec = job.model.model_copy(update={"pretrained": PretrainedSpec()})
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # noqa: SLF001  # the identity of a storage without an address
+        kept[tensor.untyped_storage()._cdata] = tensor  # noqa: SLF001  # identifies a meta tensor's storage
         return tensor
 
     with torch.device("meta"):

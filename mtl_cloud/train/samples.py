@@ -18,10 +18,10 @@ from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks.base import TaskHead
 from mtl_cloud.train.tasks.losses import Autocast, forward
 
-__all__ = ["draw_samples"]
+__all__ = ["render_samples"]
 
 
-def draw_samples(
+def render_samples(
     network: nn.Module,
     heads: Mapping[Task, TaskHead],
     batch: Batch,
@@ -30,7 +30,7 @@ def draw_samples(
     autocast: Autocast,
     round_number: int,
 ) -> RoundSamples:
-    """The images of ``batch`` with truth and prediction side by side, as the network sees them."""
+    """Predict on ``batch``. Returns its images as the network sees them, with ground truth and prediction."""
     network.eval()
     with torch.inference_mode():
         outputs = forward(network, batch.to(device).floats(), autocast)
@@ -51,7 +51,7 @@ def draw_samples(
 
 
 def _finite(entries: Any) -> Any:
-    """A prediction without the rows of scores and boxes that are not finite: JSON has no word for those."""
+    """Drop the rows of a prediction with scores or boxes that are not finite: JSON cannot hold them."""
     if not isinstance(entries, list):
         return entries
     return [row for row in entries if all(math.isfinite(value) for value in row if isinstance(value, float))]

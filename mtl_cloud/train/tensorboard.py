@@ -1,4 +1,4 @@
-"""Round metrics as TensorBoard event files, copied whole into the run record after each round."""
+"""Round metrics as TensorBoard event files, copied into the run record after each round."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class EventLog:
         self._folder = folder
 
     def write(self, record: RoundRecord) -> None:
-        """Add a round's scalars (``loss/train/<task>``, ``<task>/<metric>``, …) at its step, and copy the file.
+        """Write a round's scalars (``loss/train/<task>``, ``<task>/<metric>``, …) at its step, and copy the file.
 
-        Where the local disk is full they are left out, with a warning: the round's record holds the same.
+        If the local disk is full, logs a warning and writes nothing: the round's record holds the same values.
         """
         try:
             folder = self._write_locally(record)
@@ -35,7 +35,7 @@ class EventLog:
             self._run.storage.write(self._run.paths.events(self._attempt) + path.name, path.read_bytes())
 
     def _write_locally(self, record: RoundRecord) -> Path:
-        # A writer a round keeps no file open, and tensorboard reads several files of a folder as one.
+        # One writer per round, so that no file stays open; TensorBoard merges the files of a folder.
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only here
 
         folder = self._folder / f"{record.round:04d}"

@@ -1,4 +1,4 @@
-"""The shipped tables against AWS's own data, as moto and botocore recorded it."""
+"""The shipped tables, compared with AWS's data as recorded by moto and botocore."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def described() -> dict[str, Any]:
     return dict(recorded(Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"))
 
 
-def test_machine_facts_are_those_that_ec2_describes(described: dict[str, Any]) -> None:
+def test_instance_facts_are_those_that_ec2_describes(described: dict[str, Any]) -> None:
     for machine in catalog.instances():
         if machine.name not in described:
             continue
@@ -44,7 +44,7 @@ def test_machine_facts_are_those_that_ec2_describes(described: dict[str, Any]) -
         assert machine.efa == told["NetworkInfo"].get("EfaInfo", {}).get("MaximumEfaInterfaces", 0)
 
 
-def test_only_the_retired_p3_are_beyond_ec2_s_description(described: dict[str, Any]) -> None:
+def test_only_the_retired_p3_are_missing_from_ec2_s_description(described: dict[str, Any]) -> None:
     assert set(EC2) - set(described) <= {"p3.2xlarge", "p3.8xlarge", "p3.16xlarge"}
 
 
@@ -87,7 +87,7 @@ def test_a_sagemaker_type_is_the_same_machine_under_its_own_name() -> None:
     assert (sagemaker.vcpus, sagemaker.gpu_count, sagemaker.efa) == (ec2.vcpus, ec2.gpu_count, ec2.efa)
 
 
-def test_an_unknown_type_is_an_error_that_says_the_tables_date() -> None:
+def test_an_unknown_type_is_an_error_with_the_table_s_date() -> None:
     with pytest.raises(PlanError, match=f"z9.huge is not in the catalogue of {catalog.collected()}"):
         catalog.instance_type("z9.huge")
 
@@ -103,7 +103,7 @@ def test_machines_are_found_by_gpu_and_memory() -> None:
     assert catalog.instances(gpu="K80") == ()
 
 
-# Codes of Service Quotas, service `ec2`: as Determined's preflight.py and AWS's console name them.
+# Codes of Service Quotas, service `ec2`, from Determined's preflight.py and the AWS console.
 @pytest.mark.parametrize(
     ("name", "on_demand", "spot"),
     [
@@ -121,12 +121,12 @@ def test_each_market_has_its_quota(name: str, on_demand: str, spot: str | None) 
     assert (machine.quota(), machine.quota(spot=True)) == (on_demand, spot)
 
 
-def test_bf16_is_there_from_ampere_on() -> None:
+def test_bf16_is_supported_from_ampere_on() -> None:
     without = {machine.family for machine in catalog.instances() if not machine.has_bf16}
     assert without == {"p3", "p3dn", "g4dn"}
 
 
-def test_every_price_is_of_a_known_type_and_region_and_says_its_date_and_source() -> None:
+def test_every_price_has_a_known_type_and_region_a_date_and_a_source() -> None:
     tables = json.loads((Path(catalog.__file__).parent / "prices.json").read_text())
     for table in tables:
         assert table["region"] in catalog.regions()
@@ -140,7 +140,7 @@ def test_every_price_is_of_a_known_type_and_region_and_says_its_date_and_source(
 
 
 def test_prices_are_of_the_size_that_the_rate_card_has() -> None:
-    """SageMaker asks 15 % more for a P4d, Frankfurt more than Virginia, and twice the machine costs about twice."""
+    """SageMaker costs 15 % more for a P4d, Frankfurt more than Virginia, and twice the machine about twice as much."""
     p4d = catalog.price("p4d.24xlarge", "us-west-2")
     p4d_in_frankfurt = catalog.price("p4d.24xlarge", "eu-central-1")
     on_sagemaker = catalog.price("ml.p4d.24xlarge", "us-west-2")
@@ -153,6 +153,6 @@ def test_prices_are_of_the_size_that_the_rate_card_has() -> None:
     assert [round(price.usd_per_hour, 2) for price in c5.values() if price] == [0.17, 1.53, 3.06]
 
 
-def test_a_price_that_no_table_holds_is_none() -> None:
+def test_a_price_that_is_in_no_table_is_none() -> None:
     assert catalog.price("p4d.24xlarge", "ap-south-2") is None
     assert catalog.price("z9.huge", "us-east-1") is None

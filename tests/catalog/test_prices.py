@@ -1,4 +1,4 @@
-"""The book of prices: what is newer wins, what is damaged is said, and writing it loses nothing."""
+"""The price book: newer prices win, damage is reported, and writing loses nothing."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ books = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(books)
-def test_a_book_comes_back_from_its_tables(book: PriceBook) -> None:
+def test_a_book_equals_the_book_of_its_tables(book: PriceBook) -> None:
     assert PriceBook.of(book.tables()) == book
 
 
 @settings(max_examples=40, deadline=None)
 @given(books, books)
-def test_of_two_books_the_newer_price_stands_and_none_is_lost(one: PriceBook, other: PriceBook) -> None:
+def test_of_two_books_the_newer_price_wins_and_none_is_lost(one: PriceBook, other: PriceBook) -> None:
     both = one.updated(other)
     assert set(both.on_demand) == set(one.on_demand) | set(other.on_demand)
     assert set(both.spot) == set(one.spot) | set(other.spot)
@@ -48,7 +48,7 @@ def test_of_two_books_the_newer_price_stands_and_none_is_lost(one: PriceBook, ot
         assert all(both.on_demand[key].date >= known.date for key, known in book.on_demand.items())
 
 
-def test_a_cached_price_stands_over_an_older_shipped_one_and_only_there(tmp_path: Path) -> None:
+def test_a_cached_price_overrides_only_an_older_shipped_one(tmp_path: Path) -> None:
     cache = tmp_path / "prices.json"
     save_prices(PriceBook({KEY: price(KEY, 20.0, "2027-01-01")}), cache)
     known = known_prices(cache)
@@ -68,7 +68,7 @@ def test_a_second_look_up_adds_to_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"region": "x"}]', '{"a": 1}'])
-def test_a_damaged_cache_is_said_and_the_next_look_up_mends_it(tmp_path: Path, text: str) -> None:
+def test_a_damaged_cache_is_reported_and_the_next_look_up_replaces_it(tmp_path: Path, text: str) -> None:
     cache = tmp_path / "prices.json"
     cache.write_text(text)
     with pytest.raises(PlanError, match=str(cache)):
@@ -77,16 +77,16 @@ def test_a_damaged_cache_is_said_and_the_next_look_up_mends_it(tmp_path: Path, t
     assert known_prices(cache).on_demand[KEY].usd_per_hour == 20.0
 
 
-def test_without_a_cache_the_shipped_tables_are_what_is_known(tmp_path: Path) -> None:
+def test_without_a_cache_the_shipped_prices_are_known(tmp_path: Path) -> None:
     assert known_prices(tmp_path / "none.json") is shipped_prices()
 
 
-def test_the_cache_lies_where_the_user_s_caches_lie(tmp_path: Path) -> None:
+def test_the_cache_is_in_the_user_s_cache_folder(tmp_path: Path) -> None:
     assert price_cache({"XDG_CACHE_HOME": "/x"}) == Path("/x/mtl-cloud/prices.json")
     assert price_cache({}) == Path.home() / ".cache" / "mtl-cloud" / "prices.json"
 
 
-def test_the_network_s_rate_is_read_from_aws_s_words() -> None:
+def test_the_network_bandwidth_is_parsed_from_aws_s_text() -> None:
     rates = {name: catalog.instance_type(name).network_gbit for name in ("p4d.24xlarge", "c5.xlarge", "c6i.8xlarge")}
     assert rates == {"p4d.24xlarge": 400, "c5.xlarge": 10, "c6i.8xlarge": 12.5}
 

@@ -24,7 +24,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.storage import FolderStorage
 from mtl_cloud.train.checkpoint.checkpointer import read_checkpoint
 from mtl_cloud.train.export import export_run, find_checkpoint
-from mtl_cloud.train.export.formats import FORMATS, Trained
+from mtl_cloud.train.export.formats import FORMATS, TrainedNetwork
 from mtl_cloud.train.nets.darknet_weights import load_weights, read_weights
 from mtl_cloud.train.nets.yolo import YOLOv3
 
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_named_by_its_step_or_as_last_or_best(run: RunRecord) ->
     steps = {which: find_checkpoint(run, which).manifest.step for which in ("1", "last", "best")}
     assert steps == {"1": 1, "last": 2, "best": 2}
     for which in ("newest", "-1"):
-        with pytest.raises(UsageError, match="names no checkpoint"):
+        with pytest.raises(UsageError, match="is not a checkpoint"):
             find_checkpoint(run, which)
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_last_and_refused_by_its_step(
         data = run.storage.read(entry.key)
         copy.storage.write(entry.key, data[:-1] if entry.key.startswith(run.paths.checkpoint(2, 1)) else data)
     assert find_checkpoint(copy, "last").manifest.step == 1
-    assert "step 2 by attempt 1 is passed over" in caplog.text
+    assert "skipping the checkpoint of step 2 by attempt 1" in caplog.text
     with pytest.raises(RecordError):
         find_checkpoint(copy, "2")
 
@@ -142,7 +142,7 @@ def test_torchvisions_module_takes_the_state_dict_and_gives_the_same_logits(name
     task, theirs = full_width(name, 5)
     names = tuple("abcde")
     ours = built({"name": name, "width": 1.0}, {task: names})
-    (path,) = FORMATS["state-dict"](Trained(ours, {task: names}, 64, 0), tmp_path)  # type: ignore[dict-item]
+    (path,) = FORMATS["state-dict"](TrainedNetwork(ours, {task: names}, 64, 0), tmp_path)  # type: ignore[dict-item]
     theirs.load_state_dict(load_file(path), strict=True)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -176,10 +176,10 @@ def test_darknet_weights_are_read_back_bit_for_bit(run: RunRecord, network: Any,
 def test_a_network_without_a_detector_of_its_own_is_refused_by_darknet(tmp_path: Path) -> None:
     classes = {"classification": ("a",), "detection": ("a",), "segmentation": ("b", "a")}
     alone = built({"name": "alexnet"}, {"classification": ("a",)})
-    with pytest.raises(UsageError, match="YOLOv3, which this network is not"):
-        FORMATS["darknet"](Trained(alone, {"classification": ("a",)}, 64, 0), tmp_path)
-    halved = Trained(built({"sharing": {1: "hard"}}, classes), classes, 64, 0)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="are those of the segmenter"):
+    with pytest.raises(UsageError, match="holds only YOLOv3, not this network"):
+        FORMATS["darknet"](TrainedNetwork(alone, {"classification": ("a",)}, 64, 0), tmp_path)
+    halved = TrainedNetwork(built({"sharing": {1: "hard"}}, classes), classes, 64, 0)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="are computed by the segmenter"):
         FORMATS["darknet"](halved, tmp_path)
     written = FORMATS["state-dict"](halved, tmp_path)
     assert [path.stem for path in written] == ["segmentation", "network"]

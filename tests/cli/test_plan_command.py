@@ -50,7 +50,7 @@ def test_offline_says_of_when_its_tables_are(capsys: pytest.CaptureFixture[str])
 
 def test_the_exact_requests_need_a_look_at_the_account(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", ARTICLE, "--offline", "--requests") == 5
-    assert "nobody looked at the account" in capsys.readouterr().err
+    assert "the account was not queried" in capsys.readouterr().err
 
 
 def test_what_a_run_has_shown_stands_in_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def choosing(storage: str) -> str:
     retention = Retention(job, steps_per_round=137)
     detection = [{"map50_voc": 0.3}, {"map50_voc07": 0.9}, {"map50_voc": 0.7}, {"map50_voc": 0.7}]
     rounds = tuple(
-        retention.reviewed(round_record(number, metrics={"classification": {"top1": number / 5}, "detection": found}))
+        retention.with_best(round_record(number, metrics={"classification": {"top1": number / 5}, "detection": found}))
         for number, found in enumerate(detection, 1)
     )
     plan = replace(example_report().plan, run_id="choosing-1", created_at=datetime.now(UTC).isoformat())

@@ -47,7 +47,7 @@ def declared(extra: str | None = None) -> Iterator[Requirement]:
     for line in project["optional-dependencies"][extra] if extra else project["dependencies"]:
         requirement = Requirement(line)
         if requirement.name == "mtl-cloud":
-            for included in requirement.extras:
+            for included in sorted(requirement.extras):  # a set, in another order in each process
                 yield from declared(included)
         else:
             yield requirement

@@ -38,7 +38,7 @@ def test_it_is_planned_offline_for_what_its_dataset_and_network_have_in_common(p
 @every_job
 def test_it_warns_of_nothing_but_the_article_s_idle_gpus(path: Path) -> None:
     said = [warning.message for warning in load_job(path).warnings]
-    idle = ["p4d.24xlarge has 8 GPUs and the job uses 1: 7 are paid and idle"]
+    idle = ["p4d.24xlarge has 8 GPUs and the job uses 1: 7 are paid for but idle"]
     assert said == (idle if path in ARTICLE else [])
 
 

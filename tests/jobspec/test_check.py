@@ -1,4 +1,4 @@
-"""All mistakes at once, and none that only follows from another."""
+"""All mistakes are reported at once, without consequences of others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ P4D = {"backend": "ec2", "instance_type": "p4d.24xlarge"}
 
 
 def wrong(**fields: Any) -> list[str]:
-    """Paths of all mistakes of a job on the embedded data (unless said otherwise)."""
+    """Paths of all errors of a job, which uses the embedded data unless ``fields`` say otherwise."""
     _, findings = check({"dataset": {"name": "embedded"}, "storage": "s3://b/r", **fields})
     return [path_of(finding.loc) for finding in findings if finding.fatal]
 
 
-def test_a_valid_job_is_the_one_that_was_asked_for() -> None:
+def test_a_valid_job_is_returned_without_findings() -> None:
     data: dict[str, Json] = {"dataset": {"name": "embedded"}, "training": {"rounds": 3}}
     job, findings = check(data)
     assert (job, findings) == (validate(data), [])
@@ -28,7 +28,7 @@ def test_a_valid_job_is_the_one_that_was_asked_for() -> None:
     assert job.training.rounds == 3
 
 
-def test_a_schema_s_mistake_hides_no_fact_elsewhere() -> None:
+def test_an_error_of_the_schema_hides_no_broken_constraint_elsewhere() -> None:
     assert wrong(compute={**P4D, "gpu_count": 9}, training={"rouns": 3}) == ["training.rouns", "compute.gpu_count"]
 
 
@@ -48,7 +48,7 @@ def test_a_schema_s_mistake_hides_no_fact_elsewhere() -> None:
         ),
     ],
 )
-def test_what_only_follows_from_a_wrong_field_is_not_told(fields: dict[str, Any], paths: list[str]) -> None:
+def test_consequences_of_a_wrong_field_are_not_reported(fields: dict[str, Any], paths: list[str]) -> None:
     assert wrong(**fields) == paths
 
 
@@ -62,6 +62,6 @@ def test_one_broken_dataset_leaves_the_others_their_places() -> None:
     ]
 
 
-def test_nothing_at_all_needs_a_dataset_only() -> None:
+def test_an_empty_job_lacks_only_a_dataset() -> None:
     _, findings = check({})
     assert [path_of(finding.loc) for finding in findings] == ["dataset"]

@@ -1,6 +1,6 @@
-"""Ten and more broken job files: every mistake is named at its line, in words that need no knowledge of our libraries.
+"""Broken job files: every mistake is reported at its line, without terms of our libraries.
 
-The expected messages stand beside each file. ``MTL_CLOUD_UPDATE_GOLDEN=1`` rewrites them, for a person to review.
+The expected messages are beside each file. ``MTL_CLOUD_UPDATE_GOLDEN=1`` rewrites them, for a person to review.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def refusal(path: Path) -> SpecError:
 
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_a_broken_file_is_refused_with_the_messages_that_stand_beside_it(path: Path) -> None:
+def test_a_broken_file_is_refused_with_the_expected_messages(path: Path) -> None:
     said = f"{refusal(path)}\n"
     golden = path.with_suffix(".txt")
     if os.environ.get("MTL_CLOUD_UPDATE_GOLDEN"):
@@ -46,7 +46,7 @@ def test_each_of_two_or_more_mistakes_points_at_a_line_that_has_its_field(path: 
 
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_no_message_speaks_of_libraries(path: Path) -> None:
+def test_no_message_mentions_libraries(path: Path) -> None:
     assert not re.search(
         r"pydantic|https?://|Input should|Value error|valid (string|integer)|_error|tag:", str(refusal(path))
     )
@@ -59,10 +59,10 @@ def test_there_are_ten_broken_files_at_least() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "job.yaml:1:1: a job is a mapping of fields, and this file holds nothing"),
-        (b"# only a comment\n", "job.yaml:1:1: a job is a mapping of fields, and this file holds nothing"),
-        (b"- a\n- b\n", "job.yaml:1:1: a job is a mapping of fields, and this file holds a list"),
-        (b"just words", "job.yaml:1:1: a job is a mapping of fields, and this file holds a single value"),
+        (b"", "job.yaml:1:1: a job must be a mapping of fields, but this file holds nothing"),
+        (b"# only a comment\n", "job.yaml:1:1: a job must be a mapping of fields, but this file holds nothing"),
+        (b"- a\n- b\n", "job.yaml:1:1: a job must be a mapping of fields, but this file holds a list"),
+        (b"just words", "job.yaml:1:1: a job must be a mapping of fields, but this file holds a single value"),
         (b"name: a\n\tdataset: b\n", "job.yaml:2:1: not YAML: found character '\\t' that cannot start any token"),
         (b"a: [1, 2\nb: 3\n", "job.yaml:2:2: not YAML: expected ',' or ']', but got ':'"),
         (b"name: a\ndataset: \xff\xfe\n", "job.yaml:2:1: not text: invalid start byte"),
@@ -70,7 +70,7 @@ def test_there_are_ten_broken_files_at_least() -> None:
         (b"a: " + b"[" * 5000, "job.yaml:1:1: nested too deeply to be a job"),
     ],
 )
-def test_what_is_no_mapping_of_yaml_is_one_clear_message_with_its_place(text: bytes, message: str) -> None:
+def test_a_file_that_is_no_yaml_mapping_is_one_error_with_its_place(text: bytes, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_job(text, source="job.yaml", base=Path())
     assert str(caught.value).startswith(message)

@@ -1,4 +1,4 @@
-"""The JSON schema, and that it says the same as the loader."""
+"""The JSON schema agrees with the loader."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_it_is_a_schema_of_draft_2020_12() -> None:
     assert schema["additionalProperties"] is False
 
 
-def test_every_field_tells_an_editor_what_it_means() -> None:
+def test_every_field_has_a_description() -> None:
     schema = job_schema()
     named = {f"#/$defs/{name}": model for name, model in schema["$defs"].items()}
-    silent = [
+    undescribed = [
         name
         for name, field in fields(schema)
         if not {**named.get(field.get("$ref", ""), {}), **field}.get("description") and "const" not in field
     ]
-    assert silent == []
+    assert undescribed == []
 
 
 def test_extends_offers_the_presets() -> None:
@@ -45,7 +45,7 @@ def test_extends_offers_the_presets() -> None:
 
 
 @pytest.mark.parametrize("stem", ["01_misspelt", "02_kinds", "03_ranges", "07_sharing", "10_datasets", "11_backends"])
-def test_it_refuses_what_the_loader_refuses_for_a_field_by_itself(stem: str) -> None:
+def test_it_refuses_the_same_values_of_single_fields_as_the_loader(stem: str) -> None:
     data = read_yaml((BROKEN / f"{stem}.yaml").read_bytes(), stem).data
     assert list(Draft202012Validator(job_schema()).iter_errors(data))
 

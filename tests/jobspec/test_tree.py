@@ -1,4 +1,4 @@
-"""YAML to plain values with places."""
+"""Parsing of YAML to plain values with places."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     assert (type(read), read) == (type(value), value)
 
 
-def test_a_place_is_the_value_s_and_for_a_mapping_its_name_s() -> None:
+def test_a_place_is_that_of_the_value_or_for_a_mapping_of_its_name() -> None:
     tree = read_yaml(b"a:\n  b: 1\n  c: [x,\n      y]\n", "f")
     assert tree.place(("a",)) == Place("f", 1, 1)
     assert tree.place(("a", "b")) == Place("f", 2, 6)
@@ -83,7 +83,7 @@ def test_a_place_is_the_value_s_and_for_a_mapping_its_name_s() -> None:
 
 def test_a_recursive_alias_is_a_mistake_and_not_a_hang() -> None:
     (problem,) = read_yaml(b"a: &a [1, *a]\n", "f").problems
-    assert str(problem) == "f:1:1: a[1]: an alias (*name) stands for another value; write the value out"
+    assert str(problem) == "f:1:1: a[1]: aliases (*name) are not supported; write the value out"
 
 
 @given(MAPPINGS, MAPPINGS)
@@ -102,7 +102,7 @@ def test_merging_is_by_key_at_every_depth_and_lists_are_replaced() -> None:
     assert merge(below, above) == {"t": {"a": 1, "b": 2, "o": {"x": 1, "y": 3}}, "l": [3]}
 
 
-def test_an_option_replaces_its_field_and_stands_for_its_place() -> None:
+def test_an_option_replaces_its_field_and_its_place() -> None:
     tree = override(
         read_yaml(b"a: {b: {c: 1}}\nl:\n  - x: 1\n  - x: 2\n", "f"), ["a.b={d: 1e-3}", "l.1.x=[3]", "n.m=no"]
     )
@@ -116,23 +116,23 @@ def test_an_option_replaces_its_field_and_stands_for_its_place() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("training.rounds", "--set training.rounds: not of the form field=value"),
-        ("=3", "--set : not of the form field=value"),
-        ("a.b=1", "--set a.b: a holds a single value and has no field 'b'"),
-        ("l.2=1", "--set l.2: l is a list of 2: name an item by its index from 0"),
-        ("l.x=1", "--set l.x: l is a list of 2: name an item by its index from 0"),
+        ("training.rounds", "--set training.rounds: expected field=value"),
+        ("=3", "--set : expected field=value"),
+        ("a.b=1", "--set a.b: a is a single value and has no field 'b'"),
+        ("l.2=1", "--set l.2: l is a list of 2: give the index of an item, from 0"),
+        ("l.x=1", "--set l.x: l is a list of 2: give the index of an item, from 0"),
         ("a=[1", "--set a: not YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a=1\nb: 2", "--set a: the value is not one YAML value"),
+        ("a=1\nb: 2", "--set a: expected one YAML value"),
     ],
 )
-def test_a_wrong_option_is_told_by_itself(option: str, message: str) -> None:
+def test_a_wrong_option_is_reported_by_itself(option: str, message: str) -> None:
     tree = override(read_yaml(b"a: 1\nl: [1, 2]\n", "f"), [option])
     (problem,) = tree.problems
     assert str(problem).startswith(message)
     assert tree.data == {"a": 1, "l": [1, 2]}
 
 
-def test_the_input_tree_stays_as_it_was() -> None:
+def test_the_input_tree_is_not_changed() -> None:
     tree = read_yaml(b"a: {b: [1]}", "f")
     override(tree, ["a.b.0=2"])
     assert tree.data == {"a": {"b": [1]}}

@@ -178,7 +178,7 @@ def test_a_plan_on_a_p4d_whole() -> None:
             "estimates": [ESTIMATE],
         },
         warnings=[
-            "compute.gpu_count: p4d.24xlarge has 8 GPUs and the job uses 4: 4 are paid and idle",
+            "compute.gpu_count: p4d.24xlarge has 8 GPUs and the job uses 4: 4 are paid for but idle",
             "compute.instance_type: on-demand prices are those of 2026-01-21",
         ],
     )

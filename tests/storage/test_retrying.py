@@ -1,4 +1,4 @@
-"""A patient storage: outages are waited for, answers are not."""
+"""A retrying storage waits for outages, and raises final answers at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from run_harness import FakeClock
 
 from mtl_cloud.errors import AlreadyExistsError, NotFoundError, StorageError
 from mtl_cloud.storage import MemoryStorage
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 
 
 class Outage(MemoryStorage):
-    """Fails until a moment of the clock."""
+    """A storage that fails until a given time."""
 
     def __init__(self, clock: FakeClock, until_s: float) -> None:
         super().__init__("outage")
@@ -25,7 +25,7 @@ class Outage(MemoryStorage):
 
 def test_an_outage_is_waited_for_with_growing_pauses() -> None:
     clock = FakeClock()
-    storage = PatientStorage(
+    storage = RetryingStorage(
         Outage(clock, until_s=20), patience_s=60, clock=clock, draw=lambda low, high: (low + high) / 2
     )
     storage.write("key", b"value")
@@ -36,13 +36,13 @@ def test_an_outage_is_waited_for_with_growing_pauses() -> None:
 def test_patience_ends_with_the_storages_own_error() -> None:
     clock = FakeClock()
     with pytest.raises(StorageError, match="503 SlowDown"):
-        PatientStorage(Outage(clock, until_s=1e9), patience_s=60, clock=clock).read("key")
+        RetryingStorage(Outage(clock, until_s=1e9), patience_s=60, clock=clock).read("key")
     assert 50 < clock.seconds <= 60
 
 
 def test_answers_are_passed_on_at_once() -> None:
     clock = FakeClock()
-    storage = PatientStorage(MemoryStorage("answers"), patience_s=60, clock=clock)
+    storage = RetryingStorage(MemoryStorage("answers"), patience_s=60, clock=clock)
     storage.create("folder/key", b"")
     with pytest.raises(AlreadyExistsError):
         storage.create("folder/key", b"")

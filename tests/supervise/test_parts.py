@@ -27,7 +27,7 @@ from mtl_cloud.supervise.log import SEGMENT_BYTES, LogShipper, append_line
 from mtl_cloud.supervise.nodes import Nodes
 from mtl_cloud.supervise.periodic import Periodic
 from mtl_cloud.supervise.trainer_process import trainer_command
-from mtl_cloud.train.control import Channel
+from mtl_cloud.train.control import ControlChannel
 from mtl_cloud.user_dirs import tail
 
 
@@ -202,10 +202,10 @@ def test_the_supervisor_imports_neither_pydantic_nor_click_nor_torch() -> None:
 
 def test_a_full_disk_stops_no_trainer_and_is_no_hang(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path)
-    channel = Channel(scratch, leads=True)
+    channel = ControlChannel(scratch, leads=True)
     channel.report("training", step=1)
-    alive = scratch.sign_of_life()
+    alive = scratch.progress_mtime_ns()
     (tmp_path / f"progress.json.{os.getpid()}").symlink_to("/dev/full")
     channel.report("training", step=2)
-    assert scratch.sign_of_life() > alive
+    assert scratch.progress_mtime_ns() > alive
     assert scratch.progress() == {"phase": "training", "step": 1}

@@ -16,7 +16,7 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.errors import StorageError
 from mtl_cloud.runs.schema import Outcome
 from mtl_cloud.storage import Data, FolderStorage, MemoryStorage
-from mtl_cloud.storage.retrying import PatientStorage
+from mtl_cloud.storage.retrying import RetryingStorage
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.supervisor import supervise
 
@@ -63,7 +63,7 @@ class Hasty(Clock):
 def test_a_storage_that_fails_all_the_time_loses_neither_a_line_nor_the_end(seed: int, tmp_path: Path) -> None:
     storm = Stormy(seed)
     code = "for i in range(50): print(i, flush=True); time.sleep(0.01)"
-    run = make_run(PatientStorage(storm, patience_s=60, clock=Hasty()), code)
+    run = make_run(RetryingStorage(storm, patience_s=60, clock=Hasty()), code)
     storm.rages = True
     assert (
         supervise(run, 1, SupervisorContext(scratch=tmp_path, environ=os.environ, settings=FAST)).outcome

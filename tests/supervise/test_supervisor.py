@@ -79,13 +79,13 @@ def test_an_unknown_python_error_is_the_users_and_is_quoted(storage: FolderStora
 
 
 HANG = """
-from mtl_cloud.train.control import Channel
-channel = Channel(scratch, leads=True)
+from mtl_cloud.train.control import ControlChannel
+channel = ControlChannel(scratch, leads=True)
 channel.listen(hang_s=float(os.environ["MTL_CLOUD_HANG_S"]))
 channel.report("training", step=attempt)
 for _ in range(30):
     time.sleep(0.1)
-    channel.give_sign_of_life()
+    channel.heartbeat()
 def wait_for_a_packet_that_never_comes():
     time.sleep(600)
 wait_for_a_packet_that_never_comes()

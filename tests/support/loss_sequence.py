@@ -67,14 +67,14 @@ def _watched_keys(trainer: Trainer) -> list[list[str]]:
 def _watched_losses(trainer: Trainer) -> list[str]:
     """The sums and counts of each step's losses, as hexadecimal bytes."""
     losses: list[str] = []
-    step = trainer.learner.step
+    step = trainer.replica.step
 
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
         loss = step(*arguments, **options)
         losses.append(loss.detach().numpy().tobytes().hex())
         return loss
 
-    trainer.learner.step = watched  # type: ignore[method-assign]
+    trainer.replica.step = watched  # type: ignore[method-assign]
     return losses
 
 

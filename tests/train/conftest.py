@@ -1,4 +1,4 @@
-"""A trainer in this process, on a run record in memory."""
+"""Fixtures that build a trainer in this process, with a run record in memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mtl_cloud.train.trainer import Trainer
 
 @pytest.fixture(autouse=True)
 def _kernels_of_this_test_only() -> Iterator[None]:
-    """A trainer in this process chooses torch's kernels for all that comes after it."""
+    """Undo the choice of deterministic kernels, which a trainer makes for the whole process."""
     yield
     torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """``make_trainer(job, storage=…, attempt=…, data=…)``; one thread, so that sums are summed in one order."""
+    """``make_trainer(job, storage=…, attempt=…, data=…)``. Uses one thread, so that sums have a fixed order."""
     torch.set_num_threads(1)
 
     def make(job: JobSpec, *, storage: Storage | None = None, attempt: int = 1, data: JobData | None = None) -> Trainer:

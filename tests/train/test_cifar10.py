@@ -1,4 +1,4 @@
-"""On real images the published classifiers learn what a linear model of the pixels cannot."""
+"""The published classifiers are more accurate on real images than a linear model of the pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NETWORKS = {"vgg16": (0.25, 32, 30), "alexnet": (0.5, 64, 20)}
 
 @pytest.fixture(scope="module")
 def dataset(real_data: Callable[[str], Path]) -> DatasetSpec:
-    """The 5,085 training and 1,017 test images that are lossless."""
+    """5,085 training and 1,017 test images, stored losslessly."""
     (folder,) = real_data("cifar10").rglob("cifar-10-batches-py")
     return DatasetSpec.model_validate(
         {"name": "cifar10", "uri": str(folder), "splits": {"train": "train", "val": "test"}}

@@ -1,4 +1,4 @@
-"""Several processes act as one: sums, batch statistics, and whole training steps."""
+"""Collectives and synchronised batch normalisation in several processes give the results of one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_sums_and_gathered_values_are_the_same_everywhere(tmp_path: Path) -> Non
         assert total.tolist() == [2.0, 1.0]
         assert some is True
         assert gathered == [{"rank": 0}, {"rank": 1}]
-        assert own[0] == 1.0  # the input is left alone
+        assert own[0] == 1.0  # the input is not changed
 
 
 def test_alone_every_operation_is_the_identity() -> None:

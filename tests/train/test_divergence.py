@@ -1,4 +1,4 @@
-"""Divergence is a fact about the sequence of losses: it does not matter when one looks, and no step waits for it."""
+"""Divergence detection depends only on the sequence of losses, and adding a step does not wait for the device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mtl_cloud.jobspec.job import DivergenceSpec
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.divergence import DivergenceError, DivergenceWatch, require_finite
+from mtl_cloud.train.divergence import DivergenceError, DivergenceMonitor, require_finite
 
 TASKS: tuple[Task, ...] = ("classification", "detection")
 
 
-def watch(*, every_steps: int = 1) -> DivergenceWatch:
-    return DivergenceWatch(TASKS, DivergenceSpec(), every_steps=every_steps)
+def monitor(*, every_steps: int = 1) -> DivergenceMonitor:
+    return DivergenceMonitor(TASKS, DivergenceSpec(), every_steps=every_steps)
 
 
 def sums(classification: float, detection: float, counts: tuple[float, float] = (4, 8)) -> Tensor:
@@ -26,12 +26,12 @@ def sums(classification: float, detection: float, counts: tuple[float, float] = 
 
 
 def verdict(losses: list[Tensor], *, every_steps: int = 1) -> str | None:
-    """What is said of the losses of steps 1, 2, ..."""
-    seeing = watch(every_steps=every_steps)
+    """The error message for the losses of steps 1, 2, ..., or None."""
+    monitored = monitor(every_steps=every_steps)
     try:
         for step, values in enumerate(losses, 1):
-            seeing.add(step, values)
-        seeing.look()
+            monitored.add(step, values)
+        monitored.check()
     except DivergenceError as error:
         return str(error)
     return None
@@ -55,8 +55,8 @@ def test_a_loss_over_ten_times_its_median_for_twenty_steps_has_diverged() -> Non
 @pytest.mark.parametrize(
     "losses",
     [
-        [sums(5, 1), *[sums(0.01, 1)] * 100, *[sums(4.9, 1)] * 100],  # still better than it was untrained
-        [sums(1, 1), *[sums(50, 1)] * 100],  # too early to know what is usual
+        [sums(5, 1), *[sums(0.01, 1)] * 100, *[sums(4.9, 1)] * 100],  # still below the untrained loss
+        [sums(1, 1), *[sums(50, 1)] * 100],  # too few steps for a median
         [*[sums(1, 1)] * 60, *[sums(20, 1), sums(1, 1)] * 60],  # spikes
         [sums(1, 1, (0, 8)), sums(math.nan, 1, (0, 8))],  # a task without a sample
         [*[sums(1, 1)] * 60, *[sums(1000, 1, (0, 8))] * 60],
@@ -75,35 +75,35 @@ LOSSES = st.lists(
 
 
 @given(LOSSES, st.integers(2, 70), st.integers(0, 300))
-def test_the_verdict_does_not_depend_on_when_one_looks_or_where_the_run_was_cut(
+def test_the_verdict_does_not_depend_on_when_losses_are_checked_or_where_the_run_was_killed(
     losses: list[Tensor], every_steps: int, cut: int
 ) -> None:
     expected = verdict(losses)
     assert verdict(losses, every_steps=every_steps) == expected
-    assert verdict_in_two_lives(losses, cut) == expected
+    assert verdict_of_two_attempts(losses, cut) == expected
 
 
-def verdict_in_two_lives(losses: list[Tensor], cut: int) -> str | None:
-    first, second = watch(every_steps=400), watch()
+def verdict_of_two_attempts(losses: list[Tensor], cut: int) -> str | None:
+    first, second = monitor(every_steps=400), monitor()
     try:
         for step, values in enumerate(losses, 1):
             (first if step <= cut else second).add(step, values)
             if step == cut:
-                first.look()  # as before each save
+                first.check()  # as before each save
                 second.load_state_dict(first.state_dict())
-        first.look()
+        first.check()
     except DivergenceError as error:
         return str(error)
     return None
 
 
 def test_a_step_does_not_read_the_device() -> None:
-    """A tensor on the meta device has no values: whoever asks for one fails."""
-    seeing = watch(every_steps=50)
+    """Tensors on the meta device have no values: reading one fails."""
+    monitored = monitor(every_steps=50)
     for step in range(1, 50):
-        seeing.add(step, torch.empty(2, 2, device="meta"))
+        monitored.add(step, torch.empty(2, 2, device="meta"))
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        seeing.look()
+        monitored.check()
 
 
 def test_a_parameter_that_is_not_finite_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Runs over a real S3 server behind thousands of faults: none is lost, none is torn, no round is there twice.
+"""Runs on a real S3 server behind a proxy that injects thousands of faults: no loss, no torn file, no round twice.
 
 ``MTL_CLOUD_FAULTS`` sets the number of faults of each kind; the default is 50, and 1,000 before a release.
 """
@@ -22,8 +22,8 @@ from mtl_cloud.clock import Clock
 from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat, RoundRecord
 from mtl_cloud.storage import Storage, open_storage, remote
-from mtl_cloud.storage.retrying import PatientStorage
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.storage.retrying import RetryingStorage
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 
 FAULTS = int(os.environ.get("MTL_CLOUD_FAULTS", "1000" if EXHAUSTIVE else "50"))
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """One request in four is spoilt. Who waits for an answer gives up within ``STALL_S``."""
+    """Makes one request in four fail. Clients time out within ``STALL_S``."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     options = remote._s3_options()
@@ -74,25 +74,25 @@ def round_record(number: int, attempt: int) -> RoundRecord:
 
 
 def live(storage: Storage, run_id: str, attempt: int) -> None:
-    """One attempt: go on from the last one's end, check it, do two more rounds, and write of all of it."""
-    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), run_id)
+    """Run one attempt: restore and check the last state, then save and record two more rounds."""
+    run = RunRecord(RetryingStorage(storage, patience_s=300, clock=Clock()), run_id)
     run.claim(AttemptRecord(number=attempt, started_at="15:00", host="h", pid=1, backend="local", nonce=f"{attempt}"))
     restored = Checkpointer(run, attempt, keep=2).load_latest()
     done = 2 * (attempt - 1)
     assert (restored.manifest.round if restored else 0) == done
     assert restored is None or torch.equal(restored.state["w"], state_at(10 * done)["w"])
-    saver = Saver(Checkpointer(run, attempt, keep=2, part_bytes=4000))
+    saver = AsyncSaver(Checkpointer(run, attempt, keep=2, part_bytes=4000))
     for number in (done + 1, done + 2):
         saver.save(state_at(10 * number), step=10 * number, round=number, reason="round")
         run.append_log(attempt, number - done, f"round {number}\n".encode())
         run.write_heartbeat(attempt, Heartbeat(at="15:00", phase="training", progress={"step": 10 * number}))
-        assert run.write_round(round_record(number, attempt)) in (True, False)  # False: its own, whose reply was lost
+        assert run.write_round(round_record(number, attempt)) in (True, False)  # False: an earlier reply was lost
     saver.drain()
     saver.close()
 
 
 def check(run: RunRecord, attempts: int) -> None:
-    """Everything is there once and whole, as seen without faults."""
+    """Check, without faults, that every record is complete and exists once."""
     assert [attempt.number for attempt in run.attempts()] == list(range(1, attempts + 1))
     assert run.rounds() == [round_record(n, (n + 1) // 2) for n in range(1, 2 * attempts + 1)]
     assert b"".join(run.read_log(a) for a in range(1, attempts + 1)).count(b"\n") == 2 * attempts
@@ -103,7 +103,7 @@ def check(run: RunRecord, attempts: int) -> None:
 
 
 def live_through(proxy: FaultProxy, faults: int, name: str) -> None:
-    """Several runs at a time, of as many attempts as it takes to meet so many faults of each kind."""
+    """Do attempts of several runs concurrently until ``faults`` faults of each kind were injected, then check them."""
     storage = open_storage(f"s3://{BUCKET}/{name}")
     with ThreadPoolExecutor(RUNS) as pool:
         for attempt in count(1):
@@ -120,12 +120,12 @@ def test_runs_outlive_faults_of_every_kind(proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("kind", ["expired", "skewed"])
-def test_training_goes_on_until_credentials_are_renewed_or_the_clock_is_right(proxy: FaultProxy, kind: str) -> None:
+def test_training_continues_until_credentials_are_renewed_or_the_clock_is_right(proxy: FaultProxy, kind: str) -> None:
     proxy.rate, proxy.kinds = 0.0, (kind,)
     storage = open_storage(f"s3://{BUCKET}/{kind}")
-    run = RunRecord(PatientStorage(storage, patience_s=300, clock=Clock()), "run-1")
+    run = RunRecord(RetryingStorage(storage, patience_s=300, clock=Clock()), "run-1")
     run.claim(AttemptRecord(number=1, started_at="15:00", host="h", pid=1, backend="local"))
-    saver = Saver(Checkpointer(run, 1, keep=2))
+    saver = AsyncSaver(Checkpointer(run, 1, keep=2))
     proxy.rate = 1.0
     saver.save(state_at(1), step=1, round=1, reason="time")
     while proxy.injected[kind] < 3:

@@ -1,4 +1,4 @@
-"""A run may be killed at any event, any number of times: it comes to the end of the run that never was."""
+"""A run that is killed at any events, any number of times, ends with the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord
 from mtl_cloud.storage import MemoryStorage, Storage
 from mtl_cloud.train.build import JobData, open_data
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 from mtl_cloud.train.trainer import Trainer
 
@@ -29,15 +29,15 @@ Outcome = tuple[str, list[object]]
 
 
 def tiny_job() -> JobSpec:
-    """MTL-Net on six batches of four; every step is saved, unless a save is under way."""
+    """MTL-Net on six batches of four. Every step is saved unless the previous save is still running."""
     job = small_job(rounds=ROUNDS, epochs_per_round=1, max_steps_per_epoch=3, batch_size=4, image_size=32)
     return job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"every_minutes": 1e-9, "keep": 2})})
 
 
-def stormy_job() -> JobSpec:
-    """The tiny job with a rate that explodes in the second round, a rewind, averaged weights and one best round."""
+def diverging_job() -> JobSpec:
+    """The tiny job with a diverging learning rate in round 2, a rewind, averaged weights and one best round."""
     job = tiny_job()
-    storm = {
+    training = {
         "optimizer": {"lr": 1e38},
         "schedule": {"warmup_steps": 6, "warmup_power": 137},
         "on_divergence": "rewind",
@@ -46,12 +46,12 @@ def stormy_job() -> JobSpec:
     }
     checkpoint = {"every_minutes": 1e-9, "keep": 1, "keep_best": {}}
     dump = job.model_dump()
-    return JobSpec.model_validate(dump | {"training": dump["training"] | storm, "checkpoint": checkpoint})
+    return JobSpec.model_validate(dump | {"training": dump["training"] | training, "checkpoint": checkpoint})
 
 
 @dataclass(frozen=True)
-class Story:
-    """A job, and how it goes without a break."""
+class Baseline:
+    """A job and its result without interruption."""
 
     job: JobSpec
     data: JobData
@@ -60,15 +60,15 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def baseline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     torch.set_num_threads(1)
     job, life = request.param(), Life()
     data = open_data(job)
     trainer = begin(job, data, tmp_path_factory.mktemp("straight"), MemoryStorage(), life)
     assert trainer.fit()
     events = life.events
-    assert len(trainer.position.rewinds) == (request.param is stormy_job)
-    return Story(job, data, outcome(trainer), events)
+    assert len(trainer.position.rewinds) == (request.param is diverging_job)
+    return Baseline(job, data, outcome(trainer), events)
 
 
 def begin(job: JobSpec, data: JobData, folder: Path, storage: Storage, life: Life) -> Trainer:
@@ -78,17 +78,17 @@ def begin(job: JobSpec, data: JobData, folder: Path, storage: Storage, life: Lif
 
 
 def outcome(trainer: Trainer) -> Outcome:
-    digests = digest(trainer.network) + digest(trainer.learner.judged)
+    digests = digest(trainer.network) + digest(trainer.replica.eval_network)
     return digests, [facts_of(record) for record in trainer.run.rounds()]
 
 
-def live_until_done(folder: Path, story: Story, lives: list[Life]) -> Outcome:
-    """One attempt after another, the last of them immortal."""
+def live_until_done(folder: Path, baseline: Baseline, lives: list[Life]) -> Outcome:
+    """Run one attempt for each life, then a last one that is not killed."""
     storage = MemoryStorage()
     for life in lives:
         with suppress(Killed):
-            begin(story.job, story.data, folder, storage, life).fit()
-    trainer = begin(story.job, story.data, folder, storage, Life())
+            begin(baseline.job, baseline.data, folder, storage, life).fit()
+    trainer = begin(baseline.job, baseline.data, folder, storage, Life())
     assert trainer.fit()
     return outcome(trainer)
 
@@ -99,37 +99,39 @@ def some_lives(draw: st.DrawFn, events: int) -> list[Life]:
     return [Life(last, after=after) for last, after in ends]
 
 
-def kill_at_random(draw: st.DataObject, story: Story, folder: Path) -> None:
-    lives = draw.draw(some_lives(story.events))
-    assert live_until_done(folder, story, lives) == story.outcome
+def kill_at_random(draw: st.DataObject, baseline: Baseline, folder: Path) -> None:
+    lives = draw.draw(some_lives(baseline.events))
+    assert live_until_done(folder, baseline, lives) == baseline.outcome
 
 
-@pytest.mark.parametrize("story", [tiny_job], indirect=True)
+@pytest.mark.parametrize("baseline", [tiny_job], indirect=True)
 @examples(12, reuse_fixtures=True, derandomize=True)
 @given(draw=st.data())
-def test_random_kills_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
-    kill_at_random(draw, story, tmp_path)
+def test_random_kills_change_nothing(draw: st.DataObject, baseline: Baseline, tmp_path: Path) -> None:
+    kill_at_random(draw, baseline, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("story", [stormy_job], indirect=True)
+@pytest.mark.parametrize("baseline", [diverging_job], indirect=True)
 @examples(4, reuse_fixtures=True, derandomize=True)
 @given(draw=st.data())
-def test_random_kills_of_a_run_that_rewinds_change_nothing(draw: st.DataObject, story: Story, tmp_path: Path) -> None:
-    kill_at_random(draw, story, tmp_path)
+def test_random_kills_of_a_run_that_rewinds_change_nothing(
+    draw: st.DataObject, baseline: Baseline, tmp_path: Path
+) -> None:
+    kill_at_random(draw, baseline, tmp_path)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("story", [tiny_job, stormy_job], indirect=True)
+@pytest.mark.parametrize("baseline", [tiny_job, diverging_job], indirect=True)
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_every_single_event_changes_nothing(story: Story, tmp_path: Path, *, after: bool) -> None:
-    for last in range(1, story.events + 1):
+def test_a_kill_at_every_single_event_changes_nothing(baseline: Baseline, tmp_path: Path, *, after: bool) -> None:
+    for last in range(1, baseline.events + 1):
         lives = [Life(last, after=after)]
-        assert live_until_done(tmp_path, story, lives) == story.outcome, f"killed at event {last}"
+        assert live_until_done(tmp_path, baseline, lives) == baseline.outcome, f"killed at event {last}"
 
 
-# --- saving alone: every request of thousands of lives ---
+# --- saving alone: a kill at every request ---
 
 SAVES = (3, 5, 8)
 
@@ -139,13 +141,13 @@ def value_at(step: int) -> torch.Tensor:
 
 
 def save_some(storage: Storage, attempt: int) -> int:
-    """Go on from what is there, save three states behind the scenes; the last step that was surely committed."""
+    """Restore and check the newest state, then save three states. Returns the last step, which is committed."""
     run = RunRecord(storage, "x-1")
     restored = Checkpointer(run, attempt, keep=1).load_latest()
     start = restored.manifest.step if restored else 0
     if restored:
         assert torch.equal(restored.state["w"], value_at(start))
-    saver = Saver(Checkpointer(run, attempt, keep=1, part_bytes=1000))
+    saver = AsyncSaver(Checkpointer(run, attempt, keep=1, part_bytes=1000))
     for step in SAVES:
         saver.save({"w": value_at(start + step)}, step=start + step, round=0, reason="time")
     saver.drain()

@@ -1,4 +1,4 @@
-"""Eight real images can be learnt by heart, by all three tasks at once: nothing between data and metric is crooked."""
+"""All three tasks can overfit eight real images together: data, losses and metrics agree."""
 
 from __future__ import annotations
 

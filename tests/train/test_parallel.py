@@ -24,7 +24,7 @@ from mtl_cloud.train.distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class MasksOnEvenSamples(Altered):
-    """A dataset whose odd samples carry no mask: in the order on disk, the second of two processes never sees one."""
+    """A dataset without masks in odd samples: read in order, the second of two processes gets none."""
 
     def load(self, index: int, hint_for: HintFor) -> Sample:
         sample = super().load(index, hint_for)
@@ -40,10 +40,10 @@ def _in_double(_module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class FitIn:
-    """A fit in a folder; picklable, for spawned processes.
+    """Trains in a folder. Picklable, for spawned processes.
 
-    Without dropout, whose masks are each process's own; in double precision, and for one step: a fresh segmenter
-    amplifies a change of its input by 1e-8 to 1e-3 in its second step's loss, in one process as well as in two.
+    There is no dropout, because each process draws its own masks. The fit is one step in double precision, because a
+    fresh segmenter amplifies an input change of 1e-8 to 1e-3 in the loss of its second step, even in one process.
     """
 
     folder: Path
@@ -56,10 +56,10 @@ class FitIn:
         storage = FolderStorage(self.folder)
         trainer = open_attempt(job, self.folder, storage=storage, attempt=1, data=halved, group=group)
         torch.set_default_dtype(torch.float32)
-        trainer.learner.weighting.float()
+        trainer.replica.weighting.float()
         trainer.network.register_forward_pre_hook(_in_double)
         for module in trainer.network.modules():
-            if isinstance(module, nn.LayerNorm):  # the fusion computes in float32 at least, whatever comes in
+            if isinstance(module, nn.LayerNorm):  # the fusion casts its input to float32
                 module.register_forward_pre_hook(_in_double)
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -69,7 +69,7 @@ class FitIn:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, torch.Tensor]], list[RoundRecord]]:
-    """States of the network in one process and in each of two; round records of one process and of two."""
+    """Network states in one process and in each of two; round records of one process and of two."""
     alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
     torch.set_num_threads(1)
     states = [FitIn(alone)(ALONE), *in_processes(2, together, FitIn(together))]

@@ -1,4 +1,4 @@
-"""What a job takes is counted without computing it: parameters as the network has them, bytes as they follow."""
+"""The probe counts a job's parameters and bytes without running its network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_activations_grow_with_the_images_area() -> None:
     assert large / small == pytest.approx(4, rel=0.05)
 
 
-def test_a_job_that_cannot_run_is_told_of_in_one_line_with_what_to_do_next(
+def test_a_job_that_cannot_run_is_reported_in_one_line_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cifar").mkdir()

@@ -1,4 +1,4 @@
-"""A run that diverges goes back to the last round's end and on at a lower rate, as often as the job allows."""
+"""A run that diverges rewinds to the last round's end and continues at a lower learning rate, as the job allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TrainerMaker = Callable[..., Trainer]
 
 
 def exploding_job(**training: Any) -> JobSpec:
-    """Rounds of two steps; from step 3 on, in the second round, the rate is beyond all measure. Each step is saved."""
+    """Rounds of two steps, each saved. From step 3 on, in round 2, the learning rate makes training diverge."""
     job = small_job(
         **{
             "rounds": 2,
@@ -38,7 +38,7 @@ def exploding_job(**training: Any) -> JobSpec:
     return job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"every_minutes": 1e-9, "keep": 1})})
 
 
-def test_a_rewind_begins_the_round_again_at_a_lower_rate_and_is_recorded(make_trainer: TrainerMaker) -> None:
+def test_a_rewind_restarts_the_round_at_a_lower_learning_rate_and_is_recorded(make_trainer: TrainerMaker) -> None:
     trainer = make_trainer(exploding_job(divergence={"lr_factor": 1e-40}))
     assert trainer.fit()
     first, second = trainer.run.rounds()
@@ -78,7 +78,7 @@ def test_no_diverged_state_is_ever_committed(make_trainer: TrainerMaker, policy:
         assert all(value.isfinite().all() for value in network.values())
 
 
-# --- checkpoints on the way ---
+# --- checkpoints after a rewind ---
 
 
 def claimed(run: RunRecord, number: int) -> Checkpointer:
@@ -86,12 +86,12 @@ def claimed(run: RunRecord, number: int) -> Checkpointer:
     return Checkpointer(run, number, keep=9)
 
 
-def test_what_was_committed_after_the_rewinds_goal_is_gone_and_may_be_committed_anew() -> None:
+def test_a_rewind_deletes_later_checkpoints_and_their_steps_may_be_committed_again() -> None:
     run = RunRecord(MemoryStorage(), "x-1")
     checkpointer = claimed(run, 1)
     for step in (10, 20, 30):
         checkpointer.save({"w": torch.full((3,), float(step))}, step=step, round=0, reason="time")
-    checkpointer.abandon(after=10)
+    checkpointer.discard_newer(than=10)
     assert run.checkpoints() == [CheckpointId(10, 1)]
     checkpointer.save({"w": torch.zeros(3)}, step=20, round=0, reason="time")
     restored = checkpointer.load_upto(25)
@@ -105,5 +105,5 @@ def test_an_attempt_that_was_replaced_abandons_nothing() -> None:
     zombie.save({"w": torch.zeros(3)}, step=20, round=0, reason="time")
     claimed(run, 2)
     with pytest.raises(RunTakenOverError):
-        zombie.abandon(after=0)
+        zombie.discard_newer(than=0)
     assert run.checkpoints() == [CheckpointId(20, 1)]

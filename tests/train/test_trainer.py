@@ -1,4 +1,4 @@
-"""A run trains, records its rounds, and goes on exactly where it was cut off."""
+"""A run trains, records its rounds, and resumes exactly where it was killed or stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TrainerMaker = Callable[..., Trainer]
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[object]]:
-    """Parameters and rounds of the small job, run without a break."""
+    """Parameters and rounds of the small job without interruption."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("straight")
     trainer = open_attempt(small_job(), folder, storage=MemoryStorage(), attempt=1, data=None, group=ALONE)
@@ -66,7 +66,7 @@ def test_the_images_of_a_rounds_record_are_as_validation_sees_them(make_trainer:
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 6, 7, 11])
-def test_a_killed_run_goes_on_to_the_same_parameters_bit_for_bit(
+def test_a_killed_run_resumes_to_the_same_parameters_bit_for_bit(
     make_trainer: TrainerMaker, straight: tuple[str, list[object]], step: int
 ) -> None:
     storage = MemoryStorage()
@@ -92,7 +92,7 @@ def test_a_stop_is_honoured_at_the_next_step_and_loses_none(
 
 
 def after_step(trainer: Trainer, step: int, act: Callable[[], None]) -> None:
-    """Have ``act`` called as soon as the batch of ``step`` (1-based) is handed out."""
+    """Call ``act`` just before the batch of ``step`` (1-based) is returned."""
     batches = trainer.training_batches
 
     def watched(start: int) -> Iterator[Batch]:
@@ -175,7 +175,7 @@ def test_a_network_none_of_whose_tasks_is_labelled_is_refused() -> None:
 
 @dataclass(frozen=True)
 class Damaged(Altered):
-    """A dataset of which one sample cannot be read."""
+    """A dataset with one sample that cannot be read."""
 
     bad: int
 

@@ -1,4 +1,4 @@
-"""A run may go on with another number of processes, in the middle of an epoch: no sample is lost, none comes twice."""
+"""A run may resume with another number of processes in the middle of an epoch: no sample is lost or repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.trainer import Trainer
 
 STOP = 2
-"""Steps of the first attempt, of three an epoch."""
+"""Steps of the first attempt; an epoch has three."""
 Keys = list[tuple[str, ...]]
 
 
@@ -30,7 +30,7 @@ def job() -> Any:
 
 
 def watched(trainer: Trainer, *, stop: int | None) -> Keys:
-    """The keys of the batches that the trainer will be handed; at batch ``stop`` it is asked to stop."""
+    """A list that collects the keys of the trainer's batches. At batch ``stop`` the trainer is asked to stop."""
     seen: Keys = []
     batches = trainer.training_batches
 
@@ -54,7 +54,7 @@ def live(group: ProcessGroup, folder: Path, attempt: int, *, stop: int | None = 
 
 @dataclass(frozen=True)
 class Lives:
-    """Two processes begin one run, and go on with another one."""
+    """Two processes begin one run and resume another one."""
 
     begun: Path
     continued: Path

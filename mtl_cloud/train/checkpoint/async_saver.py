@@ -1,9 +1,9 @@
-"""Saving behind the training loop's back.
+"""Asynchronous checkpointing.
 
-The loop waits for one copy of its state into host memory that is kept from save to save. A thread does the rest.
+The training loop waits only while its state is copied into reused host memory. A thread does the rest.
 
-**Memory.** One copy of the state while no save has to begin before another one has ended, two from then on, never
-more; and what ``Checkpointer.commit`` needs for the parts that are on their way.
+**Memory.** One copy of the state; a second one from the first time that saves overlap, and never more; and what
+``Checkpointer.commit`` needs for the parts being uploaded.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mtl_cloud.runs.schema import CheckpointManifest
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer
 from mtl_cloud.train.checkpoint.snapshot import HostBuffers
 
-__all__ = ["Saver"]
+__all__ = ["AsyncSaver"]
 
 log = logging.getLogger(__name__)
 
 _COPIES = 2
 
 
-class Saver:
-    """Commits the states of one attempt in the order in which they are given.
+class AsyncSaver:
+    """Commits the states of one attempt in the order of the ``save`` calls.
 
-    A save that fails commits nothing. Its error is logged at once, and raised by the next ``save``, after that one's
-    state is on its way, or by ``drain``: what can still be saved is saved first.
+    A save that fails commits nothing. Its error is logged at once, and raised by ``drain`` or by the next ``save``,
+    which starts its own commit first.
     """
 
     def __init__(self, checkpointer: Checkpointer) -> None:
@@ -40,39 +40,39 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Is a save under way? One that only the clock asks for can then be left out."""
+        """Whether a save is running. A save by the clock may then be skipped."""
         return any(not future.done() for future, _ in self._running)
 
     def save(self, state: Mapping[str, Any], *, step: int, round: int, reason: str) -> None:  # noqa: A002 - the field's name in the manifest
-        """Copy ``state``, and have it committed; waits while two others are under way.
+        """Copy ``state`` and start its commit; waits while two others are running.
 
         Raises
         ------
         RunTakenOverError, StorageError
-            Of an earlier save.
+            An earlier save failed.
         """
-        self._settle(leave=_COPIES - 1)
+        self._collect(max_running=_COPIES - 1)
         buffers = self._idle.pop() if self._idle else HostBuffers()
-        snapshot = self._checkpointer.take(state, buffers)
+        snapshot = self._checkpointer.snapshot(state, buffers)
         commit = self._thread.submit(self._checkpointer.commit, snapshot, step=step, round=round, reason=reason)
         commit.add_done_callback(_log_failure)
         self._running.append((commit, buffers))
         self._raise_error()
 
     def drain(self) -> None:
-        """Wait until all is committed. Raises as ``save`` does, for any save that has failed."""
-        self._settle(leave=0)
+        """Wait until all saves have ended. Raises as ``save`` does if one has failed."""
+        self._collect(max_running=0)
         self._raise_error()
 
     def close(self) -> None:
-        """Wait until nothing is under way, without a word on failures, and give the memory back."""
-        self._settle(leave=0)
+        """Wait until all saves have ended, without raising their errors, and free the memory."""
+        self._collect(max_running=0)
         self._thread.shutdown()
         self._idle.clear()
 
-    def _settle(self, *, leave: int) -> None:
-        """Collect the saves that have ended, waiting until at most ``leave`` are under way."""
-        while self._running and (len(self._running) > leave or self._running[0][0].done()):
+    def _collect(self, *, max_running: int) -> None:
+        """Collect the saves that have ended, and wait until at most ``max_running`` are running."""
+        while self._running and (len(self._running) > max_running or self._running[0][0].done()):
             commit, buffers = self._running.pop(0)
             self._error = commit.exception() or self._error
             self._idle.append(buffers)

@@ -1,16 +1,16 @@
 """Checkpoints of the training state: exact, verified on load, committed by their manifest.
 
-A save has two halves. ``take_snapshot`` copies the state into host memory that training does not touch: the loop has
-to wait for it. Everything after it (checksums, uploading, the commit, retention) reads the snapshot only, and is done
-behind the loop's back by ``mtl_cloud.train.checkpoint.async_saver``.
+A save has two halves. ``take_snapshot`` copies the state into host memory that training does not use; the loop has to
+wait for it. Everything else (checksums, upload, commit, retention) reads only the snapshot, and runs in the thread of
+``mtl_cloud.train.checkpoint.async_saver``.
 
 A checkpoint is a set of safetensors files, which cannot execute code on load, and a manifest with their sizes and
-CRC64NVMEs, everything of the state that is not a tensor, and its own SHA-256. The manifest comes last, once, and only
-from the attempt that owns the run.
+CRC64NVMEs, everything of the state that is not a tensor, and its own SHA-256. The manifest is written last, once, and
+only by the attempt that owns the run.
 
-**Which one is loaded.** Each attempt states in ``start.json`` what it goes on from, before its first step. The
-checkpoints that the newest attempt descends from are preferred, newest first. A manifest that a replaced attempt still
-commits in the instant of the takeover is not among them once its successor has made its statement.
+**Which one is loaded.** Each attempt records in ``start.json`` the checkpoint from which it starts, before its first
+step. The ancestors of the newest attempt are preferred, newest first. A manifest that a replaced attempt still commits
+during the takeover is not among them once its successor has written that record.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _utc_now() -> datetime:
 
 
 class Checkpointer:
-    """Saves and restores the state of one attempt of a run, keeping the newest ``keep`` checkpoints, and some more."""
+    """Saves and restores the state of one attempt of a run; keeps the newest ``keep`` checkpoints, and pinned ones."""
 
     pinned: frozenset[int] = frozenset()
-    """Steps whose checkpoints stay however old they get; may be replaced at any time."""
+    """Steps whose checkpoints are kept regardless of age; may be replaced at any time."""
 
     def __init__(
         self,
@@ -79,25 +79,25 @@ class Checkpointer:
         self._damaged: set[CheckpointId] = set()
 
     def save(self, state: Mapping[str, Any], *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - the field's name in the manifest
-        """Both halves at once: ``take`` and ``commit``."""
-        return self.commit(self.take(state, HostBuffers()), step=step, round=round, reason=reason)
+        """Both halves at once: ``snapshot`` and ``commit``."""
+        return self.commit(self.snapshot(state, HostBuffers()), step=step, round=round, reason=reason)
 
-    def take(self, state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
-        """Copy ``state`` into ``buffers``, as ``commit`` wants it. Raises ``TypeError`` as ``take_snapshot`` does."""
+    def snapshot(self, state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
+        """Copy ``state`` into ``buffers``, for ``commit``. Raises ``TypeError`` as ``take_snapshot`` does."""
         return take_snapshot(state, buffers=buffers, part_bytes=self._part_bytes)
 
     def commit(self, snapshot: Snapshot, *, step: int, round: int, reason: str) -> CheckpointManifest:  # noqa: A002 - as above
-        """Store ``snapshot``, and then remove what is older than the newest ``keep`` and not pinned.
+        """Store ``snapshot``, and then delete checkpoints that are neither among the newest ``keep`` nor pinned.
 
-        A step is committed once an attempt: for one that is, the manifest that stands is returned. The parts are
-        uploaded from where they lie: beside the snapshot no memory is used.
+        An attempt commits a step once: if it is committed already, the existing manifest is returned. The parts are
+        uploaded from the snapshot's memory, without a copy.
 
         Raises
         ------
         RunTakenOverError
-            A later attempt owns the run, and will not go on from here.
+            A later attempt owns the run, and will not start from this checkpoint.
         StorageError
-            The storage failed; nothing was committed, and the next save starts afresh.
+            The storage failed; nothing was committed, and the next save is independent of this one.
         """
         checkpoint = CheckpointId(step, self._attempt)
         if checkpoint in self._damaged:
@@ -114,27 +114,27 @@ class Checkpointer:
             meta=snapshot.tree,
         ).sealed()
         self._run.commit_checkpoint(manifest)
-        self.retire()
+        self.apply_retention()
         return manifest
 
-    def retire(self) -> None:
-        """Remove what is neither among the newest nor pinned. Raises ``RunTakenOverError`` as ``commit`` does."""
-        # Asked again, because a commit may be slow: a successor that chose before it must find its choice intact.
+    def apply_retention(self) -> None:
+        """Delete checkpoints neither among the newest nor pinned. Raises ``RunTakenOverError`` as ``commit`` does."""
+        # Checked again, because a commit may be slow: a successor may already have chosen one of these checkpoints.
         self._run.require_owner(self._attempt)
         ancestors = lineage(self._run, self._attempt)
         kept = {*ancestors[: self._keep], *(found for found in ancestors if found.step in self.pinned)}
         for checkpoint in self._run.started_checkpoints():
-            # What a later attempt has begun is not ours to judge.
+            # Only a later attempt deletes its own checkpoints.
             if checkpoint not in kept and checkpoint.attempt <= self._attempt:
                 self._run.delete_checkpoint(checkpoint)
 
     def load_latest(self) -> Restored | None:
-        """The newest checkpoint all of whose bytes are as they were written; None when there is none.
+        """The newest intact checkpoint; None if there is none.
 
-        One that is damaged is passed over, with a warning that names it. All processes of an attempt get the same.
+        A damaged one is skipped, with a warning that names it. All processes of an attempt get the same checkpoint.
 
-        Raises ``DatasetError`` where the run was begun on other data: a position in one says nothing of another. Data
-        without a digest is trusted: a run may move from the originals to what was prepared of them.
+        Raises ``DatasetError`` if the run was begun on other data, for which its position is meaningless. Data without
+        a digest is trusted: a run may move from the originals to the prepared dataset.
         """
         self._require_same_data()
         restored = self._newest_intact()
@@ -143,21 +143,21 @@ class Checkpointer:
         choice = _start_from(restored, self._datasets)
         if self._run.write_start(self._attempt, choice) == choice:
             return restored
-        return self._newest_intact()  # another process of this attempt looked earlier, and its choice stands
+        return self._newest_intact()  # another process of this attempt chose first
 
-    def abandon(self, *, after: int) -> None:
-        """Remove what this attempt and those before have committed beyond step ``after``: training goes another way.
+    def discard_newer(self, *, than: int) -> None:
+        """Delete the checkpoints of this and earlier attempts after step ``than``, because training is rewound.
 
-        Nothing may be on its way. Raises ``RunTakenOverError`` when a later attempt owns the run.
+        No save may be running. Raises ``RunTakenOverError`` if a later attempt owns the run.
         """
         self._run.require_owner(self._attempt)
         for checkpoint in self._run.started_checkpoints():
-            if checkpoint.step > after and checkpoint.attempt <= self._attempt:
+            if checkpoint.step > than and checkpoint.attempt <= self._attempt:
                 self._run.delete_checkpoint(checkpoint)
                 self._damaged.discard(checkpoint)
 
     def load_upto(self, step: int) -> Restored | None:
-        """The newest intact checkpoint of ``step`` or before, for going back there within the attempt."""
+        """The newest intact checkpoint of ``step`` or before, for a rewind within the attempt."""
         return self._newest_intact(upto=step)
 
     def _require_same_data(self) -> None:
@@ -168,7 +168,7 @@ class Checkpointer:
                 raise DatasetError(
                     f"{other['name']} is not the data that the run began with (its digest is {other['digest']}, "
                     f"and was {one['digest']})",
-                    hint="put back what lay under the dataset's `uri:`, or submit a new run",
+                    hint="restore the data at the dataset's `uri:`, or submit a new run",
                 )
 
     # --- save ---
@@ -185,27 +185,26 @@ class Checkpointer:
     # --- load ---
 
     def _newest_intact(self, upto: float = math.inf) -> Restored | None:
-        # Listed anew after each failure: the one that failed may just have been retired for a newer one.
+        # Listed again after each failure: the checkpoint may just have been deleted for a newer one.
         while candidates := [c for c in self._candidates() if c not in self._damaged and c.step <= upto]:
             try:
                 return read_checkpoint(self._run, candidates[0])
             except (RecordError, NotFoundError) as error:
-                log.warning("checkpoint of step %d by attempt %d is passed over: %s", *candidates[0], error)
+                log.warning("skipping the checkpoint of step %d by attempt %d: %s", *candidates[0], error)
                 self._damaged.add(candidates[0])
         return None
 
     def _candidates(self) -> list[CheckpointId]:
-        """Ancestors first; should all be damaged, what earlier attempts have committed beside them."""
+        """Ancestors first; then, in case all are damaged, other checkpoints of this and earlier attempts."""
         ancestors = lineage(self._run, self._attempt)
         others = [found for found in self._run.checkpoints() if found.attempt <= self._attempt] if ancestors else []
         return ancestors + [found for found in reversed(others) if found not in ancestors]
 
 
 def read_checkpoint(run: RunRecord, checkpoint: CheckpointId) -> Restored:
-    """Load one checkpoint, every byte of it verified; a second time where the first fails.
+    """Load one checkpoint and verify every byte; on failure, once more, in case it was damaged in transit.
 
-    What was damaged on its way here, and not where it lies, is whole then. Raises ``RecordError`` that names what is
-    damaged, and ``NotFoundError`` for what is missing.
+    Raises ``RecordError`` that names the damaged object, or ``NotFoundError`` for a missing one.
     """
     try:
         return _load(run, checkpoint)
@@ -226,7 +225,7 @@ def _read_part(run: RunRecord, prefix: str, part: Mapping[str, Any]) -> dict[str
     key = prefix + part["key"]
     data = run.storage.read(key)
     if len(data) != part["size"]:
-        raise RecordError(f"{key}: {len(data)} bytes, but {part['size']} were written")
+        raise RecordError(f"{key}: {len(data)} bytes instead of {part['size']}")
     if f"{crc64nvme(data):016x}" != part["crc64nvme"]:
         raise RecordError(f"{key}: damaged: its CRC64NVME is not {part['crc64nvme']}")
     return safetensors.torch.load(data)
@@ -238,10 +237,10 @@ def _start_from(restored: Restored | None, datasets: list[dict[str, Json]]) -> S
 
 
 def lineage(run: RunRecord, attempt: int) -> list[CheckpointId]:
-    """The committed checkpoints that ``attempt`` descends from or has written, newest first.
+    """The committed checkpoints of ``attempt`` and its ancestors, newest first.
 
-    From each attempt back to the one it went on from, and of that one only what it had committed up to there. An
-    attempt that ended before it chose is passed over.
+    From each attempt the walk goes back to the one from which it started, and takes that one's checkpoints up to there.
+    An attempt that ended before it chose a checkpoint is skipped.
     """
     committed = run.checkpoints()
     ancestors: list[CheckpointId] = []

@@ -1,10 +1,10 @@
-"""Host memory laid out as safetensors files: what is copied into its tensors is ready to be stored as it lies.
+"""Host buffers in the layout of safetensors files: tensors copied into them can be stored without serialisation.
 
 The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, a JSON header, and the tensors'
 bytes, little-endian, row-major and without gaps. Nothing in it is executed on load.
 
-Fresh memory costs several times what a copy into it does: the system hands it out page by page, and CUDA has to pin it.
-A run's states are alike, so ``HostBuffers`` keeps the memory of one state for the next.
+Allocating memory costs several times as much as a copy into it: the kernel zeroes it page by page, and CUDA has to pin
+it. A run's states have the same tensors, so ``HostBuffers`` reuses the memory of one state for the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "HostBuffers", "Part", "TensorSpec"]
+__all__ = ["DTYPES", "HostBuffer", "HostBuffers", "TensorSpec"]
 
 DTYPES = {
     torch.float64: "F64",
@@ -34,12 +34,12 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The format's names of the data types that it has."""
+"""Data type -> its name in the format."""
 _ALIGNMENT = 64
 
 
 class TensorSpec(NamedTuple):
-    """What has to be known of a tensor to make room for it."""
+    """Name, data type and shape of a tensor, to allocate memory for it."""
 
     name: str
     dtype: torch.dtype
@@ -50,64 +50,64 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Part(NamedTuple):
-    """One file: ``data`` is all of it, and the tensors are views into it."""
+class HostBuffer(NamedTuple):
+    """One file: ``data`` is the whole file, and the tensors are views into it."""
 
     data: memoryview
     tensors: Mapping[str, Tensor]
 
 
 class HostBuffers:
-    """The memory that one state after another is copied into; each overwrites the one before.
+    """Reusable memory for states; each state overwrites the previous one.
 
-    Holds as many bytes as the newest state, besides the headers.
+    Holds as many bytes as the newest state, plus headers.
     """
 
     def __init__(self) -> None:
-        self.parts: Sequence[Part] = ()
+        self.buffers: Sequence[HostBuffer] = ()
         self._plan: object = None
 
-    def lay_out(self, specs: Sequence[TensorSpec], *, part_bytes: int, pinned: bool) -> Sequence[Part]:
-        """Room for the tensors, with anything in it: consecutive ones together, ``part_bytes`` of them at most."""
+    def allocate(self, specs: Sequence[TensorSpec], *, part_bytes: int, pinned: bool) -> Sequence[HostBuffer]:
+        """Uninitialised buffers for the tensors: consecutive ones together, at most ``part_bytes`` in a buffer."""
         plan = (specs, part_bytes, pinned)
         if plan != self._plan:
-            self.parts = ()  # freed before its successor is made
-            self.parts = [_make(part, pinned=pinned) for part in _packed(specs, part_bytes)]
+            self.buffers = ()  # freed before the next allocation
+            self.buffers = [_allocated(group, pinned=pinned) for group in _packed(specs, part_bytes)]
             self._plan = plan
-        return self.parts
+        return self.buffers
 
 
 def _packed(specs: Iterable[TensorSpec], part_bytes: int) -> Iterator[list[TensorSpec]]:
-    part: list[TensorSpec] = []
+    group: list[TensorSpec] = []
     size = 0
     for spec in specs:
-        if part and size + spec.nbytes > part_bytes:
-            yield part
-            part, size = [], 0
-        part.append(spec)
+        if group and size + spec.nbytes > part_bytes:
+            yield group
+            group, size = [], 0
+        group.append(spec)
         size += spec.nbytes
-    if part:
-        yield part
+    if group:
+        yield group
 
 
-def _make(specs: list[TensorSpec], *, pinned: bool) -> Part:
-    specs = sorted(specs, key=lambda spec: -spec.dtype.itemsize)  # none can then be misaligned
+def _allocated(specs: list[TensorSpec], *, pinned: bool) -> HostBuffer:
+    specs = sorted(specs, key=lambda spec: -spec.dtype.itemsize)  # so that all are aligned
     header, begin = {}, 0
     for spec in specs:
         offsets = [begin, begin := begin + spec.nbytes]
         header[spec.name] = {"dtype": DTYPES[spec.dtype], "shape": spec.shape, "data_offsets": offsets}
-    head = _head(json.dumps(header, separators=(",", ":")).encode())
-    image = torch.empty(len(head) + begin, dtype=torch.uint8, pin_memory=pinned)
-    data = image.numpy().data
+    head = _padded(json.dumps(header, separators=(",", ":")).encode())
+    file = torch.empty(len(head) + begin, dtype=torch.uint8, pin_memory=pinned)
+    data = file.numpy().data
     data[: len(head)] = head
-    return Part(data, dict(_views(image[len(head) :], specs)))
+    return HostBuffer(data, dict(_views(file[len(head) :], specs)))
 
 
-def _head(header: bytes) -> bytes:
+def _padded(header: bytes) -> bytes:
     header += b" " * (-(8 + len(header)) % _ALIGNMENT)
     return len(header).to_bytes(8, "little") + header
 
 
 def _views(body: Tensor, specs: list[TensorSpec]) -> Iterator[tuple[str, Tensor]]:
-    for spec, whole in zip(specs, torch.split(body, [spec.nbytes for spec in specs]), strict=True):
-        yield spec.name, whole.view(spec.dtype).view(spec.shape)
+    for spec, data in zip(specs, torch.split(body, [spec.nbytes for spec in specs]), strict=True):
+        yield spec.name, data.view(spec.dtype).view(spec.shape)

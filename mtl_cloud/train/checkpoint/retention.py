@@ -1,4 +1,4 @@
-"""Which checkpoints stay besides the newest: the best round's, all rounds', and what a rewind goes back to."""
+"""Checkpoints to keep besides the newest: the best round's, all rounds', and the target of a rewind."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ __all__ = ["Retention", "best_of"]
 
 
 class Retention:
-    """Follows a run's rounds."""
+    """Tracks the best round of a run, and the steps to keep."""
 
     def __init__(self, job: JobSpec, steps_per_round: int) -> None:
         self._job = job
         self._steps_per_round = steps_per_round
         self._best: RoundRecord | None = None
-        """Stays None without ``checkpoint.keep_best``."""
+        """None without ``checkpoint.keep_best``."""
 
-    def review(self, *rounds: RoundRecord) -> None:
-        """Look for the best round among these, too."""
+    def observe(self, *rounds: RoundRecord) -> None:
+        """Update the best round with these rounds."""
         if (spec := self._job.checkpoint.keep_best) is not None:
             self._best = best_of(filter(None, [self._best, *rounds]), spec)
 
-    def reviewed(self, record: RoundRecord) -> RoundRecord:
-        """The record of a round that has just ended, with the best round in it."""
-        self.review(record)
+    def with_best(self, record: RoundRecord) -> RoundRecord:
+        """The record of a round that has just ended, with the fields of the best round set."""
+        self.observe(record)
         spec, best = self._job.checkpoint.keep_best, self._best
         if spec is None or best is None:
             return record
         return replace(record, best_round=best.round, best_metric=spec.metric, best_value=_value(best, spec.metric))
 
     def pinned(self, rounds_closed: int) -> frozenset[int]:
-        """Steps whose checkpoints stay."""
+        """Steps whose checkpoints are kept after ``rounds_closed`` rounds."""
         pinned = set[int]()
         if self._job.training.on_divergence == "rewind":
             pinned.add(rounds_closed * self._steps_per_round)
@@ -48,10 +48,10 @@ class Retention:
 
 
 def best_of(rounds: Iterable[RoundRecord], spec: BestSpec) -> RoundRecord | None:
-    """The earliest of the best rounds; None when the metric has no value in any of them."""
+    """The earliest of the best rounds; None if the metric has no value in any of them."""
     valued = [(value, record) for record in rounds if (value := _value(record, spec.metric)) is not None]
-    less = spec.mode == "min" or (spec.mode is None and (spec.metric or "").endswith("/loss"))
-    sign = -1 if less else 1
+    minimize = spec.mode == "min" or (spec.mode is None and (spec.metric or "").endswith("/loss"))
+    sign = -1 if minimize else 1
     return max(valued, key=lambda found: (sign * found[0], -found[1].round))[1] if valued else None
 
 

@@ -1,4 +1,4 @@
-"""Every random generator of a trainer process, as checkpointable state."""
+"""States of all random generators of a trainer process, for checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["capture", "restore", "seed_all"]
 
 
 def seed_all(seed: int, *, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch (all devices); each rank its own stream, for dropout."""
+    """Seed Python, NumPy and torch (all devices); each rank gets its own stream, for dropout."""
     stream = (seed + rank * 0x9E3779B9) % 2**32
     random.seed(stream)
-    np.random.seed(stream)  # noqa: NPY002  # libraries below us draw from the global generator
+    np.random.seed(stream)  # noqa: NPY002  # other libraries use the global generator
     torch.manual_seed(stream)
 
 
@@ -33,7 +33,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: Mapping[str, Any]) -> None:
-    """Set every generator as ``capture`` found it. A CUDA state is left out on a machine without CUDA."""
+    """Restore the states of ``capture``. A CUDA state is ignored on a machine without CUDA."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""The training state as a snapshot: owned host copies of its tensors, and everything else as one JSON tree.
+"""Snapshots of the training state: host copies of its tensors, and everything else as one JSON tree.
 
 ``restore_snapshot(take_snapshot(state))`` is ``state``, bit for bit.
 """
@@ -19,12 +19,12 @@ from mtl_cloud.train.checkpoint.host_buffers import DTYPES, HostBuffers, TensorS
 __all__ = ["PART_BYTES", "HostBuffers", "Snapshot", "restore_snapshot", "take_snapshot"]
 
 PART_BYTES = 64 * 2**20
-"""Tensor bytes of a stored part at most: one atomic PUT, cheap to repeat."""
+"""Most tensor bytes of a stored part: one atomic PUT, cheap to repeat."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state taken apart.
+    """A state, separated into a JSON tree and tensors.
 
     In ``tree`` a tensor is ``{"$tensor": name}``, a float that JSON lacks ``{"$float": its 8 bytes}``, and a mapping
     whose keys are not plain strings ``{"$dict": [[key, value], ...]}``.
@@ -34,7 +34,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     """On the CPU, contiguous, at most ``part_bytes`` each, sharing no memory with the state. Named by JSON pointer."""
     files: Sequence[memoryview] = ()
-    """The same tensors where they lie: as the bytes of safetensors files. Only of a snapshot that was just taken."""
+    """The memory of these tensors, as safetensors files. Empty for a loaded checkpoint."""
 
 
 def take_snapshot(
@@ -43,34 +43,34 @@ def take_snapshot(
     """Copy ``state``: nested mappings, lists and tuples (which become lists) of tensors and JSON scalars.
 
     Equal views of the same memory are stored once, and are one tensor again after loading. With ``buffers`` the
-    snapshot lives in them, until the next one is taken there. Raises ``TypeError`` that names the place of anything
-    else.
+    snapshot uses their memory, and is valid until the next one is taken there. Raises ``TypeError`` that names the
+    place of anything else.
     """
-    walk = _Walk(part_bytes)
-    tree = walk.mapping(state, "")
-    specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in walk.found.items()]
-    devices = {value.device for value in walk.found.values() if value.is_cuda}
-    parts = (buffers or HostBuffers()).lay_out(specs, part_bytes=part_bytes, pinned=bool(devices))
-    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    for name, value in walk.found.items():
+    walker = _StateWalker(part_bytes)
+    tree = walker.mapping(state, "")
+    specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in walker.tensors.items()]
+    devices = {value.device for value in walker.tensors.values() if value.is_cuda}
+    allocated = (buffers or HostBuffers()).allocate(specs, part_bytes=part_bytes, pinned=bool(devices))
+    tensors = {name: tensor for buffer in allocated for name, tensor in buffer.tensors.items()}
+    for name, value in walker.tensors.items():
         tensors[name].copy_(value, non_blocking=True)
     for device in devices:
         torch.cuda.current_stream(device).synchronize()
-    return Snapshot(tree, tensors, [part.data for part in parts])
+    return Snapshot(tree, tensors, [buffer.data for buffer in allocated])
 
 
 def restore_snapshot(snapshot: Snapshot) -> Any:
-    """The state again: tensors on the CPU, every bit as it was."""
+    """The state, with tensors on the CPU, bit for bit."""
     return _restore(snapshot.tree, dict(snapshot.tensors))
 
 
-class _Walk:
-    """Through a state: its tree, and the tensors to copy, by name."""
+class _StateWalker:
+    """Builds the JSON tree of a state, and collects the tensors to copy by name."""
 
     def __init__(self, part_bytes: int) -> None:
-        self.found: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         self._part_bytes = part_bytes
-        # The tensor itself is held too, so that its address stays its own.
+        # The tensor itself is held too, so that its address is not reused.
         self._seen: dict[tuple[Any, ...], tuple[dict[str, Any], Tensor]] = {}
 
     def value(self, value: Any, path: str) -> Any:
@@ -111,10 +111,10 @@ class _Walk:
         if value.dtype not in DTYPES:
             raise TypeError(f"{path}: a tensor of {value.dtype} cannot be part of a checkpoint")
         if value.nbytes <= self._part_bytes:
-            self.found[path] = value
+            self.tensors[path] = value
             return {"$tensor": path}
         pieces = torch.split(value.reshape(-1), max(1, self._part_bytes // value.element_size()))
-        self.found |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
+        self.tensors |= {f"{path}/{index}": piece for index, piece in enumerate(pieces)}
         return {"$tensor": path, "pieces": len(pieces), "shape": list(value.shape)}
 
 

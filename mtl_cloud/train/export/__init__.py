@@ -1,6 +1,7 @@
-"""A run's weights for other programs: one checkpoint of the run record, read again and written in a known format.
+"""Export of a run's weights: reads one checkpoint of the run record and writes it in a format of other programs.
 
-A child process of ``mtl-cloud export`` (``python -m mtl_cloud.train.export``), because the command line has no torch.
+It runs as a child process of ``mtl-cloud export`` (``python -m mtl_cloud.train.export``), because the command line does
+not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mtl_cloud.jobspec.load import job_from_json
 from mtl_cloud.runs.record import CheckpointId, RunRecord
 from mtl_cloud.tasks import TASKS
 from mtl_cloud.train.checkpoint.checkpointer import Restored, lineage, read_checkpoint
-from mtl_cloud.train.export.formats import FORMATS, Trained
+from mtl_cloud.train.export.formats import FORMATS, TrainedNetwork
 from mtl_cloud.train.nets import build_network
 
 __all__ = ["Export", "export_run", "find_checkpoint"]
@@ -28,34 +29,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Export:
-    """What was written where; ``export.json`` in the folder holds it too."""
+    """Description of the written files, which is also stored as ``export.json`` in the folder."""
 
     run_id: str
     step: int
     attempt: int
     round: int
-    """Rounds that were closed when the checkpoint was taken."""
+    """Rounds that were complete when the checkpoint was saved."""
     weights: str
     """``ema``: the moving average; ``network``: the weights of the last step."""
     model: str
     classes: dict[str, list[str]]
-    """task -> class names, in the order of its outputs."""
+    """Maps task -> class names, in the order of its outputs."""
     image_size: int
     folder: str
     files: list[str]
     notes: list[str]
-    """What one has to know to use the files."""
+    """Instructions for using the files."""
 
 
 def export_run(run: RunRecord, *, checkpoint: str, what: str, folder: Path) -> Export:
-    """Write the checkpoint that ``checkpoint`` means (``last``, ``best`` or a step) as ``what`` (of ``FORMATS``).
+    """Write ``checkpoint`` (``last``, ``best`` or a step) in the format ``what`` (a key of ``FORMATS``).
 
     Raises
     ------
     UsageError
-        There is no such checkpoint, the network cannot be written so, or the folder cannot be written.
+        There is no such checkpoint, the format cannot hold the network, or the folder cannot be written.
     StorageError
-        The run's record cannot be read, or every checkpoint that would do is damaged.
+        The run record cannot be read, or all matching checkpoints are damaged.
     """
     restored = find_checkpoint(run, checkpoint)
     job = job_from_json(run.spec_json(), source=run.paths.spec_json)
@@ -84,27 +85,27 @@ def export_run(run: RunRecord, *, checkpoint: str, what: str, folder: Path) -> E
 
 
 def find_checkpoint(run: RunRecord, which: str) -> Restored:
-    """Load ``last`` (the newest that is whole), ``best``, or the one of a step. Raises as ``export_run``."""
+    """Load ``last`` (the newest intact checkpoint), ``best``, or that of a step. Raises as ``export_run``."""
     known = lineage(run, run.owner() or 0)
     if not known:
-        raise UsageError(f"{run.run_id} has no checkpoint yet", hint="it is saved at each round's end")
+        raise UsageError(f"{run.run_id} has no checkpoint yet", hint="one is saved at the end of each round")
     if which == "last":
-        return _newest_whole(run, known)
+        return _newest_intact(run, known)
     step = _best_step(run) if which == "best" else _step(which)
     found = [checkpoint for checkpoint in known if checkpoint.step == step]
     if not found:
         steps = ", ".join(str(checkpoint.step) for checkpoint in sorted(known))
-        raise UsageError(f"{run.run_id} has no checkpoint of step {step}", hint=f"there are those of steps {steps}")
-    return _newest_whole(run, found)
+        raise UsageError(f"{run.run_id} has no checkpoint of step {step}", hint=f"available steps: {steps}")
+    return _newest_intact(run, found)
 
 
-def _newest_whole(run: RunRecord, checkpoints: Iterable[CheckpointId]) -> Restored:
+def _newest_intact(run: RunRecord, checkpoints: Iterable[CheckpointId]) -> Restored:
     failure: RecordError | NotFoundError | None = None
     for checkpoint in checkpoints:
         try:
             return read_checkpoint(run, checkpoint)
         except (RecordError, NotFoundError) as error:
-            log.warning("checkpoint of step %d by attempt %d is passed over: %s", *checkpoint, error)
+            log.warning("skipping the checkpoint of step %d by attempt %d: %s", *checkpoint, error)
             failure = error
     raise failure or AssertionError("no checkpoint to choose from")
 
@@ -113,19 +114,19 @@ def _best_step(run: RunRecord) -> int:
     rounds = {record.round: record for record in run.rounds()}
     best = rounds[max(rounds)].best_round if rounds else None
     if best is None:
-        raise UsageError(f"{run.run_id} has no best round", hint="its job must have set checkpoint.keep_best")
+        raise UsageError(f"{run.run_id} has no best round", hint="set checkpoint.keep_best in the job")
     return rounds[best].step
 
 
 def _step(which: str) -> int:
     if not which.isdecimal():
-        raise UsageError(f"{which!r} names no checkpoint", hint="write last, best, or the number of a step")
+        raise UsageError(f"{which!r} is not a checkpoint", hint="use last, best, or a step number")
     return int(which)
 
 
-def _trained(job: JobSpec, restored: Restored) -> Trained:
+def _trained(job: JobSpec, restored: Restored) -> TrainedNetwork:
     state: dict[str, Any] = restored.state
     classes = {task: tuple(state["classes"][task]) for task in TASKS if task in state["classes"]}
     network = build_network(job.model.model_copy(update={"pretrained": PretrainedSpec()}), classes)
     network.load_state_dict(state["network"] if state["ema"] is None else state["ema"]["network"])
-    return Trained(network.eval(), classes, job.training.image_size, state["step"] * job.training.batch_size)
+    return TrainedNetwork(network.eval(), classes, job.training.image_size, state["step"] * job.training.batch_size)

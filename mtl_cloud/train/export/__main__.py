@@ -1,7 +1,7 @@
-"""The child of ``mtl-cloud export``: its wish comes as JSON on the command line, its answer goes to standard output.
+"""The child process of ``mtl-cloud export``: takes a request as JSON argument, prints the result to standard output.
 
-The answer is an ``Export`` as JSON, or ``{"error": {"message", "hint", "exit_code"}}``; anything else that is said goes
-to standard error.
+The result is an ``Export`` as JSON, or ``{"error": {"message", "hint", "exit_code"}}``. All other output goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mtl_cloud.storage import open_storage
 from mtl_cloud.train.export import export_run
 
 
-def main(wish: str) -> dict[str, Any]:
-    """Do it, and return the answer."""
-    wanted = json.loads(wish)
+def main(argument: str) -> dict[str, Any]:
+    """Export as the JSON request ``argument`` says, and return the result."""
+    request = json.loads(argument)
     try:
-        run = RunRecord(open_storage(wanted["storage"]), wanted["run_id"])
-        with redirect_stdout(sys.stderr):  # exporters talk
+        run = RunRecord(open_storage(request["storage"]), request["run_id"])
+        with redirect_stdout(sys.stderr):  # torch's exporters print
             export = export_run(
-                run, checkpoint=wanted["checkpoint"], what=wanted["what"], folder=Path(wanted["folder"])
+                run, checkpoint=request["checkpoint"], what=request["what"], folder=Path(request["folder"])
             )
     except MtlCloudError as error:
         return {"error": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}}
@@ -36,4 +36,4 @@ def main(wish: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    print(json.dumps(main(sys.argv[1])))  # noqa: T201  # the answer
+    print(json.dumps(main(sys.argv[1])))  # noqa: T201  # the result

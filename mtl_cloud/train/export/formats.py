@@ -1,4 +1,4 @@
-"""The formats: ``state_dict``s as safetensors, darknet's ``.weights``, a ``torch.export`` program, ONNX."""
+"""The export formats: safetensors ``state_dict``, darknet's ``.weights``, a ``torch.export`` program, ONNX."""
 
 from __future__ import annotations
 
@@ -18,69 +18,70 @@ from mtl_cloud.train.nets import Network
 from mtl_cloud.train.nets.darknet_weights import save_weights
 from mtl_cloud.train.nets.yolo import YOLOv3
 
-__all__ = ["FORMATS", "Served", "Trained"]
+__all__ = ["FORMATS", "NamedOutputs", "TrainedNetwork"]
 
 _ONE_FILE_BYTES = 2**31 - 2**24
-"""An ONNX file is one protobuf message, which may not be larger than 2 GiB."""
+"""Limit of weights in one ONNX file: a protobuf message may not exceed 2 GiB."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network in evaluation mode, and what a file of its weights should say."""
+class TrainedNetwork:
+    """A network in evaluation mode, with the metadata for its files."""
 
     network: Network
     classes: Mapping[Task, tuple[str, ...]]
     image_size: int
     images_seen: int
 
-    def is_whole(self, task: Task) -> bool:
-        """Has its sub-network all of its layers, or does the trunk compute the first ones for it?"""
+    def has_all_stages(self, task: Task) -> bool:
+        """Whether the task's sub-network has all its stages. If not, the trunk computes the first ones for it."""
         return not self.network.hard_stages or task == self.network.trunk
 
     def notes(self, what: str) -> list[str]:
-        """What one has to know to use the files of this format."""
+        """Instructions for using the files of this format."""
         size = self.image_size
         notes = [f"input: RGB, 0..1, [batch, 3, {size}, {size}]; normalisation is part of the network"]
         if what == "state-dict":
-            notes = ["in torchvision's modules, images must be normalised as for torchvision's weights"]
+            notes = ["with torchvision's modules, normalise images as for torchvision's weights"]
         if what in {"state-dict", "darknet"} and (self.network.kinds or self.network.fusion is not None):
             notes.append(
-                "the tasks share features or joint layers here: a sub-network alone gives other outputs than the whole"
+                "the tasks share features or fusion layers: a sub-network alone gives other outputs than the whole"
             )
         if what == "state-dict":
-            halves = [task for task in self.network.tasks if not self.is_whole(task)]
+            incomplete = [task for task in self.network.tasks if not self.has_all_stages(task)]
             notes += [
-                f"{task}: its first stages are those of {self.network.trunk}: no file of its own" for task in halves
+                f"{task}: no file, because its first stages are those of {self.network.trunk}" for task in incomplete
             ]
         return notes
 
 
-def write_state_dicts(trained: Trained, folder: Path) -> list[Path]:
-    """``<task>.safetensors`` of each whole sub-network, with torchvision's keys for VGG16, AlexNet and FCN-ResNet50;
-    of several, ``network.safetensors`` with all that the joint network has.
+def write_state_dicts(trained: TrainedNetwork, folder: Path) -> list[Path]:
+    """Write ``<task>.safetensors`` for each complete sub-network, and ``network.safetensors`` for a joint network.
+
+    Sub-networks have torchvision's keys for VGG16, AlexNet and FCN-ResNet50. The joint file holds all parameters.
     """
     network = trained.network
-    parts: dict[str, nn.Module] = {task: network.subnet(task) for task in network.tasks if trained.is_whole(task)}
+    parts: dict[str, nn.Module] = {task: network.subnet(task) for task in network.tasks if trained.has_all_stages(task)}
     if len(network.tasks) > 1:
         parts["network"] = network
     return [_save(part, folder / f"{name}.safetensors", trained) for name, part in parts.items()]
 
 
-def _save(part: nn.Module, path: Path, trained: Trained) -> Path:
+def _save(part: nn.Module, path: Path, trained: TrainedNetwork) -> Path:
     classes = json.dumps({task: list(names) for task, names in trained.classes.items()})
     state = {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
     path.write_bytes(save(state, metadata={"format": "pt", "classes": classes}))
     return path
 
 
-def write_darknet(trained: Trained, folder: Path) -> list[Path]:
-    """``detection.weights``, and the names of its classes, one a line, in ``detection.names``."""
+def write_darknet(trained: TrainedNetwork, folder: Path) -> list[Path]:
+    """Write ``detection.weights``, and its class names, one per line, to ``detection.names``."""
     yolo = trained.network.subnet("detection") if "detection" in trained.network.tasks else None
     if not isinstance(yolo, YOLOv3):
-        raise UsageError("darknet's format holds YOLOv3, which this network is not", hint="--what state-dict")
-    if not trained.is_whole("detection"):
+        raise UsageError("darknet's format holds only YOLOv3, not this network", hint="--what state-dict")
+    if not trained.has_all_stages("detection"):
         raise UsageError(
-            "the detector's first stages are those of the segmenter, which darknet's format cannot hold",
+            "the detector's first stages are computed by the segmenter, which darknet's format cannot hold",
             hint="--what state-dict, torch-export or onnx",
         )
     weights, names = folder / "detection.weights", folder / "detection.names"
@@ -89,9 +90,11 @@ def write_darknet(trained: Trained, folder: Path) -> list[Path]:
     return [weights, names]
 
 
-class Served(nn.Module):
-    """The network with named tensors as outputs: ``classification`` [B, classes] and ``segmentation``
-    [B, classes, S, S] logits, and YOLOv3's raw ``detection_stride_32``, ``_16`` and ``_8``.
+class NamedOutputs(nn.Module):
+    """Wraps the network to return named tensors.
+
+    They are the logits ``classification`` [B, classes] and ``segmentation`` [B, classes, S, S], and YOLOv3's raw
+    ``detection_stride_32``, ``_16`` and ``_8``.
     """
 
     def __init__(self, network: Network) -> None:
@@ -109,18 +112,18 @@ class Served(nn.Module):
         return named
 
 
-def write_program(trained: Trained, folder: Path) -> list[Path]:
-    """``network.pt2``, for ``torch.export.load``: any number of images, at the job's size."""
+def write_program(trained: TrainedNetwork, folder: Path) -> list[Path]:
+    """Write ``network.pt2`` for ``torch.export.load``. It takes any number of images of the job's size."""
     path = folder / "network.pt2"
     torch.export.save(_program(trained), path)
     return [path]
 
 
-def write_onnx(trained: Trained, folder: Path) -> list[Path]:
-    """``network.onnx``; over 2 GiB the weights lie beside it in ``network.onnx.data``."""
+def write_onnx(trained: TrainedNetwork, folder: Path) -> list[Path]:
+    """Write ``network.onnx``; weights over 2 GiB go to ``network.onnx.data`` beside it."""
     path = folder / "network.onnx"
     size = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
-    program, names = _program(trained), list(Served(trained.network)(_images(trained)))
+    program, names = _program(trained), list(NamedOutputs(trained.network)(_images(trained)))
     torch.onnx.export(
         program,
         (),
@@ -134,23 +137,23 @@ def write_onnx(trained: Trained, folder: Path) -> list[Path]:
     return [path, *folder.glob("network.onnx.data")]
 
 
-def _program(trained: Trained) -> torch.export.ExportedProgram:
+def _program(trained: TrainedNetwork) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         return torch.export.export(
-            Served(trained.network), (_images(trained),), dynamic_shapes={"images": {0: batch}}, strict=False
+            NamedOutputs(trained.network), (_images(trained),), dynamic_shapes={"images": {0: batch}}, strict=False
         )
 
 
-def _images(trained: Trained) -> Tensor:
-    # Two, because a size of one is taken for a constant.
+def _images(trained: TrainedNetwork) -> Tensor:
+    # Two images, because torch.export treats a size of one as constant.
     return torch.zeros(2, 3, trained.image_size, trained.image_size)
 
 
-FORMATS: dict[str, Callable[[Trained, Path], list[Path]]] = {
+FORMATS: dict[str, Callable[[TrainedNetwork, Path], list[Path]]] = {
     "state-dict": write_state_dicts,
     "darknet": write_darknet,
     "torch-export": write_program,
     "onnx": write_onnx,
 }
-"""The name of a format -> what writes it and returns the files."""
+"""Maps a format's name to the function that writes it and returns the files."""

@@ -1,4 +1,4 @@
-"""How YOLOv3's three heads divide nine anchors among them. Plain Python: no torch.
+"""Assignment of nine anchors to YOLOv3's three heads. Plain Python, without torch.
 
 Source: ``mask=`` of darknet's ``cfg/yolov3.cfg``.
 """
@@ -10,10 +10,10 @@ from mtl_cloud.datasets.anchors import ANCHORS
 __all__ = ["ANCHORS", "ANCHOR_MASKS", "STRIDES", "anchors_of_heads"]
 
 STRIDES: tuple[int, ...] = (32, 16, 8)
-"""Pixels a cell of each head, in the order in which the heads stand in the network's output."""
+"""Pixels per cell of each head, in the order of the network's outputs."""
 
 ANCHOR_MASKS: tuple[tuple[int, ...], ...] = ((6, 7, 8), (3, 4, 5), (0, 1, 2))
-"""Indices into ``ANCHORS`` of each head's three."""
+"""Indices into ``ANCHORS`` of the three anchors of each head."""
 
 
 def anchors_of_heads(

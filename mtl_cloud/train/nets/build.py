@@ -1,4 +1,4 @@
-"""From the job's model to its network."""
+"""Builds a job's network from its model spec."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ SUBNETS_OF_MTL_NET: dict[Task, str] = {
 
 
 def build_network(spec: ModelSpec, classes: Mapping[Task, tuple[str, ...]]) -> Network:
-    """The network in training mode: fresh weights, and over them those of ``spec.pretrained``.
+    """Build the network in training mode, with random weights or those of ``spec.pretrained``.
 
-    ``classes`` names the classes of each task that the network is to output (segmentation's include background); only
-    their sub-networks are built. The weights of a sub-network depend on torch's seed and on its task, not on what else
-    is built, so a joint job starts where the single jobs of the same seed start. Global random state is untouched.
+    ``classes`` names the classes of each task that the network outputs (segmentation's include background). Only the
+    sub-networks of these tasks are built. The initial weights of a sub-network depend only on torch's seed and on its
+    task, so a joint job starts from the weights of single-task jobs with the same seed. Global random state does not
+    change.
 
     Raises
     ------
     TrainingError
-        The network has no output for a task; ``sharing`` is impossible; or as ``load_pretrained``.
+        The network has no output for a task, ``sharing`` is invalid, or ``load_pretrained`` fails.
     """
     _check_tasks(spec.name, classes)
     subnets = {task: _build_subnet(spec, task, len(classes[task])) for task in TASKS if task in classes}
@@ -92,17 +93,17 @@ def _build_fusion(
 
 @contextmanager
 def _own_seed(part: int) -> Iterator[None]:
-    """The CPU generator of one part of the network, made from the seed in force; the former state comes back."""
+    """Seed the CPU generator for one part of the network, derived from torch's seed; restore its state at exit."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed((torch.initial_seed() + part) % 2**63)
         yield
 
 
 def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(weights of convolutions and linear layers, all other parameters); weight decay acts on the first alone.
+    """Split parameters into (weights of convolutions and linear layers, all others). Only the first are to decay.
 
-    The others are biases, normalisation, gates and stitch coefficients: decay would pull those to a value that means
-    something (a gate half open).
+    The others are biases, normalisation, gates and cross-stitch coefficients. Decay would pull these towards a value
+    with a meaning: a gate logit of 0 is a half-open gate.
     """
     decayed = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     parameters = list(module.parameters())

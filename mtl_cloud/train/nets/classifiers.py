@@ -1,6 +1,6 @@
 """The classifiers: VGG16 with or without batch normalisation, AlexNet, and MTLLite on AlexNet's features.
 
-At width 1, layers, ``state_dict`` keys and initialisation of the first two are torchvision's, whose weights load.
+At width 1, layers, ``state_dict`` keys and initialisation of VGG16 and AlexNet are torchvision's, whose weights load.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["VGG16", "AlexNet", "MTLLite"]
 
 
 class AdaptiveAveragePool(nn.AdaptiveAvgPool2d):
-    """torch's, to ``size`` x ``size`` cells; and, unlike torch's, able to be deterministic on a GPU."""
+    """Adaptive average pooling to ``size`` x ``size`` cells which, unlike torch's, can be deterministic on a GPU."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -34,7 +34,7 @@ class AdaptiveAveragePool(nn.AdaptiveAvgPool2d):
 
 
 def _pooling_matrix(length: int, cells: int) -> Tensor:
-    """[cells, length]: row i averages the elements floor(i * length / cells) .. ceil((i + 1) * length / cells)."""
+    """[cells, length] matrix: row i averages elements floor(i * length / cells) .. ceil((i + 1) * length / cells)."""
     cell = torch.arange(cells).unsqueeze(1)
     element = torch.arange(length)
     inside = (element >= cell * length // cells) & (element * cells < (cell + 1) * length)
@@ -46,7 +46,7 @@ class _Classifier(StagedNetwork):
     avgpool: AdaptiveAveragePool
     classifier: nn.Sequential
     normalize: Normalize
-    new_head: ClassVar[tuple[str, ...]] = ("classifier.6.",)
+    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.6.",)
 
     def prepare(self, images: Tensor) -> Tensor:
         return self.normalize(images)  # type: ignore[no-any-return]  # nn.Module's __call__ is untyped
@@ -59,7 +59,7 @@ class _Classifier(StagedNetwork):
 class VGG16(_Classifier):
     """VGG16 (configuration D). A stage is a block of convolutions with its pooling: strides 2, 4, 8, 16, 32.
 
-    Any input from 32 pixels: the pooling to 7 x 7 before the fully connected layers adapts.
+    Takes any input from 32 pixels, because the pooling to 7 x 7 before the fully connected layers is adaptive.
     """
 
     def __init__(self, classes: int, *, width: float = 1.0, batch_norm: bool = True) -> None:
@@ -97,7 +97,7 @@ def _stages_between_pools(features: nn.Sequential) -> tuple[Stage, ...]:
 
 
 def _initialize_vgg(module: nn.Module) -> None:
-    """As torchvision does, in the same order, so that a seed gives the same weights."""
+    """Initialise as torchvision does, in the same order, so that a seed gives the same weights."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -109,7 +109,7 @@ def _initialize_vgg(module: nn.Module) -> None:
 class AlexNet(_Classifier):
     """AlexNet ("one weird trick"). A stage is a convolution with its pooling, if any: strides 8, 16, 16, 16, 32.
 
-    Inputs under 64 pixels, of which nothing would be left before the last pooling, are enlarged to 64 (CIFAR).
+    Inputs under 64 pixels (CIFAR) are enlarged to 64, because they would shrink to nothing before the last pooling.
     """
 
     def __init__(self, classes: int, *, width: float = 1.0, hidden: int = 4096) -> None:
@@ -161,12 +161,12 @@ def _features(start: int, stop: int) -> tuple[str, ...]:
 
 
 class MTLLite(AlexNet):
-    """The light joint network: AlexNet's features and fully connected layers of 1,024 instead of 4,096.
+    """The light joint network: AlexNet with fully connected layers of 1,024 units instead of 4,096.
 
-    One output a class; with several labels an image (VOC) the loss makes it a multi-label classifier.
+    It has one output per class. With several labels per image (VOC) the loss makes it a multi-label classifier.
     """
 
-    new_head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
 
     def __init__(self, classes: int, *, width: float = 1.0) -> None:
         super().__init__(classes, width=width, hidden=1024)

@@ -33,7 +33,7 @@ Numbers: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Header:
-    """The head of a file; the defaults are what darknet writes for YOLOv3."""
+    """The header of a file. The defaults are what darknet writes for YOLOv3."""
 
     major: int = 0
     minor: int = 2
@@ -49,24 +49,24 @@ class Header:
 
 
 def read_weights(path: Path) -> tuple[Header, Numbers]:
-    """The header and all numbers of a file, not yet divided into layers.
+    """The header and all numbers of a file, not split into layers.
 
-    Raises ``TrainingError`` when the file is too short for a header or not made of whole numbers.
+    Raises ``TrainingError`` if the file is shorter than a header or ends in the middle of a number.
     """
     content = path.read_bytes()
     if len(content) < 16:
-        raise TrainingError(f"{path}: {len(content)} bytes are no darknet weights, whose header alone has 16")
+        raise TrainingError(f"{path}: not darknet weights: {len(content)} bytes, but the header alone has 16")
     major, minor, revision, seen = struct.unpack_from("<4i", content)
     header, size = Header(major, minor, revision, seen), 16
     if header.counts_in_64_bits:
         header, size = Header(*struct.unpack_from("<iiiq", content)), 20
     if (len(content) - size) % 4:
-        raise TrainingError(f"{path}: {len(content)} bytes: cut short in the middle of a number")
+        raise TrainingError(f"{path}: truncated: {len(content)} bytes end in the middle of a number")
     return header, np.frombuffer(content, dtype="<f4", offset=size)
 
 
 def save_weights(path: Path, yolo: YOLOv3, *, seen: int = 0) -> None:
-    """Write a network's weights as darknet does."""
+    """Write a network's weights in darknet's format. ``seen``: images trained on."""
     with path.open("wb") as file:
         file.write(Header(seen=seen).pack())
         for tensor in (tensor for layer in _layers(yolo) for tensor in _tensors(layer)):
@@ -74,37 +74,37 @@ def save_weights(path: Path, yolo: YOLOv3, *, seen: int = 0) -> None:
 
 
 def load_weights(path: Path, yolo: YOLOv3) -> tuple[str, ...]:
-    """Fill a network from a file of YOLOv3 of any number of classes, or of Darknet-53, with its classifier or without.
+    """Load a file of YOLOv3 with any number of classes, or of Darknet-53 with or without its classifier.
 
-    Returns the prefixes of the ``state_dict`` keys that keep their fresh weights, because the file lacks them or has
-    them for another number of classes. Raises ``TrainingError`` when the count of numbers fits none of these files.
+    Returns the prefixes of the ``state_dict`` keys that keep their random weights, because the file lacks them or has
+    them for another number of classes. Raises ``TrainingError`` if the count of numbers fits none of these files.
     """
     _, numbers = read_weights(path)
     file = _FileLayout.of(yolo)
-    entries, rest = divmod(len(numbers) - file.without_logits, file.an_entry)
+    entries, rest = divmod(len(numbers) - file.without_logits, file.per_entry)
     if rest == 0 and entries > 5:
         return _fill_yolo(yolo, numbers, entries)
     extra = len(numbers) - file.backbone
-    if 0 <= extra < file.without_logits - file.backbone and extra % file.a_class == 0:
+    if 0 <= extra < file.without_logits - file.backbone and extra % file.per_class == 0:
         _fill(_layers(yolo.backbone), numbers)
         return ("scales.",)
     raise TrainingError(
-        f"{path}: {len(numbers):,} numbers fit neither YOLOv3 ({file.without_logits:,} + {file.an_entry:,} times "
-        f"5 + classes) nor Darknet-53 ({file.backbone:,}, with a classifier {file.a_class:,} more a class)",
+        f"{path}: {len(numbers):,} numbers fit neither YOLOv3 ({file.without_logits:,} + {file.per_entry:,} times "
+        f"5 + classes) nor Darknet-53 ({file.backbone:,}, with a classifier {file.per_class:,} more a class)",
         hint="darknet files hold width 1; check model.width, and that the download is whole",
     )
 
 
 @dataclass(frozen=True)
 class _FileLayout:
-    """Counts of numbers in the files that a network can take."""
+    """Counts of numbers in the files that a network can load."""
 
     backbone: int
     without_logits: int
-    an_entry: int
-    """YOLOv3's three last convolutions, for each of their 5 + classes entries."""
-    a_class: int
-    """Darknet-53's classifier, for each class."""
+    per_entry: int
+    """Numbers of YOLOv3's three last convolutions for each of their 5 + classes entries."""
+    per_class: int
+    """Numbers of Darknet-53's classifier for each class."""
 
     @classmethod
     def of(cls, yolo: YOLOv3) -> _FileLayout:
@@ -112,8 +112,8 @@ class _FileLayout:
         return cls(
             backbone=_count(_layers(yolo.backbone)),
             without_logits=_count(_layers(yolo)) - _count(logits),
-            an_entry=_count(logits) // yolo.entries,
-            a_class=yolo.stages[-1].channels + 1,
+            per_entry=_count(logits) // yolo.entries,
+            per_class=yolo.stages[-1].channels + 1,
         )
 
 
@@ -148,12 +148,12 @@ def _fill_yolo(yolo: YOLOv3, numbers: Numbers, entries: int) -> tuple[str, ...]:
             numbers = _fill([layer], numbers)
         else:
             numbers = numbers[_count([layer]) // yolo.entries * entries :]
-    return yolo.new_head
+    return yolo.head_prefixes
 
 
 @torch.no_grad()
 def _fill(layers: Iterable[_Layer], numbers: Numbers) -> Numbers:
-    """Copy numbers into the layers; returns those that are left."""
+    """Copy numbers into the layers. Returns the remaining ones."""
     for tensor in (tensor for layer in layers for tensor in _tensors(layer)):
         tensor.copy_(torch.from_numpy(numbers[: tensor.numel()].copy()).view_as(tensor))
         numbers = numbers[tensor.numel() :]

@@ -1,6 +1,7 @@
 """FCN-ResNet50: a fully convolutional segmenter on a dilated ResNet-50, with an auxiliary head.
 
-Of torchvision's blocks; at width 1 its layers and ``state_dict`` keys are torchvision's, whose weights load.
+It is built from torchvision's blocks. At width 1 its layers and ``state_dict`` keys are torchvision's, whose weights
+it can load.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ __all__ = ["FCNResNet50"]
 
 
 class FCNResNet50(StagedNetwork):
-    """Stages: the stem, then ResNet's four layers, the last two dilated instead of strided: strides 2, 4, 8, 8, 8."""
+    """The stages are the stem and ResNet's four layers, the last two dilated, not strided: strides 2, 4, 8, 8, 8."""
 
     taps: ClassVar[tuple[int, ...]] = (4, 5)
-    new_head: ClassVar[tuple[str, ...]] = ("classifier.", "aux_classifier.")
+    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.", "aux_classifier.")
 
     def __init__(self, classes: int, *, width: float = 1.0, aux: bool = True) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class FCNResNet50(StagedNetwork):
         return self.normalize(images)  # type: ignore[no-any-return]  # nn.Module's __call__ is untyped
 
     def head(self, features: Mapping[int, Tensor], image_size: int) -> dict[str, Tensor]:
-        """``out``, and in training ``aux``: logits [B, classes, S, S]."""
+        """Logits [B, classes, S, S]: ``out``, and in training ``aux``."""
         logits = {"out": self.classifier(features[5])}
         if self.training and self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(features[4])
@@ -76,7 +77,7 @@ class _DilatedResNet50(nn.Module):
 def _layer(
     channels: int, planes: int, *, blocks: int, stride: int = 1, dilations: tuple[int, int] = (1, 1)
 ) -> nn.Sequential:
-    """``blocks`` bottlenecks: the first changes the channels and has the first dilation, the rest have the second."""
+    """``blocks`` bottlenecks. The first changes the channels and has the first dilation; the rest have the second."""
     out = planes * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
     first = Bottleneck(channels, planes, stride, shortcut, dilation=dilations[0])

@@ -1,4 +1,4 @@
-"""The final fully connected layers in which the outputs of all sub-networks meet: a correction of the class logits."""
+"""Fusion: fully connected layers that combine the outputs of all sub-networks to correct the class logits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["JointFusion"]
 
 
 class JointFusion(nn.Module):
-    """z -> LayerNorm -> FC -> ReLU -> dropout -> FC -> [B, classes], to be added to the classifier's logits.
+    """z -> LayerNorm -> FC -> ReLU -> dropout -> FC -> [B, classes], which is added to the classifier's logits.
 
-    z holds each encoder's last features, averaged over the image; each detector class's highest score; and each
-    segmentation class's share of the image. The last layer starts at zero: at the start the sum *is* the classifier's
-    logits. With ``detach`` the sub-networks receive no gradient from here.
+    z holds each encoder's last features, averaged over the image, the highest score of each detector class, and the
+    fraction of the image of each segmentation class. The last layer starts at zero, so at the start the sum equals the
+    classifier's logits. With ``detach`` the sub-networks receive no gradient from these layers.
     """
 
     def __init__(self, channels: Sequence[int], summaries: Sequence[int], classes: int, spec: FusionSpec) -> None:
@@ -38,7 +38,7 @@ class JointFusion(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], outputs: Mapping[Task, Any]) -> Tensor:
-        """``features``: the last of each encoder, [B, C, h, w]; ``outputs`` as the network returns them."""
+        """``features``: the last features of each encoder, [B, C, h, w]; ``outputs``: as the network returns them."""
         parts = [x.mean(dim=(2, 3)) for x in features]
         if "detection" in outputs:
             parts.append(best_scores(outputs["detection"]))
@@ -49,14 +49,14 @@ class JointFusion(nn.Module):
 
 
 def best_scores(heads: Sequence[Tensor]) -> Tensor:
-    """[B, classes]: over all cells and anchors, the highest objectness x class probability."""
+    """Highest objectness x class probability over all cells and anchors, [B, classes]."""
     scores = [(head[..., 4:5].sigmoid() * head[..., 5:].sigmoid()).flatten(1, 3).amax(dim=1) for head in heads]
     return torch.stack(scores).amax(dim=0)
 
 
 def class_areas(logits: Tensor) -> Tensor:
-    """[B, classes]: each class's share of the image, by probability.
+    """Fraction of the image of each class, by probability, [B, classes].
 
-    Every eighth pixel counts: the logits were computed at stride 8, what lies between is interpolated.
+    Uses every eighth pixel: the logits were computed at stride 8 and interpolated between.
     """
     return logits[..., ::8, ::8].softmax(dim=1).mean(dim=(2, 3))

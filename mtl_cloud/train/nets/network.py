@@ -1,4 +1,4 @@
-"""The network of a job: one or several sub-networks on the same images, what they share, and their joint layers."""
+"""The network of a job: one or several sub-networks on the same images, feature sharing, and fusion layers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Network"]
 
 
 class Network(nn.Module):
-    """Sub-networks side by side, stage by stage, with an exchange of features after the stages that share.
+    """Runs sub-networks stage by stage and exchanges features after each stage that is shared.
 
-    A single-task network is the case of one sub-network. ``state_dict`` keys: ``subnets.<task>.<key of the
-    sub-network>``, ``sharing.<stage>...``, ``fusion...``. Under hard sharing the sub-networks that are not the trunk
-    lose the stages that it computes for them.
+    A single-task network has one sub-network. ``state_dict`` keys: ``subnets.<task>.<key of the sub-network>``,
+    ``sharing.<stage>...``, ``fusion...``. With hard sharing, the trunk computes the hard stages for all tasks, and the
+    other sub-networks do not have these stages.
 
-    Raises ``TrainingError`` where hard sharing is not a prefix of the stages.
+    Raises ``TrainingError`` if the hard stages are not the leading ones.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Network(nn.Module):
         return cast(StagedNetwork, self.subnets[task])
 
     def forward(self, images: Tensor, tasks: Collection[Task] | None = None) -> Outputs:
-        """[B, 3, S, S] float in 0..1, S a multiple of 32 -> the outputs of ``tasks`` (default all).
+        """Map images [B, 3, S, S], float in 0..1, S a multiple of 32, to the outputs of ``tasks`` (default all).
 
-        Where no stage shares, only the sub-networks of ``tasks`` run. The joint layers correct the class logits when
-        all sub-networks have run: a batch that is labelled for classification alone need not pay for the others.
+        If no stage is shared, only the sub-networks of ``tasks`` run. The fusion layers correct the class logits only
+        if all sub-networks run, so a batch with class labels alone does not pay for the others.
         """
         wanted = tuple(task for task in self.tasks if tasks is None or task in tasks)
         running = self.tasks if self.kinds else wanted
@@ -66,10 +66,10 @@ class Network(nn.Module):
         return {task: outputs[task] for task in wanted}
 
     def sharing_report(self) -> dict[str, Any]:
-        """stage -> ``{"kind": ..., "coefficients": {receiver: {sender: value}}}``; empty when nothing is shared.
+        """Map stage -> ``{"kind": ..., "coefficients": {receiver: {sender: value}}}``; empty if nothing is shared.
 
-        ``gate``: how far the gate is open, 0..1. ``cross_stitch``: mean magnitude over the channels, a task's own
-        included. ``hard``: 1 from the trunk.
+        Values: for ``gate`` the opening of the gate, 0..1; for ``cross_stitch`` the mean magnitude over the channels,
+        including a task's own coefficients; for ``hard`` 1 from the trunk.
         """
         return {
             str(stage): {"kind": self.kinds[stage], "coefficients": self._sharing_after(stage).report()}
@@ -89,7 +89,7 @@ class Network(nn.Module):
         return Hard(self.trunk, stages, tuple(t for t in others if is_last or stage in self.subnet(t).taps))
 
     def _encode(self, images: Tensor, running: tuple[Task, ...]) -> dict[Task, dict[int, Tensor]]:
-        """task -> stage -> the features that the task's head reads, after the exchange."""
+        """Map task -> stage -> the features that the task's head reads, after the exchange."""
         streams = {task: self.subnet(task).prepare(images) for task in running}
         features: dict[Task, dict[int, Tensor]] = {task: {} for task in running}
         for stage in STAGES:

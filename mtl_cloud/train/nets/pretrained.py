@@ -1,4 +1,4 @@
-"""Weights to start from: ``state_dict`` files with torchvision's keys, safetensors, and darknet's ``.weights``."""
+"""Pretrained weights: ``state_dict`` files with torchvision's keys, safetensors, and darknet's ``.weights``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _STATE_DICT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 
 
 def load_pretrained(network: StagedNetwork, uri: str) -> None:
-    """Fill a sub-network from a path or a URL; what comes by http is kept in torch hub's folder.
+    """Load a sub-network's weights from a path or URL. Files fetched by http are cached in torch hub's folder.
 
-    A head that the file lacks, or has for another number of classes, keeps its fresh weights: a warning in the log
-    names it. Everything else must be there.
+    If the file has no head, or a head for another number of classes, the head keeps its random weights and a warning
+    is logged. All other tensors are required.
 
     Raises
     ------
     TrainingError
-        The file cannot be fetched or read; or a tensor is missing or has another shape, whose name is given.
+        The file cannot be fetched or read, or a required tensor is missing or has another shape.
     MissingExtraError
-        ``s3://`` without s3fs.
+        The URL is ``s3://`` and s3fs is not installed.
     """
     path = _local(uri)
     if isinstance(network, YOLOv3) and path.suffix not in _STATE_DICT_SUFFIXES:
@@ -48,11 +48,11 @@ def load_pretrained(network: StagedNetwork, uri: str) -> None:
     else:
         fresh = _fill(network, _read(path), path)
     if fresh:
-        _log.warning("%s: the file does not fit these, which start anew: %s", path, ", ".join(fresh))
+        _log.warning("%s: missing or of another shape, so trained from random weights: %s", path, ", ".join(fresh))
 
 
 def _local(uri: str) -> Path:
-    """The file on this machine, fetched if need be."""
+    """Path of the file on this machine; fetches it if necessary."""
     scheme, separator, _ = uri.partition("://")
     try:
         if not separator:
@@ -62,7 +62,7 @@ def _local(uri: str) -> Path:
         return Path(fsspec.open_local(f"simplecache::{uri}", simplecache={"same_names": True}))
     except ImportError as error:
         raise MissingExtraError("aws", f"reading {uri}") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch hub's word for a wrong checksum
+    except (OSError, RuntimeError) as error:  # torch hub raises RuntimeError for a wrong checksum
         raise TrainingError(
             f"the pretrained weights {uri} cannot be fetched: {error}",
             hint="check the paths and URLs of model.pretrained",
@@ -70,7 +70,7 @@ def _local(uri: str) -> Path:
 
 
 def _from_hub(url: str) -> Path:
-    """Where torchvision would keep the file. A name such as ``vgg16-397923af.pth`` carries its checksum."""
+    """Path of the file in torchvision's cache; downloads it if missing. ``vgg16-397923af.pth`` names its checksum."""
     name = Path(urlsplit(url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.exists():
@@ -86,33 +86,33 @@ def _read(path: Path) -> State:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise TrainingError(f"{path}: no file of weights that can be read: {error}") from error
+        raise TrainingError(f"{path}: not a readable weights file: {error}") from error
     if not isinstance(state, dict):
-        raise TrainingError(f"{path}: holds a {type(state).__name__}, not the state_dict of a network")
+        raise TrainingError(f"{path}: contains a {type(state).__name__}, not a state_dict")
     inner: State = state.get("state_dict") or state.get("model") or state
     return inner
 
 
 def _fill(network: StagedNetwork, state: State, path: Path) -> tuple[str, ...]:
-    """Copy what fits; returns the keys of heads that do not."""
+    """Copy the tensors that fit. Returns the keys of heads that do not."""
     if isinstance(network, FCNResNet50) and "layer1.0.conv1.weight" in state:
         state = {f"backbone.{key}": tensor for key, tensor in state.items()}  # a bare ResNet-50
     unfit = [key for key, tensor in network.state_dict().items() if not _fits(key, tensor, state)]
     for key in unfit:
-        if not key.startswith(network.new_head):
-            raise _misfit(network, key, state, path)
+        if not key.startswith(network.head_prefixes):
+            raise _mismatch(network, key, state, path)
     network.load_state_dict({key: tensor for key, tensor in state.items() if key not in unfit}, strict=False)
     return tuple(unfit)
 
 
 def _fits(key: str, own: Tensor, state: State) -> bool:
-    # Files from before torch 0.4.1, some of torchvision's among them, do not count batches.
+    # Files from before torch 0.4.1, including some of torchvision's, do not count batches.
     if key not in state:
         return key.endswith(".num_batches_tracked")
     return state[key].shape == own.shape
 
 
-def _misfit(network: StagedNetwork, key: str, state: State, path: Path) -> TrainingError:
+def _mismatch(network: StagedNetwork, key: str, state: State, path: Path) -> TrainingError:
     name = type(network).__name__
     if key not in state:
         return TrainingError(f"{path}: no `{key}` in the file: these are not the weights of this {name}", hint=_HINT)
@@ -120,4 +120,4 @@ def _misfit(network: StagedNetwork, key: str, state: State, path: Path) -> Train
     return TrainingError(f"{path}: `{key}` is {theirs} in the file and {ours} in this {name}", hint=_HINT)
 
 
-_HINT = "published weights need model.width 1, and model.batch_norm as they were trained"
+_HINT = "published weights need model.width: 1 and the model.batch_norm that they were trained with"

@@ -1,15 +1,15 @@
-"""Sharing of features between the encoders of several tasks, after a stage, whatever their architectures.
+"""Feature sharing after a stage, between the encoders of several tasks, which may have different architectures.
 
 =============  ======================================================================================================
-kind           what the stage's features of a receiver i become; B(j) are a sender's, bridged to the receiver's shape
+kind           new features of receiver i; B(x_j) are sender j's features, bridged to the receiver's shape
 =============  ======================================================================================================
 none           x_i
-hard           B(x_trunk): one encoder computes the stage for all; the others' own stage does not exist
-cross_stitch   a_i * x_i + sum over j of b_ij * B(x_j), coefficients a channel (Misra et al. 2016), start at a=1, b=0
-gate           x_i + sum over j of sigmoid(g_ij) * B(x_j), one gate a pair, starts closed
+hard           B(x_trunk): one encoder computes the stage for all tasks; the others do not have this stage
+cross_stitch   a_i * x_i + sum over j of b_ij * B(x_j), per-channel coefficients (Misra et al. 2016), start at a=1, b=0
+gate           x_i + sum over j of sigmoid(g_ij) * B(x_j), one gate per pair, starts nearly closed
 =============  ======================================================================================================
 
-At the start both soft kinds leave the features exactly as they are: joint training begins at the single networks.
+At the start, neither ``cross_stitch`` nor ``gate`` changes features: joint training starts from the single networks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mtl_cloud.train.nets.staged import STAGES, Stage
 __all__ = ["Bridge", "CrossStitch", "Gate", "Hard", "Sharing", "hard_stages", "soft_sharing", "trunk_of"]
 
 CLOSED = -2.0
-"""A gate's start, before the sigmoid (0.12): closed enough to matter little, open enough for gradient to pass."""
+"""Initial gate logit (0.12 after the sigmoid): closed enough to have little effect, open enough to pass gradient."""
 
 
 def hard_stages(sharing: Mapping[int, SharingKind]) -> tuple[int, ...]:
-    """The stages of the trunk: the leading ones of kind ``hard``.
+    """The stages of the trunk: the leading stages of kind ``hard``.
 
-    Raises ``TrainingError`` where a later stage is hard: an encoder that has left the trunk cannot come back to it.
+    Raises ``TrainingError`` if a later stage is hard: an encoder that has left the trunk cannot rejoin it.
     """
     leading = tuple(takewhile(lambda stage: sharing.get(stage) == "hard", STAGES))
     late = [stage for stage in STAGES if sharing.get(stage) == "hard" and stage not in leading]
@@ -51,14 +51,14 @@ def hard_stages(sharing: Mapping[int, SharingKind]) -> tuple[int, ...]:
 def trunk_of(tasks: Sequence[Task]) -> Task:
     """The task whose encoder is the trunk: segmentation, else detection.
 
-    The segmenter's dilated ResNet-50 is the costliest encoder, so that its reuse saves most, and it keeps the finest
-    features, from which the others' can be pooled.
+    The segmenter's dilated ResNet-50 is the most expensive encoder, so sharing it saves most, and it has the finest
+    features, which can be pooled for the others.
     """
     return max(tasks, key=TASKS.index)
 
 
 class Bridge(nn.Module):
-    """A sender's features in a receiver's shape: a 1x1 convolution, and pooling or repetition between strides."""
+    """Maps a sender's features to a receiver's shape: a 1x1 convolution, and pooling or repetition between strides."""
 
     def __init__(self, sender: Stage, receiver: Stage) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Bridge(nn.Module):
 
 
 class Sharing(nn.Module):
-    """One stage's exchange. ``forward`` takes and returns the features of each task."""
+    """The exchange after one stage. ``forward`` takes and returns the features of each task."""
 
     bridges: nn.ModuleDict
 
@@ -89,10 +89,10 @@ class Sharing(nn.Module):
 
     @abstractmethod
     def coefficient(self, receiver: Task, sender: Task) -> float:
-        """How much of the bridged features is added: 0 none."""
+        """Weight of the bridged features; 0 adds none."""
 
     def report(self) -> dict[Task, dict[Task, float]]:
-        """receiver -> sender -> coefficient."""
+        """Map receiver -> sender -> coefficient."""
         table: dict[Task, dict[Task, float]] = {receiver: {} for receiver, _ in self.pairs}
         for receiver, sender in self.pairs:
             table[receiver][sender] = self.coefficient(receiver, sender)
@@ -104,7 +104,7 @@ def _key(receiver: Task, sender: Task) -> str:
 
 
 class Hard(Sharing):
-    """The trunk's features for all; receivers get theirs through a bridge."""
+    """All tasks get the trunk's features; receivers get them through a bridge."""
 
     def __init__(self, trunk: Task, stages: Mapping[Task, Stage], receivers: tuple[Task, ...]) -> None:
         super().__init__(stages, ((receiver, trunk) for receiver in receivers))
@@ -124,7 +124,7 @@ class _Soft(Sharing):
 
 
 class CrossStitch(_Soft):
-    """Coefficients a channel of the receiver. Reported: their mean magnitude; a task's own under its own name."""
+    """One coefficient per channel of the receiver. ``report`` has mean magnitudes, a task's own under its own name."""
 
     def __init__(self, stages: Mapping[Task, Stage]) -> None:
         super().__init__(stages)
@@ -132,7 +132,7 @@ class CrossStitch(_Soft):
         self.other = nn.ParameterDict({_key(i, j): torch.zeros(stages[i].channels, 1, 1) for i, j in self.pairs})
 
     def forward(self, features: Mapping[Task, Tensor]) -> dict[Task, Tensor]:
-        # The coefficients take the features' type: under autocast the product would else be float32.
+        # Coefficients are cast to the features' type; under autocast the product would otherwise be float32.
         mixed = {i: x * self.own[i].to(x.dtype) for i, x in features.items()}
         for i, j in self.pairs:
             bridged = self.bridges[_key(i, j)](features[j])
@@ -150,9 +150,9 @@ class CrossStitch(_Soft):
 
 
 class Gate(_Soft):
-    """One gate a pair. Its bridge starts at zero, so nothing passes at the start however far the gate is open.
+    """One gate per pair. The bridges start at zero, so at the start nothing passes, however open the gates are.
 
-    With a logit of minus infinity a gate is shut for good, and its sender has no effect at all.
+    A gate with a logit of minus infinity stays closed, and its sender has no effect.
     """
 
     def __init__(self, stages: Mapping[Task, Stage]) -> None:
@@ -174,5 +174,5 @@ class Gate(_Soft):
 
 
 def soft_sharing(kind: SharingKind, stages: Mapping[Task, Stage]) -> Sharing:
-    """``cross_stitch`` or ``gate`` between all pairs of tasks."""
+    """Build ``cross_stitch`` or ``gate`` sharing between all pairs of tasks."""
     return CrossStitch(stages) if kind == "cross_stitch" else Gate(stages)

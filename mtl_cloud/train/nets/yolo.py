@@ -1,6 +1,6 @@
-"""YOLOv3: Darknet-53, a neck, and three heads; layer by layer darknet's ``cfg/yolov3.cfg``.
+"""YOLOv3: Darknet-53, a neck, and three heads, with the layers of darknet's ``cfg/yolov3.cfg``.
 
-The order in which the modules are registered is the order of the cfg, and so of the numbers in a ``.weights`` file.
+Modules are registered in the order of the cfg, which is the order of the numbers in a ``.weights`` file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from mtl_cloud.train.nets.staged import Stage, StagedNetwork, scale_channels
 __all__ = ["ConvBlock", "YOLOv3"]
 
 RESIDUAL_BLOCKS = (1, 2, 8, 8, 4)
-"""Of the five stages of Darknet-53."""
+"""Residual blocks in each of the five stages of Darknet-53."""
 
 
 class YOLOv3(StagedNetwork):
-    """Stages: Darknet-53's, each a strided convolution and its residual blocks: strides 2, 4, 8, 16, 32.
+    """The stages are Darknet-53's, each a strided convolution and its residual blocks: strides 2, 4, 8, 16, 32.
 
-    Takes colours in 0..1 as they are, as darknet does.
+    Like darknet, it takes colours in 0..1 without normalisation.
     """
 
     taps: ClassVar[tuple[int, ...]] = (3, 4, 5)
-    new_head: ClassVar[tuple[str, ...]] = ("scales.0.logits.", "scales.1.logits.", "scales.2.logits.")
+    head_prefixes: ClassVar[tuple[str, ...]] = ("scales.0.logits.", "scales.1.logits.", "scales.2.logits.")
 
     def __init__(self, classes: int, *, width: float = 1.0) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ConvBlock(nn.Module):
     def __init__(self, channels: int, filters: int, size: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, filters, size, stride=stride, padding=size // 2, bias=False)
-        # darknet's running figures are 0.99 old + 0.01 new; its epsilon on GPUs is 1e-5.
+        # darknet's running statistics are 0.99 old + 0.01 new; its epsilon on GPUs is 1e-5.
         self.norm = nn.BatchNorm2d(filters, eps=1e-5, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _Residual(nn.Module):
 
 
 def _stage(channels: int, filters: int, blocks: int) -> nn.Sequential:
-    # A stage's bottleneck is as wide as its input: half of its output.
+    # The bottleneck has as many channels as the stage's input: half as many as its output.
     return nn.Sequential(
         ConvBlock(channels, filters, 3, stride=2),
         *(_Residual(filters, channels) for _ in range(blocks)),
@@ -92,7 +92,7 @@ def _stage(channels: int, filters: int, blocks: int) -> nn.Sequential:
 
 
 class _Scale(nn.Module):
-    """The neck and the head of one of the three scales. ``coarser``: channels that come from the scale before."""
+    """The neck and the head of one of the three scales. ``coarser``: channels of the features of the coarser scale."""
 
     def __init__(self, channels: int, bottleneck: int, classes: int, *, coarser: int = 0) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Scale(nn.Module):
         self.logits = nn.Conv2d(wide, len(ANCHOR_MASKS[0]) * self.entries, 1)
 
     def forward(self, x: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Raw logits, and the features that go on to the next, finer scale."""
+        """Raw logits, and the features for the next, finer scale."""
         if self.lateral is not None:
             x = torch.cat((F.interpolate(self.lateral(coarser), scale_factor=2.0, mode="nearest"), x), dim=1)
         features = self.neck(x)
@@ -119,7 +119,7 @@ class _Scale(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """As darknet does: normal, of variance 2 / fan-in; biases 0."""
+    """Initialise as darknet does: normal with variance 2 / fan-in, biases 0."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if module.bias is not None:

@@ -1,6 +1,6 @@
-"""From the tasks' losses to the parameters' gradients: one backward pass for their sum, or one for each task.
+"""Backward passes of a joint step: one for the weighted sum of the tasks' losses, or one for each task.
 
-Both leave in every process the gradients of the global batch, multiplied by the loss scaler's scale.
+Both leave the gradients of the global batch, multiplied by the loss scaler's scale, in every process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ Column: TypeAlias = tuple[Tensor | None, ...]
 
 
 class Backward(Protocol):
-    """Fills the gradients of one step; they are None before."""
+    """Computes the gradients of one step. They must be None before."""
 
     def __call__(self, losses: Sequence[Tensor], present: Tensor) -> None:
-        """``losses``: scalars, in value the global batch's, in gradient this process's share, each with its own graph.
+        """Fill the parameters' ``grad``.
 
-        ``present`` [tasks] bool: does some sample of the global batch carry the task's label?
+        ``losses``: one scalar per task, with a graph of its own; its value is that of the global batch, its gradient
+        that of this process's share. ``present`` [tasks] bool: whether any sample of the global batch has the task's
+        label.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SummedBackward:
-    """The weighted sum of losses, through the data-parallel wrapper."""
+    """Backpropagates the weighted sum of losses through the data-parallel wrapper."""
 
     weighting: LossWeighting
     scaler: torch.amp.GradScaler
@@ -47,7 +49,7 @@ class SummedBackward:
         objective = self.weighting.combine(
             dict(zip(tasks, losses, strict=True)), dict(zip(tasks, present.float().unbind(), strict=True))
         )
-        # The data-parallel wrapper averages gradients, hence the factor; the weighting's own are not wrapped.
+        # The data-parallel wrapper averages gradients, hence the factor. It does not wrap the weighting's parameters.
         self.scaler.scale(objective * self.group.world).backward()
         for parameter in self.weighting.parameters():
             if parameter.grad is not None:
@@ -56,14 +58,14 @@ class SummedBackward:
 
 @dataclass(frozen=True)
 class TaskwiseBackward:
-    """Each task's gradient apart, summed over the processes, then combined.
+    """Computes each task's gradient separately, sums it over the processes, and combines the tasks' gradients.
 
-    Shared are the parameters that the losses of several present tasks reach in the graph of this very step, through
-    whatever stage, exchange or joint layer. On them the combination is that of the weighting; a parameter that one
-    task alone reaches takes that task's gradient. One that no present task reaches keeps none.
+    A parameter is shared if the losses of several present tasks reach it in this step's graph. The weighting combines
+    the gradients of shared parameters. A parameter that only one task reaches takes that task's gradient; a parameter
+    that no present task reaches has none.
 
-    The combination is not linear, so the sum over processes comes before it: the network must *not* be wrapped for
-    data-parallel training. Waits for the device once a step, for the inner products.
+    The combination is not linear, so the sum over processes comes first: the network must *not* be wrapped for
+    data-parallel training. Waits for the device once per step, for the inner products.
     """
 
     weighting: GradientWeighting
@@ -74,17 +76,17 @@ class TaskwiseBackward:
     def __call__(self, losses: Sequence[Tensor], present: Tensor) -> None:
         tasks = present.nonzero().flatten().tolist()
         if not tasks:
-            return self._take(map(torch.zeros_like, self.parameters))
+            return self._set_gradients(map(torch.zeros_like, self.parameters))
         gradients = [self._gradients(losses[task], keep_graph=task != tasks[-1]) for task in tasks]
         columns = list(zip(*gradients, strict=True))
-        shared = [column for column in columns if _reached(column) > 1]
+        shared = [column for column in columns if _task_count(column) > 1]
         ones = [1.0] * len(tasks)
         factors = self._factors(shared, torch.stack([losses[task] for task in tasks]), tasks) if shared else ones
-        own = factors if self.weighting.scales_own else ones
-        return self._take(_sum(column, factors if _reached(column) > 1 else own) for column in columns)
+        unshared = factors if self.weighting.scales_unshared else ones
+        return self._set_gradients(_sum(column, factors if _task_count(column) > 1 else unshared) for column in columns)
 
     def _gradients(self, loss: Tensor, *, keep_graph: bool) -> list[Tensor | None]:
-        """The loss's gradient for each parameter over all processes; None where the graph does not reach it."""
+        """The loss's gradient for each parameter, summed over all processes; None where the graph does not reach it."""
         scaled = self.scaler.scale(loss)
         found: list[Tensor | None] = list(
             torch.autograd.grad(scaled, self.parameters, retain_graph=keep_graph, allow_unused=True)
@@ -97,25 +99,25 @@ class TaskwiseBackward:
         return [None if gradient is None else next(pieces).view_as(gradient) for gradient in found]
 
     def _factors(self, shared: Sequence[Column], losses: Tensor, tasks: list[int]) -> list[float]:
-        """[P] from gradients without the scaler's scale: to some methods their size matters."""
+        """Factors [P] of the present tasks. The loss scale is divided out, because some methods depend on the norms."""
         gramian = reduce(torch.add, map(_inner_products, shared)).cpu() / self.scaler.get_scale() ** 2
         factors: list[float] = self.weighting.factors(gramian, losses.detach().double().cpu(), tasks).tolist()
         return factors
 
-    def _take(self, gradients: Iterable[Tensor | None]) -> None:
+    def _set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
 
 
-def _reached(column: Column) -> int:
-    """By how many tasks."""
+def _task_count(column: Column) -> int:
+    """Number of tasks that reach the parameter."""
     return sum(gradient is not None for gradient in column)
 
 
 def _inner_products(column: Column) -> Tensor:
-    """[P, P] float64."""
-    size = next(gradient for gradient in column if gradient is not None)
-    rows = torch.stack([(torch.zeros_like(size) if g is None else g).flatten() for g in column])
+    """Inner products of the tasks' gradients of one parameter, [P, P] float64."""
+    template = next(gradient for gradient in column if gradient is not None)
+    rows = torch.stack([(torch.zeros_like(template) if g is None else g).flatten() for g in column])
     return (rows @ rows.T).double()
 
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is validated and exported where ``training.ema`` asks for it."""
+"""Exponential moving average (EMA) of the weights, which is validated and exported if ``training.ema`` is set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["MovingAverage"]
 
 
 class MovingAverage:
-    """A twin of a network whose weights follow that network's.
+    """A copy of a network that holds the moving average of that network's weights.
 
-    After update n (0-based) the average has moved by ``1 - min(decay, (1 + n) / (10 + n))`` of the way: TensorFlow's
-    warm-up, so that a long memory does not hold on to the fresh weights. Running statistics of batch normalisation are
-    averaged as the weights are, which is what torchvision's recipes and timm do; counters are copied.
+    Update n (0-based) uses the decay ``min(decay, (1 + n) / (10 + n))``: TensorFlow's warm-up, so that the initial
+    weights do not dominate a long average. Running statistics of batch normalisation are averaged like weights, as in
+    torchvision's recipes and timm; counters are copied.
 
-    The arithmetic is torch's. Its ``AveragedModel`` is not used, because it moves a counter to the device in each
-    update and waits for it.
+    The arithmetic is torch's ``get_ema_multi_avg_fn``. Its ``AveragedModel`` is not used, because each of its updates
+    moves a counter to the device and waits for it.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -34,7 +34,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the network, after its step."""
+        """Update the average. Call it after each optimizer step."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         own, current = ([tensor.detach() for tensor in side] for side in zip(*self._averaged, strict=True))
         get_ema_multi_avg_fn(decay)(own, current, self._updates)

@@ -1,7 +1,7 @@
-"""How the tasks' gradients become one: each method reads off their inner products by what factor each task counts.
+"""Gradient weighting: methods that compute each task's factor from the inner products of the tasks' gradients.
 
-torchjd's weightings do the work, except for ``nash`` and ``gradnorm`` (decision 005). All is computed on the host in
-float64: the matrix has an entry for each pair of tasks.
+The methods are torchjd's, except for ``nash`` and ``gradnorm`` (decision 005). They run on the host in float64: the
+matrix has one entry for each pair of tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from mtl_cloud.errors import MissingExtraError
 from mtl_cloud.jobspec.job import LossWeightingSpec
 from mtl_cloud.tasks import Task
-from mtl_cloud.train.optim.loss_weighting import Weighting
+from mtl_cloud.train.optim.loss_weighting import TaskWeighting
 
 __all__ = ["GradientWeighting", "build_gradient_weighting"]
 
@@ -25,18 +25,18 @@ _CAGRAD_RADIUS = 0.5  # c of Liu et al. 2021, as in their experiments on images 
 _PROJECTOR_EPS = 1e-4  # norm_eps and reg_eps of torchjd's projector
 
 
-class GradientWeighting(Weighting):
-    """Base of all methods."""
+class GradientWeighting(TaskWeighting):
+    """Base of all gradient methods."""
 
-    scales_own: ClassVar[bool] = False
-    """Do the factors apply to parameters that one task alone reaches, too? Else those take its plain gradient."""
+    scales_unshared: ClassVar[bool] = False
+    """Whether the factors also scale parameters that only one task reaches. If not, these take the plain gradient."""
 
     def factors(self, gramian: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor:
-        """[P] factors of the gradients of the P tasks whose indices are ``present``; all on the host, in float64.
+        """Factors [P] of the gradients of the P tasks whose indices are ``present``; all on the host, in float64.
 
         ``gramian`` [P, P] holds the inner products of their gradients on the shared parameters, ``losses`` [P] their
-        values, both of the global batch: every process comes to the same factors. Gradients that are not finite get
-        factors of 1, and change nothing that the method remembers: what follows is the loss scaler's business.
+        values, both of the global batch, so that every process computes the same factors. If a gradient is not finite,
+        all factors are 1 and the method's state does not change: the loss scaler skips such a step.
         """
         if not gramian.isfinite().all():
             return torch.ones_like(losses)
@@ -49,9 +49,9 @@ class GradientWeighting(Weighting):
 
 
 class _TorchJD(GradientWeighting):
-    """One of torchjd's weightings of the Gramian, with the generator of the method's own.
+    """One of torchjd's weightings of the Gramian, with a random generator of its own.
 
-    PCGrad draws the order of its projections: every process must draw the same, whatever else it draws.
+    PCGrad projects in random order, which must be the same in every process.
     """
 
     def __init__(self, tasks: Sequence[Task], method: Callable[[Tensor], Tensor], seed: int) -> None:
@@ -77,20 +77,20 @@ class _Nash(GradientWeighting):
     """Nash-MTL (Navon et al. 2022): the bargaining solution, factors a > 0 with G a = 1 / a for the Gramian G.
 
     That is the minimum of a'Ga / 2 - sum(log a), a self-concordant function: Newton's method with steps of
-    1 / (1 + decrement) reaches it from anywhere. The paper approaches it by a sequence of convex programs. As in its
-    code, the combined gradient's norm is at most 1, which it is for all but tiny gradients.
+    1 / (1 + decrement) converges to it from any start. The paper solves a sequence of convex programs instead. As in
+    the paper's code, the norm of the combined gradient is at most 1; it is less only for tiny gradients.
     """
 
     def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:  # noqa: ARG002  # not their values
         scale = gramian.norm().clamp(min=_TINY)
-        # A task without a gradient would bargain for ever more.
+        # The diagonal term keeps the factor of a task without a gradient finite.
         unit = gramian / scale + _TINY * torch.eye(len(present), dtype=gramian.dtype)
         factors = _bargain(unit)
         return factors / (factors @ gramian @ factors).sqrt().clamp(min=1)
 
 
 def _bargain(gramian: Tensor) -> Tensor:
-    """[P] the positive a with G a = 1 / a, for a positive definite [P, P] G."""
+    """The positive a [P] with G a = 1 / a, for a positive definite G [P, P]."""
     a = gramian.diagonal().rsqrt()
     for _ in range(200):
         slope = gramian @ a - 1 / a
@@ -103,12 +103,12 @@ def _bargain(gramian: Tensor) -> Tensor:
 
 
 class _GradNorm(GradientWeighting):
-    """GradNorm (Chen et al. 2018): loss weights, learned so that all tasks train at like rates.
+    """GradNorm (Chen et al. 2018): loss weights that are learned so that all tasks train at similar rates.
 
-    Each weighted gradient's norm is drawn to the mean norm * (relative inverse training rate) ** 1.5 by Adam (rate
-    0.025); a task's training rate is its loss over its first one. The weights add up to the number of tasks. They are
-    weights of losses, so they act on all parameters. The paper takes the norms on the last shared layer, this takes
-    them on all shared parameters.
+    Adam (learning rate 0.025) moves the norm of each weighted gradient towards the mean norm * (relative inverse
+    training rate) ** 1.5, where a task's inverse training rate is its loss divided by its first loss. The weights sum
+    to the number of tasks. They weight losses, so they scale all parameters. The paper takes the norms on the last
+    shared layer, this method on all shared parameters.
     """
 
     first: Tensor
@@ -117,12 +117,12 @@ class _GradNorm(GradientWeighting):
     variance: Tensor
     updates: Tensor
 
-    scales_own = True
-    _RATE, _BETA1, _BETA2, _POWER, _LEAST = 0.025, 0.9, 0.999, 1.5, 1e-3
+    scales_unshared = True
+    _LR, _BETA1, _BETA2, _ALPHA, _MIN_WEIGHT = 0.025, 0.9, 0.999, 1.5, 1e-3
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
-        self._remember(first=torch.nan, factor=1.0, momentum=0.0, variance=0.0, updates=0.0)
+        self._add_buffers(first=torch.nan, factor=1.0, momentum=0.0, variance=0.0, updates=0.0)
         self.double()
 
     def _factors(self, gramian: Tensor, losses: Tensor, present: list[int]) -> Tensor:
@@ -134,26 +134,26 @@ class _GradNorm(GradientWeighting):
         return factors
 
     def _slopes(self, gramian: Tensor, rates: Tensor, factors: Tensor) -> Tensor:
-        """[P] of the sum of |weighted norm - target| for the factors, where targets are constants."""
+        """Gradient [P] of sum |weighted norm - target| with respect to the factors; the targets are constants."""
         norms = gramian.diagonal().sqrt()
         weighted = factors * norms
-        targets = weighted.mean() * (rates / rates.mean().clamp(min=_TINY)) ** self._POWER
+        targets = weighted.mean() * (rates / rates.mean().clamp(min=_TINY)) ** self._ALPHA
         return (weighted - targets).sign() * norms
 
     def _learn(self, slopes: Tensor, present: list[int]) -> None:
-        """One step of Adam; then the sum of these tasks' factors is what it was before."""
+        """Do one step of Adam, then rescale the factors so that the sum over these tasks does not change."""
         slopes, n = slopes.to(self.factor), self.updates[present] + 1
         self.updates[present] = n
         self.momentum[present] = self.momentum[present].lerp(slopes, 1 - self._BETA1)
         self.variance[present] = self.variance[present].lerp(slopes**2, 1 - self._BETA2)
         momentum = self.momentum[present] / (1 - self._BETA1**n)
         variance = self.variance[present] / (1 - self._BETA2**n)
-        moved = (self.factor[present] - self._RATE * momentum / (variance.sqrt() + _TINY)).clamp(min=self._LEAST)
+        moved = (self.factor[present] - self._LR * momentum / (variance.sqrt() + _TINY)).clamp(min=self._MIN_WEIGHT)
         self.factor[present] = moved * self.factor[present].sum() / moved.sum()
 
 
 def build_gradient_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, seed: int = 0) -> GradientWeighting:
-    """The gradient method that ``spec`` names, over ``tasks``. ``seed`` must be the same in all processes.
+    """Build the gradient method that ``spec`` names for ``tasks``. ``seed`` must be the same in all processes.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def build_gradient_weighting(spec: LossWeightingSpec, tasks: Sequence[Task], *, 
 
 
 def _from_torchjd(name: str) -> Callable[[Tensor], Tensor]:
-    """Raises ``MissingExtraError``."""
+    """A method of torchjd. Raises ``MissingExtraError`` if torchjd or the method's solver is not installed."""
     extra = "cagrad" if name == "cagrad" else "jd"
     try:
         from torchjd import aggregation
@@ -182,13 +182,13 @@ def _from_torchjd(name: str) -> Callable[[Tensor], Tensor]:
             "upgrad": lambda: aggregation.UPGradWeighting(projector=_dual_cone_projector()),
         }
         method: Callable[[Tensor], Tensor] = makers[name]()
-    except ImportError as error:  # torchjd's own, or what its constructors raise for a solver that is not there
+    except ImportError as error:  # from importing torchjd, or from a constructor whose solver is missing
         raise MissingExtraError(extra, f"training.loss_weighting.name: {name}") from error
     return method
 
 
 def _dual_cone_projector() -> Any:
-    """Called as torchjd's ``QuadprogProjector``, with the same result: that one's solver is under the GPL.
+    """A projector with the interface and result of torchjd's ``QuadprogProjector``, whose solver is under the GPL.
 
     A row u of the weights [P, P] becomes the v >= u with the least v'Gv (Quinton and Rey 2024, proposition 1). With
     G = R'R and v = u + w this is non-negative least squares: the w >= 0 with the least |Rw + Ru|.

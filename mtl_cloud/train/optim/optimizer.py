@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's course, from the spec."""
+"""Builds the optimizer and computes the learning-rate schedule of a job."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
 
 
 def build_optimizer(network: nn.Module, extra: Iterable[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Weight decay on the network's weights only; none on biases, normalisation and ``extra`` (loss weights).
+    """Build the optimizer. Weight decay applies to the network's weights, not to biases, normalisation and ``extra``.
 
-    Fused: one pass over the parameters a step, and the loss scaler's check for infinities without a wait for the host.
+    ``extra``: parameters outside the network, such as learned loss weights. The optimizer is fused: it makes one pass
+    over the parameters per step, and the loss scaler's check for infinities does not wait for the device.
     """
     decay, no_decay = decay_groups(network)
     groups = [
@@ -30,20 +31,22 @@ def build_optimizer(network: nn.Module, extra: Iterable[nn.Parameter], spec: Opt
         return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=True)
     optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
     if spec.momentum:
-        _begin_momentum(optimizer)
+        _init_momentum(optimizer)
     return optimizer
 
 
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """At zero, which the first gradient then replaces as it does without: the fused SGD fails on parameters that get
-    their first gradient later than others, as those of a task do whose labels come later.
+def _init_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Start momentum buffers at zero, which does not change the result.
+
+    Without buffers, fused SGD fails if some parameters get their first gradient later than others, as those of a task
+    do whose labels come later.
     """
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(spec: ScheduleSpec, peak: float, *, step: int, steps: int) -> float:
-    """The rate of step ``step`` (0-based) of ``steps``: a pure function, so a resumed job needs no scheduler state."""
+    """Learning rate of ``step`` (0-based) of ``steps``. A pure function, so a resumed job needs no scheduler state."""
     if step < spec.warmup_steps:
         return peak * float(((step + 1) / spec.warmup_steps) ** spec.warmup_power)
     done = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
@@ -56,6 +59,6 @@ def learning_rate(spec: ScheduleSpec, peak: float, *, step: int, steps: int) -> 
     return peak
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr

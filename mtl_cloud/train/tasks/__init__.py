@@ -1,4 +1,4 @@
-"""The tasks: what is asked of each is in ``base``; ``build_heads`` makes those of a job."""
+"""The tasks. ``base`` defines their interface; ``build_heads`` builds those of a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ClassificationHead", "DetectionHead", "SegmentationHead", "build_hea
 def build_heads(
     model: ModelSpec, classes: Mapping[Task, tuple[str, ...]], *, multi_label: bool
 ) -> dict[Task, TaskHead]:
-    """The heads of the tasks that ``model`` trains and ``classes`` names, in the fixed order of tasks."""
+    """Heads of the tasks that ``model`` trains and ``classes`` names, in the order of ``TASKS``."""
     wanted = model.tasks or NETWORK_TASKS[model.name]
     return {
         task: _head(task, model, classes[task], multi_label) for task in TASKS if task in wanted and task in classes

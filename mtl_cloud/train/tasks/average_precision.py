@@ -1,9 +1,9 @@
 """Average precision as the PASCAL VOC devkit computes it (``VOCevaldet.m``), and COCO's through torchmetrics.
 
-VOC: a class's detections of all images are taken by falling score. Each claims the object of its class and image that
-it overlaps most, if by the threshold or more. The first claim on an object is a hit; further ones are false positives,
-also where a lesser overlapped object is still free. Claims on difficult objects count as nothing, and difficult
-objects are no part of the recall.
+VOC: the detections of a class in all images are taken by decreasing score. Each is matched with the object of its class
+and image that it overlaps most, if the IoU is at least the threshold. The first match of an object is a true positive;
+later ones are false positives, even if another object that they overlap less is not matched yet. Matches of difficult
+objects do not count, and difficult objects do not count for recall.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """One image's detections beside its truth; CPU tensors, boxes in left, top, right, bottom."""
+    """One image's detections and ground truth: CPU tensors, boxes as left, top, right, bottom."""
 
     key: str
     boxes: Tensor
@@ -45,27 +45,27 @@ class ImageDetections:
 
 @dataclass(frozen=True)
 class ClassPrecision:
-    """How well one class was found. None where the class has no object that counts."""
+    """Average precision and recall of one class; None if the class has no object that counts."""
 
     ap: float | None
     """Area under the precision-recall curve, precision made monotone: VOC 2010 and later."""
     ap_11_point: float | None
     """Mean of the interpolated precision at recall 0, 0.1, ..., 1: VOC 2007."""
     recall: float | None
-    """Share of the objects that some detection hits."""
+    """Fraction of the objects that have a true positive."""
 
 
 def voc_precision(images: Sequence[ImageDetections], *, classes: int, threshold: float = 0.5) -> list[ClassPrecision]:
-    """Each class's precision at IoU ``threshold``. Equal scores keep the order of ``images``."""
+    """Average precision of each class at IoU ``threshold``. Equal scores keep the order of ``images``."""
     if not images:
         return [_precision(np.empty(0, bool), 0)] * classes
-    claims, truths = _claims(images, threshold)
+    matches, truths = _matches(images, threshold)
     scores, found = _joined(i.scores for i in images), _joined(i.classes for i in images)
     true_classes, difficult = _joined(i.true_classes for i in images), _joined(i.difficult for i in images)
     order = np.argsort(-scores, kind="stable")
-    claims, found = claims[order], found[order]
-    counts = ~np.append(difficult, False)[claims]  # no claim, -1, is a false positive and counts
-    hits = _first_claims(claims, truths)
+    matches, found = matches[order], found[order]
+    counts = ~np.append(difficult, False)[matches]  # -1, no match, is a false positive and counts
+    hits = _first_matches(matches, truths)
     return [
         _precision(hits[(found == c) & counts], int(((true_classes == c) & ~difficult).sum())) for c in range(classes)
     ]
@@ -76,42 +76,42 @@ def _joined(parts: Iterable[Tensor]) -> Array:
     return joined
 
 
-def _claims(images: Sequence[ImageDetections], threshold: float) -> tuple[Array, int]:
-    """For each detection the number of the object that it claims, or -1; and how many objects there are."""
-    claims, truths = [], 0
+def _matches(images: Sequence[ImageDetections], threshold: float) -> tuple[Array, int]:
+    """Index of each detection's object, or -1 without a match; and the number of objects."""
+    matches, truths = [], 0
     for image in images:
-        claims.append(_image_claims(image, threshold, truths))
+        matches.append(_image_matches(image, threshold, truths))
         truths += len(image.true_boxes)
-    return np.concatenate(claims), truths
+    return np.concatenate(matches), truths
 
 
-def _image_claims(image: ImageDetections, threshold: float, first: int) -> Array:
+def _image_matches(image: ImageDetections, threshold: float, first: int) -> Array:
     from torchvision.ops import box_iou
 
     if not len(image.true_boxes):
         return np.full(len(image.boxes), -1)
     iou = box_iou(image.boxes.double(), image.true_boxes.double())
     overlap, best = iou.where(image.classes[:, None] == image.true_classes, -1).max(1)
-    claims: Array = torch.where(overlap >= threshold, best + first, -1).numpy()
-    return claims
+    matches: Array = torch.where(overlap >= threshold, best + first, -1).numpy()
+    return matches
 
 
-def _first_claims(claims: Array, truths: int) -> Array:
-    """[D] bool: the first claim of its object."""
+def _first_matches(matches: Array, truths: int) -> Array:
+    """[D] bool: whether the detection is the first match of its object."""
     first = np.full(truths + 1, -1)
-    first[claims[::-1]] = np.arange(len(claims))[::-1]  # later writes, of earlier claims, win
-    is_first: Array = first[claims] == np.arange(len(claims))
-    return is_first & (claims >= 0)
+    first[matches[::-1]] = np.arange(len(matches))[::-1]  # later writes, of earlier matches, win
+    is_first: Array = first[matches] == np.arange(len(matches))
+    return is_first & (matches >= 0)
 
 
 def _precision(hits: Array, positives: int) -> ClassPrecision:
-    """``hits``: of the detections that count, by falling score."""
+    """``hits``: whether each detection that counts is a true positive, by decreasing score."""
     if not positives:
         return ClassPrecision(None, None, None)
     found = hits.cumsum()
     precision = found / np.arange(1, len(hits) + 1)
     best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    # As floats, like the evaluators that published figures come from: a recall of 6 / 10 is short of linspace's 0.6.
+    # In floats, like the evaluators behind published figures: there, a recall of 6 / 10 is below linspace's 0.6.
     at_recall = np.searchsorted(found / positives, np.linspace(0, 1, 11))
     return ClassPrecision(
         ap=float(best_from[:-1][hits].sum() / positives),
@@ -121,7 +121,7 @@ def _precision(hits: Array, positives: int) -> ClassPrecision:
 
 
 def coco_metrics(images: Sequence[ImageDetections]) -> dict[str, float | None]:
-    """COCO's 101-point ``map`` (IoU 0.5 to 0.95), ``map50_coco`` and ``map75``; difficult objects are crowds to it."""
+    """COCO's 101-point ``map`` (IoU 0.5 to 0.95), ``map50_coco`` and ``map75``. Difficult objects count as crowds."""
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision(backend="faster_coco_eval")
@@ -131,7 +131,7 @@ def coco_metrics(images: Sequence[ImageDetections]) -> dict[str, float | None]:
     metric.update(predictions, truths)
     values = metric.compute()
     names = {"map": "map", "map50_coco": "map_50", "map75": "map_75"}
-    # -1 is COCO's word for "no object to find".
+    # COCO gives -1 if there is no object.
     return {ours: _or_none(float(values[theirs])) for ours, theirs in names.items()}
 
 

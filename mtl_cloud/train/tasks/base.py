@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: a loss, an evaluation after each round, and predictions to look at."""
+"""Interface of a task for the trainer: a loss, an evaluation after each round, and predictions to render."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_cloud.train.data.batch import Batch
 __all__ = ["Evaluator", "LossTerm", "Outputs", "TaskHead", "TaskMetrics"]
 
 Outputs: TypeAlias = dict[Task, Any]
-"""What a network's forward returns, for images [B, 3, S, S] float in 0..1:
+"""Result of a network's ``forward`` for images [B, 3, S, S], float in 0..1:
 
 * classification: Tensor [B, classes], logits.
 * detection: tuple of three Tensors [B, 3, S/stride, S/stride, 5 + classes], raw logits (tx, ty, tw, th, objectness,
@@ -24,40 +24,40 @@ Outputs: TypeAlias = dict[Task, Any]
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A loss as sum and count, so that several processes can share one denominator: loss = total / max(1, count)."""
+    """A loss as sum and count, so that several processes can use a common count: loss = total / max(1, count)."""
 
     total: Tensor
-    """Scalar, float32, with gradient. Zero, but connected to the output, when nothing is labelled."""
+    """Scalar, float32, with gradient. If nothing is labelled it is 0, but still connected to the output's graph."""
     count: Tensor
-    """Scalar, float32, no gradient: how many samples (or pixels) the total sums over."""
+    """Scalar, float32, no gradient: number of samples (or pixels) in the total."""
 
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """An evaluation's outcome; None where a metric has nothing to be computed from."""
+    """Result of an evaluation. A metric that nothing can be computed for is None."""
 
     values: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """metric -> class name -> value"""
+    """Maps metric -> class name -> value."""
     confusion: list[list[int]] | None = None
 
 
 class Evaluator(Protocol):
-    """Accumulates one pass over the validation split. Picklable: other processes' evaluators are merged into one."""
+    """Accumulates one pass over the validation split. Picklable, so that evaluators of all processes can be merged."""
 
     def update(self, output: Any, batch: Batch) -> None:
-        """Count a batch's labelled samples; the others are passed over."""
+        """Add a batch's labelled samples; the others are ignored."""
         ...
 
     def merge(self, other: Self) -> None:
-        """Add what another process has seen."""
+        """Add another process's samples."""
         ...
 
     def compute(self) -> TaskMetrics: ...
 
 
 class TaskHead(Protocol):
-    """One task of the job."""
+    """Loss, evaluation and prediction of one task of the job."""
 
     @property
     def name(self) -> Task: ...
@@ -70,11 +70,11 @@ class TaskHead(Protocol):
         ...
 
     def evaluator(self) -> Evaluator:
-        """A fresh, empty one."""
+        """A new, empty evaluator."""
         ...
 
     def predict(self, output: Any) -> list[dict[str, Any]]:
-        """For each image of the batch, the JSON-ready ``prediction`` entries of ``RoundSamples``:
+        """The ``prediction`` entries of ``RoundSamples`` for each image of the batch, as JSON values:
 
         classification ``{"classes": [[name, score], ...]}``, best five first (multi-label: those over 0.5);
         detection ``{"boxes": [[name, score, x1, y1, x2, y2], ...]}``, after NMS, score over 0.25;

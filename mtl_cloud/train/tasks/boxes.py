@@ -1,6 +1,6 @@
-"""Overlap of boxes [..., 4] (left, top, right, bottom) that broadcast against each other, without host waits.
+"""Overlap of boxes [..., 4] (left, top, right, bottom) with broadcasting, without waiting for the device.
 
-torchvision's ``box_iou`` compares all with all; its IoU losses select by mask, which waits for the device.
+torchvision's ``box_iou`` compares all pairs, and its IoU losses select by mask, which waits for the device.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _EPSILON = 1e-7  # torchvision's
 
 
 def sides(boxes: Tensor) -> Tensor:
-    """[..., 2] width and height."""
+    """Width and height [..., 2]."""
     return boxes[..., 2:] - boxes[..., :2]
 
 
 def pair_iou(a: Tensor, b: Tensor) -> Tensor:
-    """[...]; not a number for two boxes without area."""
+    """IoU [...]; NaN for two boxes without area."""
     shared, union = _shared_and_union(a, b)
     return shared / union
 
@@ -34,7 +34,7 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ciou_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """1 - complete IoU (Zheng et al. 2020): the centres' distance and the aspect ratios count too."""
+    """1 - complete IoU (Zheng et al. 2020), which includes the centres' distance and the aspect ratios."""
     shared, union = _shared_and_union(predicted, true)
     iou = shared / (union + _EPSILON)
     diagonal2 = (sides(_hull(predicted, true)) ** 2).sum(-1) + _EPSILON
@@ -52,7 +52,7 @@ def _shared_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hull(a: Tensor, b: Tensor) -> Tensor:
-    """The smallest box around both."""
+    """The smallest box that contains both."""
     return torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1)
 
 

@@ -1,4 +1,4 @@
-"""Image classification, with one label an image (CIFAR-10, ImageNet) or a set of labels (VOC)."""
+"""Image classification with one label per image (CIFAR-10, ImageNet) or a set of labels (VOC)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtl_cloud.train.tasks.statistics import mean_known, ratio, wilson_interval
 
 __all__ = ["ClassificationHead", "MultiLabelEvaluator", "SingleLabelEvaluator"]
 
-_LARGEST_CONFUSION = 200  # classes; a larger matrix is megabytes of JSON a round, and no one can look at it
+_LARGEST_CONFUSION = 200  # classes; a larger matrix is megabytes of JSON per round, and unreadable
 
 
 class ClassificationHead:
-    """Softmax cross-entropy over ``classes``; or, for ``multi_label``, a sigmoid for each.
+    """Softmax cross-entropy over ``classes``; with ``multi_label``, a sigmoid for each class.
 
     The multi-label loss is the mean of the binary cross-entropy over all known (image, class) pairs.
     """
@@ -33,7 +33,7 @@ class ClassificationHead:
         self.multi_label = multi_label
 
     def loss(self, output: Tensor, batch: Batch) -> LossTerm:
-        """``output``: [B, classes] logits. Counts images; multi-label: known (image, class) pairs."""
+        """``output``: [B, classes] logits. The count is that of images; multi-label: of known (image, class) pairs."""
         has = batch.has[self.name]
         if not self.multi_label:
             losses = F.cross_entropy(output.float(), batch.labels, reduction="none")
@@ -57,8 +57,8 @@ class ClassificationHead:
 class SingleLabelEvaluator:
     """``top1`` with its 95 % Wilson interval over ``n`` images, ``top5``, and recall of each class.
 
-    ``top5`` is None for five classes or fewer, where nothing can miss. ``recall_macro`` is the mean over the classes
-    that have a sample. The confusion matrix is left out over 200 classes.
+    ``top5`` is None for five classes or fewer, where it is always 1. ``recall_macro`` is the mean over the classes
+    that have a sample. There is no confusion matrix for more than 200 classes.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -93,13 +93,13 @@ class SingleLabelEvaluator:
 
 
 class MultiLabelEvaluator:
-    """Sets of labels. Unknown (image, class) pairs count nowhere.
+    """Metrics for sets of labels. Unknown (image, class) pairs are ignored.
 
-    ``top1`` is the share of images whose best-scored known class is among the true ones; images without a true class
-    are left out of it, and ``n`` and the 95 % Wilson interval are of the others. ``recall_macro`` and
-    ``precision_macro`` take a class as predicted over a probability of 0.5, and average over the classes with a true,
-    or a predicted, image. ``map`` is the mean over classes of average precision without interpolation, as scikit-learn
-    defines it. Keeps 5 bytes for each image and class.
+    ``top1`` is the fraction of images whose highest-scored known class is true. It leaves out images without a true
+    class; ``n`` and the 95 % Wilson interval are of the others. For ``recall_macro`` and ``precision_macro`` a class is
+    predicted if its probability is over 0.5; they average over the classes with a true, or a predicted, image. ``map``
+    is the mean over classes of average precision without interpolation, as scikit-learn defines it. The evaluator
+    stores 5 bytes for each image and class.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -152,12 +152,12 @@ def _interval(hits: int, n: int) -> dict[str, float | None]:
 
 
 def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
-    """Of each column of two [N, classes] masks."""
+    """Ratio of the counts of two masks [N, classes] for each class."""
     return [ratio(p, w) for p, w in zip(parts.sum(0).tolist(), wholes.sum(0).tolist(), strict=True)]
 
 
 def _average_precisions(logits: Tensor, labels: Tensor) -> list[float | None]:
-    """Of each class over the images where it is known; None without a true image."""
+    """Average precision of each class over the images where it is known; None without a true image."""
     from torchmetrics.functional.classification import binary_average_precision
 
     return [

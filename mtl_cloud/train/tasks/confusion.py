@@ -1,4 +1,4 @@
-"""A confusion matrix that is counted where the predictions lie and read on the host."""
+"""A confusion matrix that is accumulated on the predictions' device and evaluated on the host."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ConfusionMatrix:
     def __init__(self, size: int) -> None:
         self.size = size
         self.counts = torch.zeros(size, size, dtype=torch.int64)
-        """[size, size], rows: truth, columns: prediction; on the device of the updates."""
+        """[size, size] int64, rows: truth, columns: prediction; on the device of the updates."""
 
     def update(self, truth: Tensor, prediction: Tensor, counted: Tensor) -> None:
-        """Count where ``counted``. Three tensors of one shape; ``truth`` may hold anything where not counted."""
+        """Count the pairs where ``counted`` is true. All have one shape; elsewhere ``truth`` may have any value."""
         self.counts = self.counts.to(truth.device)
         pair = (truth.long() * self.size + prediction).where(counted, 0)
-        # Not bincount: that reads the largest index back from the device.
+        # Not bincount, which reads the largest index back from the device.
         self.counts.view(-1).index_add_(0, pair.flatten(), counted.flatten().long())
 
     def merge(self, other: ConfusionMatrix) -> None:
@@ -37,11 +37,11 @@ class ConfusionMatrix:
         return ratio(int(self.counts.trace()), int(self.counts.sum()))
 
     def recall(self) -> list[float | None]:
-        """Of each class; None for a class that the truth never names."""
+        """Recall of each class; None for a class without a true sample."""
         return _ratios(self.counts.diagonal(), self.counts.sum(1))
 
     def iou(self) -> list[float | None]:
-        """Intersection over union of each class; None for one that neither truth nor prediction names."""
+        """Intersection over union of each class; None for a class in neither truth nor prediction."""
         hits = self.counts.diagonal()
         return _ratios(hits, self.counts.sum(0) + self.counts.sum(1) - hits)
 

@@ -1,4 +1,4 @@
-"""Object detection as YOLOv3 does it: its loss, boxes after non-maximum suppression, and mean average precision."""
+"""Object detection with YOLOv3: loss, boxes after non-maximum suppression (NMS), and mean average precision."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mtl_cloud.train.tasks.yolo_loss import BoxLoss, yolo_loss
 
 __all__ = ["DetectionEvaluator", "DetectionHead", "detect"]
 
-_EVALUATION_CONFIDENCE = 0.005  # darknet's examples/detector.c, as is the IoU of the suppression
-_SUPPRESSION_IOU = 0.45
+_EVALUATION_CONFIDENCE = 0.005  # as in darknet's examples/detector.c, like the IoU of the NMS
+_NMS_IOU = 0.45
 _SHOWN_CONFIDENCE = 0.25
-_CANDIDATES = 2000  # an image, before suppression: an untrained network has a hundred times as many over 0.005
-_DETECTIONS = 100  # an image, after suppression: COCO's limit
+_CANDIDATES = 2000  # per image, before NMS: an untrained network has a hundred times as many over 0.005
+_DETECTIONS = 100  # per image, after NMS: COCO's limit
 
 
 class DetectionHead:
-    """YOLOv3 over ``classes``. ``anchors``: nine, in pixels of the input, whatever its size, smallest first.
+    """YOLOv3 over ``classes``. ``anchors``: nine, in pixels of inputs of any size, smallest first.
 
-    ``ignore_threshold``: the IoU over which a prediction is not taught "no object" (darknet: 0.5 VOC, 0.7 COCO).
+    ``ignore_threshold``: IoU above which a prediction has no "no object" loss (darknet: 0.5 for VOC, 0.7 for COCO).
     """
 
     name: Task = "detection"
@@ -48,7 +48,7 @@ class DetectionHead:
         self.box_loss: BoxLoss = box_loss
 
     def loss(self, output: Sequence[Tensor], batch: Batch) -> LossTerm:
-        """``output``: the three scales. Counts labelled images: darknet's sum over everything, divided by the batch."""
+        """``output``: the three scales. The count is that of labelled images, as darknet divides by the batch."""
         total = yolo_loss(
             flatten(output),
             batch,
@@ -71,10 +71,10 @@ class DetectionHead:
 
 @torch.no_grad()
 def detect(output: Sequence[Tensor], anchors: Anchors, *, confidence: float) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Each image's boxes [D, 4] in pixels within the image, scores [D], falling, and classes [D]; CPU tensors.
+    """Each image's boxes [D, 4] in pixels within the image, decreasing scores [D], and classes [D]; CPU tensors.
 
-    A prediction's score for a class is objectness * class probability; it counts over ``confidence``. Classes are
-    suppressed apart, at an IoU over 0.45. At most 2,000 go into the suppression of an image, and 100 come out.
+    A prediction's score for a class is objectness * class probability; it must be over ``confidence``. NMS is per class
+    with an IoU of 0.45. It takes at most 2,000 candidates of an image and keeps at most 100.
     """
     logits, grid = flatten(output), grid_of(output, anchors)
     boxes = decode(logits, grid)
@@ -92,19 +92,19 @@ def _suppress(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from torchvision.ops import batched_nms
 
-    sure = scores > confidence
-    boxes, scores, classes = boxes[sure], scores[sure], classes[sure]
-    kept = batched_nms(boxes, scores, classes, _SUPPRESSION_IOU)[:_DETECTIONS]
+    confident = scores > confidence
+    boxes, scores, classes = boxes[confident], scores[confident], classes[confident]
+    kept = batched_nms(boxes, scores, classes, _NMS_IOU)[:_DETECTIONS]
     return boxes[kept].clamp(0, size).cpu(), scores[kept].cpu(), classes[kept].cpu()
 
 
 class DetectionEvaluator:
-    """Mean average precision at a confidence over 0.005.
+    """Mean average precision of detections with a confidence over 0.005.
 
-    ``map50_voc`` (VOC 2010 and later), ``map50_voc07`` (11 points), ``recall50`` (mean over classes of the share of
-    objects found at IoU 0.5), all by the devkit's rules; ``map``, ``map50_coco`` and ``map75`` by COCO's. Difficult
-    objects are neither hit nor miss. Means are over the classes with an object. Keeps at most 100 detections an
-    image, about 3 KB. The order in which images come does not matter: they are sorted by key.
+    ``map50_voc`` (VOC 2010 and later), ``map50_voc07`` (11 points) and ``recall50`` (mean over classes of the fraction
+    of objects found at IoU 0.5) follow the devkit's rules; ``map``, ``map50_coco`` and ``map75`` follow COCO's.
+    Difficult objects are ignored. Means are over the classes with an object. Stores at most 100 detections per image,
+    about 3 KB. The order of images does not matter, because they are sorted by key.
     """
 
     def __init__(self, classes: Sequence[str], anchors: Anchors) -> None:

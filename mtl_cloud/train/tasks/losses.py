@@ -1,4 +1,4 @@
-"""The forward pass in float32, and the loss terms of all tasks: what a training step and validation share."""
+"""The forward pass with float32 outputs, and the loss terms of all tasks, for training and validation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from mtl_cloud.tasks import Task
 from mtl_cloud.train.data.batch import Batch
 from mtl_cloud.train.tasks.base import LossTerm, Outputs, TaskHead
 
-__all__ = ["Autocast", "forward", "loss_terms", "sums"]
+__all__ = ["Autocast", "forward", "loss_terms", "totals_and_counts"]
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def forward(network: nn.Module, images: Tensor, autocast: Autocast, tasks: Collection[Task] | None = None) -> Outputs:
-    """The network's outputs for ``tasks`` (default all) in float32, whatever precision it computed in.
-
-    ``images`` are 0..1.
-    """
+    """Run the network on ``images`` (0..1) for ``tasks`` (default all); outputs are float32 under any autocast."""
     with autocast():
         outputs = network(images, tasks)
     return {task: _as_float(output) for task, output in outputs.items()}
@@ -37,7 +34,7 @@ def _as_float(output: Any) -> Any:
 
 
 def loss_terms(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -> list[LossTerm]:
-    """In the heads' order; a task without an output counts nothing."""
+    """Loss terms in the order of ``heads``; a task without an output has total and count 0."""
     nothing = torch.zeros((), device=batch.images.device)
     return [
         head.loss(outputs[task], batch) if task in outputs else LossTerm(nothing, nothing)
@@ -45,6 +42,6 @@ def loss_terms(heads: Mapping[Task, TaskHead], outputs: Outputs, batch: Batch) -
     ]
 
 
-def sums(terms: Sequence[LossTerm]) -> Tensor:
-    """[2, tasks]: totals and counts, without gradient."""
+def totals_and_counts(terms: Sequence[LossTerm]) -> Tensor:
+    """Totals and counts of the terms, [2, tasks], without gradient."""
     return torch.stack([torch.stack([t.total.detach() for t in terms]), torch.stack([t.count for t in terms])])

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel, none where the mask says 255."""
+"""Semantic segmentation: a class for every pixel. Mask value 255 marks unlabelled pixels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SegmentationHead:
         self.classes = tuple(classes)
 
     def loss(self, output: Mapping[str, Tensor], batch: Batch) -> LossTerm:
-        """``output``: ``out`` and perhaps ``aux``, [B, classes, S, S] logits. Counts labelled pixels."""
+        """``output``: ``out`` and optionally ``aux``, logits [B, classes, S, S]. The count is of labelled pixels."""
         target = _labelled(batch)
         total = _cross_entropy(output["out"], target)
         if "aux" in output:
@@ -47,9 +47,9 @@ class SegmentationHead:
 
 
 class SegmentationEvaluator:
-    """``miou`` over the classes that truth or prediction names, ``pixel_accuracy``, ``mean_class_accuracy``.
+    """``miou`` over the classes in truth or prediction, ``pixel_accuracy``, ``mean_class_accuracy``.
 
-    The last is the mean over classes of pixel recall, and stands as ``recall_macro`` too, so that all tasks have one.
+    The last is the mean of pixel recall over classes. It is also reported as ``recall_macro``, which all tasks have.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -85,10 +85,10 @@ def encode_mask(mask: Tensor) -> str:
 
 
 def _labelled(batch: Batch) -> Tensor:
-    """[B, S, S] int64 masks, all ``IGNORE`` in samples without one."""
+    """Masks [B, S, S] int64; those of samples without a mask are ``IGNORE`` everywhere."""
     return batch.masks.long().where(batch.has["segmentation"][:, None, None], IGNORE)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    # Summed apart: the fused sum adds atomically on GPUs, in another order each time.
+    # Not reduction="sum", which adds atomically on GPUs, in a different order each time.
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none").sum()

@@ -1,4 +1,4 @@
-"""Shares, means and intervals that say None where there is nothing to compute them from."""
+"""Ratios, means and confidence intervals that are None if there is nothing to compute them from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mean_known(values: Iterable[float | None]) -> float | None:
 
 
 def wilson_interval(hits: float, n: float) -> tuple[float, float] | tuple[None, None]:
-    """95 % score interval of a share (Wilson 1927): honest for few samples and for shares near 0 and 1."""
+    """95 % score interval of a proportion (Wilson 1927), valid for few samples and for proportions near 0 and 1."""
     if not n:
         return None, None
     share, z2 = hits / n, _Z95**2

@@ -1,14 +1,15 @@
 """YOLOv3's loss, as darknet's ``src/yolo_layer.c`` defines it by its gradient.
 
-Darknet writes the negative gradient at the logits directly; this is the loss whose gradient that is. Everything is one
-sum. For each object, the prediction of its centre's cell with the best of all nine anchors (by IoU of width and
-height) is taught: binary cross-entropy for x, y, objectness and classes, half the squared error for log width and
-height, with x, y, w, h scaled by 2 - area (relative to the image). Every other prediction is taught "no object",
-except where its box overlaps some object by more than the ignore threshold. Of two objects with the same cell and
-anchor, the later one is taught; the classes of both are.
+Darknet computes the negative gradient at the logits directly; this is the loss with that gradient. It is one sum. Each
+object is matched with the prediction in its centre's cell that has the best of all nine anchors (by IoU of width and
+height). A matched prediction has binary cross-entropy for x, y, objectness and classes, and half the squared error for
+log width and height; x, y, w, h are scaled by 2 - area (relative to the image). Every other prediction has the "no
+object" loss, unless its box overlaps an object by more than the ignore threshold. If two objects have the same cell and
+anchor, the later one gives the box, and both give classes.
 
-Boxes marked difficult take no part at all, as darknet's ``scripts/voc_label.py`` leaves them out of the labels: they
-neither teach nor excuse a prediction. Nor do boxes under a thousandth of the image's side (``src/data.c``).
+Boxes marked difficult have no effect, as darknet's ``scripts/voc_label.py`` leaves them out of the labels: they are not
+matched, and predictions that overlap them are not ignored. The same holds for boxes with a side under a thousandth of
+the image's (``src/data.c``).
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ _SMALLEST_SIDE = 0.001  # of the image's side
 
 @dataclass(frozen=True)
 class _Assignment:
-    """Which prediction each of the batch's M boxes teaches."""
+    """The prediction that is matched with each of the batch's M boxes."""
 
     valid: Tensor
-    """[M] bool: the box is trained on."""
+    """[M] bool: the box takes part in training."""
     slot: Tensor
-    """[M] int64: its prediction's index among the batch's B * P."""
-    owner: Tensor
-    """[M] bool: valid, and no later valid box has the same slot."""
-    same: Tensor
-    """[M, M] bool: both valid, with the same slot."""
+    """[M] int64: index of its prediction among the batch's B * P."""
+    is_target: Tensor
+    """[M] bool: the box is valid, and no later valid box has the same slot."""
+    same_slot: Tensor
+    """[M, M] bool: both boxes are valid and have the same slot."""
 
 
 def yolo_loss(logits: Tensor, batch: Batch, grid: YoloGrid, *, ignore_threshold: float, box_loss: BoxLoss) -> Tensor:
     """The sum over the batch, a scalar.
 
-    ``logits``: [B, P, 5 + classes], flattened as ``grid`` says. Images without detection labels contribute exactly
-    nothing. ``giou`` and ``ciou`` put (2 - area) * (1 - GIoU or CIoU) of the decoded box in the place of the x, y, w
-    and h terms. Does not loop over boxes, nor wait for the device; memory is of the order M * P.
+    ``logits``: [B, P, 5 + classes], in the order of ``grid``. Images without detection labels contribute exactly 0.
+    ``giou`` and ``ciou`` replace the x, y, w and h terms by (2 - area) * (1 - GIoU or CIoU) of the decoded box. Does
+    not loop over boxes or wait for the device; memory is of the order M * P.
     """
     boxes = batch.boxes.to(logits.dtype)
-    found = _assign(boxes, batch, grid, predictions=logits.shape[1])
-    taught = logits.flatten(0, 1)[found.slot]
-    box_terms = _box_terms(taught, boxes, grid.at(found.slot % logits.shape[1]), box_loss)
+    assignment = _assign(boxes, batch, grid, predictions=logits.shape[1])
+    matched = logits.flatten(0, 1)[assignment.slot]
+    box_terms = _box_terms(matched, boxes, grid.at(assignment.slot % logits.shape[1]), box_loss)
     scale = 2 - sides(boxes).prod(1) / grid.size**2
-    positive = scale * box_terms + F.softplus(-taught[:, 4]) + _class_terms(taught, batch.box_class, found)
-    background = _background(decode(logits.detach(), grid), boxes, batch, found, ignore_threshold)
-    return positive.where(found.owner, 0).sum() + F.softplus(logits[..., 4]).where(background, 0).sum()
+    positive = scale * box_terms + F.softplus(-matched[:, 4]) + _class_terms(matched, batch.box_class, assignment)
+    background = _background(decode(logits.detach(), grid), boxes, batch, assignment, ignore_threshold)
+    return positive.where(assignment.is_target, 0).sum() + F.softplus(logits[..., 4]).where(background, 0).sum()
 
 
 def _assign(boxes: Tensor, batch: Batch, grid: YoloGrid, *, predictions: int) -> _Assignment:
@@ -74,43 +75,45 @@ def _assign(boxes: Tensor, batch: Batch, grid: YoloGrid, *, predictions: int) ->
     last = cells - 1  # a centre on the very edge belongs to the last cell
     cell = row.clamp(min=0).minimum(last) * cells + column.clamp(min=0).minimum(last)
     slot = batch.box_image * predictions + grid.anchor_offset[anchor] + cell.long()
-    same = (slot[:, None] == slot) & valid[:, None] & valid
-    return _Assignment(valid, slot, valid & ~same.triu(1).any(1), same)
+    same_slot = (slot[:, None] == slot) & valid[:, None] & valid
+    return _Assignment(valid, slot, valid & ~same_slot.triu(1).any(1), same_slot)
 
 
 def _side_iou(extent: Tensor, anchors: Tensor) -> Tensor:
-    """[M, 9] IoU of boxes [M, 2] and anchors [9, 2] that share their centre."""
+    """IoU [M, 9] of boxes with sides [M, 2] and anchors [9, 2] with the same centre."""
     shared = torch.minimum(extent[:, None], anchors).prod(2)
     return shared / (extent.prod(1)[:, None] + anchors.prod(1) - shared)
 
 
-def _box_terms(taught: Tensor, boxes: Tensor, grid: YoloGrid, kind: BoxLoss) -> Tensor:
-    """[M] for the taught logits [M, 5 + classes], their boxes [M, 4] and their places in the grid."""
+def _box_terms(matched: Tensor, boxes: Tensor, grid: YoloGrid, kind: BoxLoss) -> Tensor:
+    """Box losses [M] of the matched logits [M, 5 + classes]; ``boxes`` [M, 4], ``grid`` of the matched predictions."""
     if kind == "darknet":
-        return _darknet_box_terms(taught, boxes, grid)
+        return _darknet_box_terms(matched, boxes, grid)
     loss = giou_loss if kind == "giou" else ciou_loss
-    return loss(decode(taught, grid), boxes)
+    return loss(decode(matched, grid), boxes)
 
 
-def _darknet_box_terms(taught: Tensor, boxes: Tensor, grid: YoloGrid) -> Tensor:
+def _darknet_box_terms(matched: Tensor, boxes: Tensor, grid: YoloGrid) -> Tensor:
     offset = (boxes[:, :2] + boxes[:, 2:]) / 2 / grid.stride - grid.cell
-    tiny = torch.finfo(boxes.dtype).tiny  # boxes that are not valid may have no area; their terms must stay finite
+    tiny = torch.finfo(boxes.dtype).tiny  # invalid boxes may have no area; their terms must stay finite
     log_scale = (sides(boxes) / grid.anchor).clamp(min=tiny).log()
-    place = F.binary_cross_entropy_with_logits(taught[:, :2], offset, reduction="none")
-    return place.sum(1) + ((taught[:, 2:4] - log_scale) ** 2).sum(1) / 2
+    place = F.binary_cross_entropy_with_logits(matched[:, :2], offset, reduction="none")
+    return place.sum(1) + ((matched[:, 2:4] - log_scale) ** 2).sum(1) / 2
 
 
-def _class_terms(taught: Tensor, classes: Tensor, found: _Assignment) -> Tensor:
-    """[M]: against the classes of all boxes with the same slot."""
-    wanted = classes[:, None] == torch.arange(taught.shape[1] - 5, device=classes.device)
-    target = (found.same.to(taught.dtype) @ wanted.to(taught.dtype)).clamp(max=1)
-    return F.binary_cross_entropy_with_logits(taught[:, 5:], target, reduction="none").sum(1)
+def _class_terms(matched: Tensor, classes: Tensor, assignment: _Assignment) -> Tensor:
+    """Classification losses [M] against the classes of all boxes with the same slot."""
+    wanted = classes[:, None] == torch.arange(matched.shape[1] - 5, device=classes.device)
+    target = (assignment.same_slot.to(matched.dtype) @ wanted.to(matched.dtype)).clamp(max=1)
+    return F.binary_cross_entropy_with_logits(matched[:, 5:], target, reduction="none").sum(1)
 
 
-def _background(predicted: Tensor, boxes: Tensor, batch: Batch, found: _Assignment, ignore_threshold: float) -> Tensor:
-    """[B, P] bool: the predictions, of boxes [B, P, 4], that are taught "no object"."""
+def _background(
+    predicted: Tensor, boxes: Tensor, batch: Batch, assignment: _Assignment, ignore_threshold: float
+) -> Tensor:
+    """Predictions with the "no object" loss, [B, P] bool; ``predicted`` [B, P, 4] are their boxes."""
     overlaps = pair_iou(boxes[:, None], predicted[batch.box_image]) > ignore_threshold
-    excused = predicted.new_zeros(predicted.shape[:2])
-    excused.index_add_(0, batch.box_image, (overlaps & found.valid[:, None]).to(excused.dtype))
-    excused.view(-1).index_add_(0, found.slot, found.valid.to(excused.dtype))
-    return batch.has["detection"][:, None] & (excused == 0)
+    not_background = predicted.new_zeros(predicted.shape[:2])
+    not_background.index_add_(0, batch.box_image, (overlaps & assignment.valid[:, None]).to(not_background.dtype))
+    not_background.view(-1).index_add_(0, assignment.slot, assignment.valid.to(not_background.dtype))
+    return batch.has["detection"][:, None] & (not_background == 0)

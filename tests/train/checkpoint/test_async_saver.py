@@ -1,4 +1,4 @@
-"""A save costs the loop one copy; what is committed behind its back is the state of that moment, or an error."""
+"""A save costs the loop one copy; the thread commits the state at that time, or reports an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtl_cloud.errors import RunTakenOverError, StorageError
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord
 from mtl_cloud.storage import Data, MemoryStorage
-from mtl_cloud.train.checkpoint.async_saver import Saver
+from mtl_cloud.train.checkpoint.async_saver import AsyncSaver
 from mtl_cloud.train.checkpoint.checkpointer import Checkpointer, read_checkpoint
 from mtl_cloud.train.checkpoint.snapshot import HostBuffers, take_snapshot
 from mtl_cloud.train.data.batch import Batch
@@ -54,12 +54,12 @@ def claim(run: RunRecord, number: int) -> None:
     run.claim(AttemptRecord(number=number, started_at="15:00", host="h", pid=number, backend="local"))
 
 
-def saver_of(run: RunRecord) -> Saver:
-    return Saver(Checkpointer(run, 1, keep=9, part_bytes=1000))
+def saver_of(run: RunRecord) -> AsyncSaver:
+    return AsyncSaver(Checkpointer(run, 1, keep=9, part_bytes=1000))
 
 
 def saved_weights(run: RunRecord) -> dict[int, float]:
-    """Step -> the one value that all of its weights have."""
+    """Step -> the common value of all its weights."""
     found = {}
     for checkpoint in run.checkpoints():
         (weight,) = read_checkpoint(run, checkpoint).state["w"].unique().tolist()
@@ -67,7 +67,7 @@ def saved_weights(run: RunRecord) -> dict[int, float]:
     return found
 
 
-def test_what_training_changes_during_an_upload_is_not_in_the_checkpoint(run: RunRecord) -> None:
+def test_changes_by_training_during_an_upload_are_not_in_the_checkpoint(run: RunRecord) -> None:
     weight, saver = torch.zeros(5000), saver_of(run)
     for step in (1, 2):
         weight.fill_(step)
@@ -81,15 +81,15 @@ def test_what_training_changes_during_an_upload_is_not_in_the_checkpoint(run: Ru
     assert saved_weights(run) == {1: 1, 2: 2, 3: 3}
 
 
-def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRecord) -> None:
+def test_a_third_save_waits_so_that_there_are_at_most_two_copies(run: RunRecord) -> None:
     saver, copies = saver_of(run), set()
-    take = saver._checkpointer.take
+    snapshot = saver._checkpointer.snapshot
 
     def counted(state: Any, buffers: HostBuffers) -> Any:
         copies.add(id(buffers))
-        return take(state, buffers)
+        return snapshot(state, buffers)
 
-    saver._checkpointer.take = counted  # type: ignore[method-assign]
+    saver._checkpointer.snapshot = counted  # type: ignore[method-assign]
     for step in (1, 2):
         saver.save({"w": torch.ones(9)}, step=step, round=0, reason="round")
         assert saver.is_busy
@@ -104,7 +104,7 @@ def test_a_third_save_waits_and_never_are_there_more_than_two_copies(run: RunRec
     assert (sorted(saved_weights(run)), len(copies), saver.is_busy) == ([1, 2, 3], 2, False)
 
 
-def test_the_memory_of_one_snapshot_serves_the_next() -> None:
+def test_the_memory_of_a_snapshot_is_reused_for_the_next() -> None:
     a, buffers = torch.ones(100), HostBuffers()
     state = {"a": a, "b": [torch.ones(7, dtype=torch.int64)]}
     first = take_snapshot(state, buffers=buffers, part_bytes=64)
@@ -113,7 +113,7 @@ def test_the_memory_of_one_snapshot_serves_the_next() -> None:
     second = take_snapshot(state, buffers=buffers, part_bytes=64)
     assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
     take_snapshot({"a": torch.ones(3)}, buffers=buffers)
-    assert [tensor.shape for part in buffers.parts for tensor in part.tensors.values()] == [(3,)]
+    assert [tensor.shape for buffer in buffers.buffers for tensor in buffer.tensors.values()] == [(3,)]
 
 
 def test_a_failure_is_raised_by_the_next_save_whose_own_state_is_committed(
@@ -128,12 +128,12 @@ def test_a_failure_is_raised_by_the_next_save_whose_own_state_is_committed(
     assert list(saved_weights(run)) == [3]
 
 
-def failed_saver(run: RunRecord) -> Saver:
-    """One whose save of step 2 has failed."""
+def failed_saver(run: RunRecord) -> AsyncSaver:
+    """A saver whose save of step 2 has failed."""
     saver = saver_of(run)
     gated(run).failures = [StorageError("the bucket is on fire")]
     saver.save({"w": torch.ones(9)}, step=2, round=0, reason="time")
-    saver._thread.submit(lambda: None).result(PATIENCE_S)  # its turn comes when all is said of the save
+    saver._thread.submit(lambda: None).result(PATIENCE_S)  # runs after the save's callbacks
     return saver
 
 
@@ -142,10 +142,10 @@ def test_a_failure_of_the_last_save_is_raised_at_the_end(run: RunRecord) -> None
     saver = failed_saver(run)
     with pytest.raises(StorageError, match="on fire"):
         saver.drain()
-    saver.drain()  # once is enough
+    saver.drain()  # it is raised once
 
 
-def test_an_attempt_that_is_replaced_during_a_save_hears_of_it(run: RunRecord) -> None:
+def test_an_attempt_that_is_replaced_during_a_save_gets_an_error(run: RunRecord) -> None:
     saver = saver_of(run)
     saver.save({"w": torch.ones(9)}, step=1, round=0, reason="time")
     claim(run, 2)

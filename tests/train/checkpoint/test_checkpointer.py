@@ -1,4 +1,4 @@
-"""A checkpoint is the state, bit for bit, or it is not loaded; and only the owner of the run commits one."""
+"""A loaded checkpoint is the state, bit for bit; damaged ones are not loaded; only the owner of a run commits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def save(run: RunRecord, *steps: int, attempt: int = 1, keep: int = 9) -> None:
 
 
 def loaded_step(run: RunRecord, attempt: int) -> int | None:
-    """Load as ``attempt``, make sure that the state is that of the manifest's step, and tell which step."""
+    """Load as ``attempt``, check that the state is that of the manifest's step, and return the step."""
     restored = Checkpointer(run, attempt, keep=9).load_latest()
     if restored is None:
         return None
@@ -68,7 +68,7 @@ def loaded_step(run: RunRecord, attempt: int) -> int | None:
 
 
 def save_as_zombie(run: RunRecord, step: int, *, attempt: int) -> None:
-    """The attempt asks whether it owns the run just before it is replaced, and commits just after."""
+    """The attempt checks its ownership just before it is replaced, and commits just after."""
     zombie = RunRecord(run.storage, run.run_id)
     require_owner, asked = zombie.require_owner, []
 
@@ -113,7 +113,7 @@ def bits(tensor: Tensor) -> bytes:
 
 @st.composite
 def a_tensor(draw: st.DrawFn) -> Tensor:
-    """Any bits, any of the data types; whole, empty, 0-dim, transposed, strided or expanded."""
+    """Any bits, any of the data types; contiguous, empty, 0-dim, transposed, strided or expanded."""
     dtype = draw(st.sampled_from(DTYPES))
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
     data = bytearray(draw(st.randoms()).randbytes(dtype.itemsize * math.prod(shape)))
@@ -155,7 +155,7 @@ def test_any_state_comes_back_bit_for_bit(state: dict[Any, Any], part_bytes: int
     assert_same(restored.state, state)
 
 
-def test_an_optimizer_goes_on_as_if_it_had_not_stopped(run: RunRecord) -> None:
+def test_a_restored_optimizer_continues_as_if_it_had_not_stopped(run: RunRecord) -> None:
     def trained(steps: int, state: dict[str, Any] | None) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         net = torch.nn.Linear(5, 2)
@@ -199,7 +199,7 @@ def test_tied_tensors_are_stored_once_and_stay_tied() -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", object(), 1j, torch.float32])
-def test_what_cannot_be_kept_exactly_is_refused_with_its_place(value: object) -> None:
+def test_values_that_cannot_be_stored_exactly_are_refused_with_their_place(value: object) -> None:
     with pytest.raises(TypeError, match=rf"^/optimizer/0/a~1b: a {type(value).__name__} cannot be part"):
         take_snapshot({"optimizer": [{"a/b": value}]})
 
@@ -236,7 +236,7 @@ def test_the_manifest_comes_after_all_parts() -> None:
     assert len(written) == len(run.manifest(CheckpointId(1, 1)).parts) + 1
 
 
-def test_a_save_that_fails_commits_nothing_and_the_next_one_is_whole() -> None:
+def test_a_save_that_fails_commits_nothing_and_the_next_one_is_complete() -> None:
     class Failing(MemoryStorage):
         writes_left = 1
 
@@ -273,7 +273,7 @@ def test_a_replaced_attempt_commits_no_checkpoint(run: RunRecord) -> None:
     assert run.checkpoints() == [CheckpointId(1, 1)]
 
 
-def test_the_newest_checkpoints_are_kept_and_orphans_are_swept(run: RunRecord) -> None:
+def test_the_newest_checkpoints_are_kept_and_orphans_are_deleted(run: RunRecord) -> None:
     run.storage.write(run.paths.checkpoint(1, 1) + "part-0001.safetensors", b"of a save that was killed")
     run.storage.write(run.paths.checkpoint(9, 2) + "part-0001.safetensors", b"of a later attempt")
     save(run, 2, 3, 4, keep=2)
@@ -310,7 +310,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
 
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("what", ["manifest.json", "part-0002.safetensors"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     run: RunRecord, caplog: pytest.LogCaptureFixture, what: str, how: str
 ) -> None:
     save(run, 10, 20)
@@ -318,7 +318,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     with caplog.at_level(logging.WARNING):
         assert loaded_step(run, 1) == 10
     if (what, how) != ("manifest.json", "missing"):  # without a manifest there was no checkpoint
-        assert "checkpoint of step 20 by attempt 1 is passed over" in caplog.text
+        assert "skipping the checkpoint of step 20 by attempt 1" in caplog.text
         assert what in caplog.text
 
 
@@ -327,7 +327,7 @@ def test_when_all_are_damaged_training_begins_anew(run: RunRecord, caplog: pytes
     for step in (10, 20):
         damage(run, run.paths.checkpoint(step, 1) + "part-0001.safetensors", flipped)
     assert loaded_step(run, 1) is None
-    assert caplog.text.count("is passed over") == 2
+    assert caplog.text.count("skipping the checkpoint") == 2
 
 
 def test_an_attempt_replaces_its_own_damaged_checkpoint(run: RunRecord) -> None:
@@ -339,7 +339,7 @@ def test_an_attempt_replaces_its_own_damaged_checkpoint(run: RunRecord) -> None:
     assert loaded_step(run, 1) == 20
 
 
-def test_damage_on_the_way_here_costs_no_checkpoint(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_in_transit_costs_no_checkpoint(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     save(run, 10, 20)
     read, spoilt = run.storage.read, []
 
@@ -369,7 +369,7 @@ def test_no_random_damage_goes_undetected(times: int) -> None:
         if len(torn) == len(whole):
             torn[bit // 8] ^= 1 << bit % 8
         run.storage.write(key, bytes(torn))
-        assert loaded_step(run, 1) in (None, 1)  # and what is loaded is the state itself, see `loaded_step`
+        assert loaded_step(run, 1) in (None, 1)  # `loaded_step` checks the state
         run.storage.write(key, whole)
 
 
@@ -388,7 +388,7 @@ def test_an_outage_is_not_taken_for_damage(run: RunRecord, monkeypatch: pytest.M
     assert run.checkpoints() == [CheckpointId(10, 1), CheckpointId(20, 1)]
 
 
-def test_a_checkpoint_that_is_retired_while_it_is_read_leads_to_the_newer_one(
+def test_if_a_checkpoint_is_deleted_while_it_is_read_the_newer_one_is_loaded(
     run: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(run, 10)
@@ -409,14 +409,14 @@ def test_a_checkpoint_that_is_retired_while_it_is_read_leads_to_the_newer_one(
 # --- attempts ---
 
 
-def test_an_attempt_goes_on_from_the_last_one_and_says_so(run: RunRecord) -> None:
+def test_an_attempt_resumes_from_the_previous_one_and_records_it(run: RunRecord) -> None:
     save(run, 10, 20)
     claim(run, 2)
     assert loaded_step(run, 2) == 20
     assert run.start(2) == StartRecord(checkpoint_step=20, checkpoint_attempt=1)
 
 
-def test_a_commit_in_the_instant_of_the_takeover_is_no_ancestor(run: RunRecord) -> None:
+def test_a_commit_during_the_takeover_is_no_ancestor(run: RunRecord) -> None:
     save(run, 10)
     claim(run, 2)
     assert loaded_step(run, 2) == 10
@@ -435,7 +435,7 @@ def test_all_processes_of_an_attempt_load_what_the_first_one_chose(run: RunRecor
     assert loaded_step(run, 2) == 10
 
 
-def test_a_process_that_looked_later_than_the_first_one_takes_its_choice(run: RunRecord) -> None:
+def test_a_later_process_loads_the_checkpoint_that_the_first_one_chose(run: RunRecord) -> None:
     save(run, 10, 20)
     claim(run, 2)
     late = Checkpointer(run, 2, keep=9)
@@ -452,7 +452,7 @@ def test_a_process_that_looked_later_than_the_first_one_takes_its_choice(run: Ru
     assert restored.manifest.step == 10
 
 
-def test_a_restart_within_an_attempt_goes_on_from_its_own_newest(run: RunRecord) -> None:
+def test_a_restart_within_an_attempt_resumes_from_its_own_newest_checkpoint(run: RunRecord) -> None:
     save(run, 10)
     claim(run, 2)
     assert loaded_step(run, 2) == 10
@@ -460,7 +460,7 @@ def test_a_restart_within_an_attempt_goes_on_from_its_own_newest(run: RunRecord)
     assert loaded_step(run, 2) == 20
 
 
-def test_rather_than_to_begin_anew_an_abandoned_checkpoint_is_used(run: RunRecord) -> None:
+def test_an_abandoned_checkpoint_is_used_before_training_starts_over(run: RunRecord) -> None:
     save(run, 10, 20)
     claim(run, 2)
     run.write_start(2, StartRecord(checkpoint_step=10, checkpoint_attempt=1))
@@ -468,7 +468,7 @@ def test_rather_than_to_begin_anew_an_abandoned_checkpoint_is_used(run: RunRecor
     assert loaded_step(run, 2) == 20
 
 
-def test_ancestors_are_followed_over_attempts_that_chose_and_that_did_not(run: RunRecord) -> None:
+def test_the_lineage_includes_attempts_that_chose_and_skips_those_that_did_not(run: RunRecord) -> None:
     save(run, 10, 20, 30)
     for number in (2, 3, 4):
         claim(run, number)
@@ -481,8 +481,8 @@ def test_ancestors_are_followed_over_attempts_that_chose_and_that_did_not(run: R
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_whatever_attempts_do_and_lose_the_work_of_the_newest_is_gone_on_from(data: st.DataObject) -> None:
-    """Each attempt goes on from what it finds, saves some steps, and may commit one too late as a zombie."""
+def test_any_sequence_of_attempts_resumes_from_the_work_of_the_newest(data: st.DataObject) -> None:
+    """Each attempt resumes, saves some steps, and may commit one too late as a zombie."""
     run, expected, step = RunRecord(MemoryStorage(), "x-1"), None, 0
     for attempt in range(1, data.draw(st.integers(2, 5)) + 1):
         claim(run, attempt)
@@ -496,7 +496,7 @@ def test_whatever_attempts_do_and_lose_the_work_of_the_newest_is_gone_on_from(da
             expected = step
 
 
-# --- the data that a run is of ---------------------------------------------------------------------------------------
+# --- the dataset of a run --------------------------------------------------------------------------------------------
 
 
 def on_data(run: RunRecord, attempt: int, *digests: str | None) -> Checkpointer:
@@ -510,7 +510,7 @@ def test_an_attempt_states_the_digests_of_its_data(run: RunRecord) -> None:
     assert start.datasets == [{"name": "voc", "digest": "abc"}, {"name": "voc", "digest": None}]
 
 
-def test_a_run_never_goes_on_with_other_data(run: RunRecord) -> None:
+def test_a_run_never_resumes_with_other_data(run: RunRecord) -> None:
     on_data(run, 1, "abc").load_latest()
     save(run, 10)
     claim(run, 2)

@@ -1,4 +1,4 @@
-"""The best round's checkpoint stays, by the job's own measure, and the record says which it is."""
+"""The best round's checkpoint is kept, by the job's metric, and the record names it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TrainerMaker = Callable[..., Trainer]
 
 
 def job(**checkpoint: Any) -> JobSpec:
-    """Four rounds of one step."""
+    """A job of four rounds of one step."""
     base = small_job(rounds=4, epochs_per_round=1, max_steps_per_epoch=1, batch_size=4, image_size=32)
     return JobSpec.model_validate(base.model_dump() | {"checkpoint": {"every_minutes": None, "keep": 1, **checkpoint}})
 
@@ -44,14 +44,14 @@ def test_only_the_newest_and_the_best_stay_and_the_record_names_the_best(make_tr
     assert trainer.run.checkpoints() == [CheckpointId(step, 1) for step in sorted({best[-1], 4})]
 
 
-def test_every_rounds_checkpoint_stays_where_the_job_wants_it(make_trainer: TrainerMaker) -> None:
+def test_every_rounds_checkpoint_is_kept_if_the_job_requests_it(make_trainer: TrainerMaker) -> None:
     trainer = make_trainer(job(keep_rounds=True))
     assert trainer.fit()
     assert [found.step for found in trainer.run.checkpoints()] == [1, 2, 3, 4]
     assert [record.best_round for record in trainer.run.rounds()] == [None] * 4
 
 
-def test_the_beginning_of_the_round_stays_for_a_rewind() -> None:
+def test_the_checkpoint_at_the_start_of_the_round_is_kept_for_a_rewind() -> None:
     spec = job()
     training = spec.training.model_copy(update={"on_divergence": "rewind"})
     retention = Retention(spec.model_copy(update={"training": training}), steps_per_round=7)
@@ -61,8 +61,8 @@ def test_the_beginning_of_the_round_stays_for_a_rewind() -> None:
 @pytest.mark.parametrize(
     ("spec", "best"),
     [
-        ({}, 2),  # the mean of the headlines, of which unknown ones count nothing
-        ({"metric": "detection/map50_voc"}, 1),  # the earlier of equals
+        ({}, 2),  # the mean of the headline metrics, without unknown ones
+        ({"metric": "detection/map50_voc"}, 1),  # the earlier of two equal ones
         ({"metric": "detection/map50_voc", "mode": "min"}, 2),
         ({"metric": "detection/loss"}, 3),
         ({"metric": "detection/loss", "mode": "max"}, 1),
@@ -86,7 +86,7 @@ TABLES = st.lists(st.dictionaries(st.sampled_from([*HEADLINES, "detection/loss"]
 
 
 def best_by_trial(rows: list[dict[str, float | None]], metric: str | None, *, less: bool) -> BestRound | None:
-    """One round after the other, by what is known of each."""
+    """The best round, by a loop over the rounds."""
     best: BestRound | None = None
     for number, row in enumerate(rows, 1):
         named = [row.get(name) for name in ([metric] if metric else HEADLINES)]
@@ -106,7 +106,7 @@ def best_by_trial(rows: list[dict[str, float | None]], metric: str | None, *, le
     mode=st.sampled_from([None, "max", "min"]),
     restart=st.integers(0, 6),
 )
-def test_every_round_tells_the_best_so_far_also_of_attempts_before(
+def test_every_round_names_the_best_so_far_also_of_previous_attempts(
     rows: list[dict[str, float | None]], metric: str | None, mode: str | None, restart: int
 ) -> None:
     less = mode == "min" or (mode is None and metric == "detection/loss")
@@ -116,9 +116,9 @@ def test_every_round_tells_the_best_so_far_also_of_attempts_before(
     for number, row in enumerate(rows, 1):
         if number == restart:
             retention = Retention(spec, steps_per_round=1)
-            retention.review(*done)
+            retention.observe(*done)
         metrics = {name.split("/")[0]: {name.split("/")[1]: row[name]} for name in HEADLINES if name in row}
-        done.append(retention.reviewed(record_of(number, step=number, loss=row.get("detection/loss"), **metrics)))
+        done.append(retention.with_best(record_of(number, step=number, loss=row.get("detection/loss"), **metrics)))
         best = best_by_trial(rows[:number], metric, less=less)
         assert done[-1].best == best
         assert retention.pinned(number) == ({best.round} if best else set())

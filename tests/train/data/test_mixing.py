@@ -79,9 +79,9 @@ def test_in_round_robin_only_the_sub_networks_of_the_datasets_tasks_run_and_lear
 def test_where_stages_share_all_sub_networks_run(make_trainer: TrainerMaker, joint_job: Callable[..., JobSpec]) -> None:
     trainer = make_trainer(joint_job(sharing={2: "cross_stitch"}, schedule="round_robin", ratio="uniform"))
     scenes, images = [batch for batch, _ in zip(trainer.training_batches(0), range(2), strict=False)]
-    trainer.learner.gradients(scenes, size=64, tasks=trainer.step_tasks(trainer.position.step))
+    trainer.replica.gradients(scenes, size=64, tasks=trainer.step_tasks(trainer.position.step))
     trainer.position.step = 1
-    trainer.learner.gradients(images, size=64, tasks=trainer.step_tasks(trainer.position.step))
+    trainer.replica.gradients(images, size=64, tasks=trainer.step_tasks(trainer.position.step))
     reached = {name for name, p in trainer.network.named_parameters() if p.grad is not None}
     assert any(name.startswith("subnets.detection.") for name in reached)
     assert any(name.startswith("fusion.") for name in reached)

@@ -81,13 +81,13 @@ def test_a_killed_multi_scale_run_resumes_to_the_same_parameters(make_trainer: T
     job = small_job(multi_scale=[32, 96], batch_size=2, epochs_per_round=1)
     straight = make_trainer(job)
     seen: list[int] = []
-    forward = straight.learner.model.forward
+    forward = straight.replica.model.forward
 
     def watched(images: torch.Tensor, tasks: Any = None) -> Any:
         seen.append(images.shape[-1])
         return forward(images, tasks)
 
-    straight.learner.model.forward = watched
+    straight.replica.model.forward = watched
     assert straight.fit()
     assert len(set(seen)) > 1
     storage = MemoryStorage()

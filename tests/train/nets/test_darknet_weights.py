@@ -1,4 +1,4 @@
-"""Darknet's weight files: exact sizes, exact round trips, and files that do not fit."""
+"""Darknet's weight files: exact sizes, exact round trips, and files that do not match."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 0.0625
 
 
 def randomized(network: YOLOv3) -> YOLOv3:
-    """Every tensor of a file made unlike its fresh value, running statistics too."""
+    """The network with random normalisation parameters and statistics, which differ from their initial values."""
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor in (norm.weight.data, norm.bias.data, present(norm.running_mean), present(norm.running_var)):
             tensor.uniform_(0.5, 2)
@@ -39,7 +39,7 @@ def equal_weights(a: nn.Module, b: nn.Module) -> bool:
 
 
 def test_the_file_of_coco_has_248007048_bytes_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    """The size of the published yolov3.weights."""
+    """The size is that of the published yolov3.weights."""
     path = tmp_path / "yolov3.weights"
     network, copy = randomized(YOLOv3(80)), YOLOv3(80)
     save_weights(path, network, seen=32_013_312)
@@ -62,7 +62,7 @@ def test_round_trip(classes: int, seen: int, tmp_path_factory: pytest.TempPathFa
 
 
 def test_numbers_lie_in_darknets_order(tmp_path: Path) -> None:
-    """First convolution: biases, scales, means, variances, weights. Last: biases, weights."""
+    """The first convolution has biases, scales, means, variances, weights; the last one biases, weights."""
     network = randomized(YOLOv3(2, width=WIDTH))
     save_weights(tmp_path / "a.weights", network)
     numbers = read_weights(tmp_path / "a.weights")[1]
@@ -115,7 +115,7 @@ def test_the_published_backbone_file_is_the_backbones() -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize(("name", "count"), [("MobileNetV2-YOLOv3-Nano-voc", 769_750), ("yolo-fastest-1.1", 346_062)])
 def test_published_files_are_read_whole(name: str, count: int, real_data: Callable[[str], Path]) -> None:
-    """Their numbers are as many as their cfgs have (counted elsewhere), and no one of them is wild."""
+    """They have as many numbers as their cfgs (counted with another program), and all numbers are finite."""
     (path,) = real_data("reference").rglob(f"{name}.weights")
     header, numbers = read_weights(path)
     assert (header.major, header.minor, len(numbers)) == (0, 2, count)
@@ -133,8 +133,8 @@ def test_files_of_before_version_0_2_count_their_images_in_32_bits(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "0 bytes are no darknet weights"),
-        (Header().pack() + b"abc", "cut short in the middle of a number"),
+        (b"", "not darknet weights: 0 bytes"),
+        (Header().pack() + b"abc", "end in the middle of a number"),
         (Header().pack() + b"\0" * 400, "100 numbers fit neither YOLOv3 .* nor Darknet-53"),
     ],
 )

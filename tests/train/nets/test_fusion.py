@@ -1,4 +1,4 @@
-"""The joint layers: they start as no correction, read what they say they read, and can be kept from the others."""
+"""The fusion layers start without a correction, read the documented inputs, and can be detached from the encoders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_best_scores_against_brute_force() -> None:
 
 
 def test_class_areas_are_shares_of_the_image() -> None:
-    """Left half sure to be class 1, right half class 2."""
+    """The left half is class 1 with certainty, the right half class 2."""
     logits = torch.zeros(1, 3, 32, 32)
     logits[:, 1, :, :16] = logits[:, 2, :, 16:] = 100
     torch.testing.assert_close(class_areas(logits), torch.tensor([[0.0, 0.5, 0.5]]))

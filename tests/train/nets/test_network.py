@@ -1,4 +1,4 @@
-"""What a network is built of, and the invariants of sharing: where nothing passes, the networks are the single ones."""
+"""Structure of the networks, and invariants of sharing: without exchange, tasks equal their single networks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_outputs_have_the_promised_shapes_and_every_parameter_a_gradient(sharing
 
 @pytest.mark.parametrize("task", TASKS)
 def test_without_sharing_a_task_is_its_single_network_bit_for_bit(task: Task) -> None:
-    """The same seed gives the same weights, outputs and gradients, whatever else is built and trained."""
+    """The same seed gives the same weights, outputs and gradients, with or without other sub-networks."""
     joint, single = without_dropout(without_fusion()), without_dropout(build(SINGLE[task]))
     images = torch.rand(2, 3, 64, 64)
     train_backward(joint, images)
@@ -108,7 +108,7 @@ def test_shut_gates_are_no_sharing_at_all() -> None:
 
 
 def opened(network: Network, *, logit: float) -> Network:
-    """The bridges carry something, and all gates stand at ``logit``."""
+    """The network with random bridges, and all gates set to ``logit``."""
     for module in network.modules():
         if isinstance(module, Bridge):
             nn.init.kaiming_normal_(module.conv.weight)
@@ -128,7 +128,7 @@ def test_an_open_gate_lets_the_sender_through() -> None:
 
 @pytest.mark.parametrize("kind", ["gate", "cross_stitch"])
 def test_soft_sharing_learns_from_its_start(kind: SharingKind) -> None:
-    """What starts at zero receives gradient at once: the gates' bridges, the stitches' coefficients."""
+    """Parameters that start at zero get a gradient in the first step: bridges of gates, cross-stitch coefficients."""
     network = without_fusion(sharing={2: kind})
     train_backward(network, torch.rand(2, 3, 64, 64))
     part = "bridges" if kind == "gate" else "other"
@@ -138,7 +138,7 @@ def test_soft_sharing_learns_from_its_start(kind: SharingKind) -> None:
 
 
 def test_hard_stages_exist_once() -> None:
-    """The trunk is the segmenter; the others keep the names of what they keep."""
+    """The trunk is the segmenter's encoder; the other sub-networks keep their remaining parameters' names."""
     network, single = without_fusion(sharing={1: "hard", 2: "hard"}), build("vgg16")
     kept = set(network.subnet("classification").state_dict())
     gone = set(single.subnet("classification").state_dict()) - kept
@@ -220,7 +220,7 @@ def test_seeds_make_a_difference() -> None:
 
 
 def test_copies_and_conversions_keep_a_network_whole() -> None:
-    """Parts that are swapped after construction, as for synchronised batch statistics, are the parts that run."""
+    """Modules that are replaced after construction, as SyncBatchNorm replaces BatchNorm, are the ones that run."""
     network = build(sharing={1: "hard", 2: "gate"}).eval()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
     assert_same_outputs(network, converted)

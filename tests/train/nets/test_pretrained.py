@@ -1,4 +1,4 @@
-"""Starting from published weights: every format, heads of other class counts, and files that do not fit."""
+"""Loading published weights: every format, heads with other class counts, and files that do not match."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_file_that_would_run_code_or_holds_no_state_is_refused(content: object
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
-    """A folder and the URL that it is served under; torch hub's own folder is empty."""
+    """A folder and the URL that serves it; torch hub's folder is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = tmp_path / "web"
@@ -154,7 +154,7 @@ def test_a_url_is_fetched_once_and_kept_in_torch_hubs_folder(web: tuple[Path, st
 
 @pytest.mark.parametrize(("name", "reason"), [("vgg16-00000000.pth", "hash"), ("absent.pth", "404")])
 def test_a_url_that_fails_is_named_with_the_reason(web: tuple[Path, str], name: str, reason: str) -> None:
-    """A checksum in the name must be that of the content."""
+    """A checksum in the name must match the content."""
     folder, url = web
     saved(NETWORKS["vgg16"](3), folder / "vgg16-00000000.pth")
     with pytest.raises(TrainingError, match=f"{url}/{name} cannot be fetched: .*{reason}"):
@@ -169,7 +169,7 @@ def test_any_other_url_is_fsspecs(tmp_path: Path) -> None:
 
 
 def test_a_joint_network_starts_from_all_three(tmp_path: Path) -> None:
-    """Under hard sharing too, where a sub-network keeps only some of the file."""
+    """This includes hard sharing, where a sub-network uses only part of the file."""
     sources = {task: NETWORKS[name](3) for task, name in JOINT.items()}
     save_weights(tmp_path / "detection.weights", sources["detection"])  # type: ignore[arg-type]  # it is YOLOv3
     for task in ("classification", "segmentation"):

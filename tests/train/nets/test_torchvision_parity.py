@@ -37,9 +37,9 @@ def torchvision_fcn(classes: int, *, aux: bool) -> nn.Module:
 
 
 def assert_same_step(ours: nn.Module, theirs: nn.Module, loss: Callable[[Any], Tensor], images: Tensor) -> None:
-    """One SGD step leaves the same parameters and running statistics, to 1e-6.
+    """Check that one SGD step gives the same parameters and running statistics, to 1e-6.
 
-    The widest fully connected layers stand still: their gradients alone would take a gigabyte.
+    The widest fully connected layers are frozen: their gradients alone would take a gigabyte.
     """
     for network, x in ((ours, images), (theirs, (images - MEAN) / STD)):
         for parameter in network.parameters():
@@ -54,7 +54,7 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, loss: Callable[[Any], T
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16_bn"])
 def test_a_classifier_with_torchvisions_weights_is_torchvisions(name: str) -> None:
-    """Exactly the same logits, and the same network after a training step."""
+    """It has exactly the same logits, and the same parameters after a training step."""
     theirs = torchvision.models.get_model(name, weights=None, num_classes=7).eval()
     ours = CLASSIFIERS[name](7).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -84,7 +84,7 @@ def test_the_segmenter_with_torchvisions_weights_is_torchvisions() -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_seeded_classifier_gives_torchvisions_expected_output(name: str, real_data: Callable[[str], Path]) -> None:
-    """Initialisation and all: torchvision 0.14.1 recorded these outputs with seed 0, 50 classes, one random image."""
+    """This covers initialisation: torchvision 0.14.1 recorded the outputs with seed 0, 50 classes, one random image."""
     torch.manual_seed(0)
     network = CLASSIFIERS[name](50).eval()
     assert_expected(network(torch.rand(1, 3, 224, 224) * STD + MEAN), name, real_data)
@@ -92,7 +92,7 @@ def test_a_seeded_classifier_gives_torchvisions_expected_output(name: str, real_
 
 @pytest.mark.real_data
 def test_the_segmenter_gives_torchvisions_expected_output(real_data: Callable[[str], Path]) -> None:
-    """With torchvision's own seeded weights: it draws numbers for a classifier that the segmenter does not have."""
+    """It uses torchvision's seeded weights: torchvision also draws numbers for a classifier that ours lacks."""
     torch.manual_seed(0)
     weights = torchvision_fcn(10, aux=False).state_dict()
     images = torch.rand(1, 3, 32, 32) * STD + MEAN
@@ -132,7 +132,7 @@ def test_parameter_counts_are_the_published_ones(name: str, weights: Any) -> Non
 
 @pytest.mark.parametrize("length", range(1, 15))
 def test_the_deterministic_pooling_is_the_adaptive_one(length: int) -> None:
-    """Kernels that GPUs lack in a deterministic form are replaced by equal arithmetic."""
+    """Matrix products replace a kernel that has no deterministic form on GPUs."""
     x = torch.rand(2, 3, length, length + 1, requires_grad=True)
     pool = AdaptiveAveragePool(7)
     expected = pool(x)

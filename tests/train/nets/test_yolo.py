@@ -1,4 +1,4 @@
-"""YOLOv3 against darknet's own cfg files: the layers, and what they compute."""
+"""YOLOv3 against darknet's cfg files: the layers and their outputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sections(cfg: Path) -> list[Section]:
 
 
 def convolutions_of_cfg(cfg: Path) -> Iterator[Convolution]:
-    """Every convolution, with the channels that reach it by the routes of the cfg."""
+    """Every convolution of a cfg, with its input channels by the cfg's routes."""
     (_, net), *layers = sections(cfg)
     outputs: list[int] = []
     for index, (kind, options) in enumerate(layers):
@@ -104,7 +104,7 @@ def test_the_anchors_and_their_heads_are_those_of_the_cfg(real_data: Callable[[s
 def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(
     real_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Routes, shortcuts and the order of the file are right: a plain interpreter of the cfg gets the same numbers."""
+    """An interpreter of the cfg gets the same outputs: routes, shortcuts and the order of the file are right."""
     network = YOLOv3(20).eval()
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor in (norm.weight.data, norm.bias.data, present(norm.running_mean), present(norm.running_var)):
@@ -121,7 +121,7 @@ def test_the_heads_are_what_the_cfg_computes_from_the_saved_weights(
 
 
 def interpret(cfg: Path, numbers: Tensor, x: Tensor) -> list[Tensor]:
-    """What reaches the ``[yolo]`` layers when a cfg's layers are run one after another."""
+    """Run a cfg's layers one after another. Returns the inputs of its ``[yolo]`` layers."""
     outputs: list[Tensor] = []
     heads: list[Tensor] = []
     for index, (kind, options) in enumerate(sections(cfg)[1:]):
@@ -143,7 +143,7 @@ def interpret(cfg: Path, numbers: Tensor, x: Tensor) -> list[Tensor]:
 
 
 def convolve(options: dict[str, str], numbers: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One ``[convolutional]`` layer; returns the numbers of the layers after it as well."""
+    """Run one ``[convolutional]`` layer. Returns its output and the numbers of the layers after it."""
     filters, size, stride = (int(options[key]) for key in ("filters", "size", "stride"))
     norm = options.get("batch_normalize") == "1"
     sizes = [filters] * (4 if norm else 1) + [filters * x.shape[1] * size * size]
@@ -169,7 +169,7 @@ def test_batch_normalisation_has_darknets_momentum_and_epsilon() -> None:
 
 
 def test_weights_start_as_darknets_do() -> None:
-    """Normal of variance 2 / fan-in, the last convolutions included, and biases 0."""
+    """Weights are normal with variance 2 / fan-in, also in the last convolutions; biases are 0."""
     network = YOLOv3(80, width=0.5)
     for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d)):
         fan_in = conv.weight[0].numel()

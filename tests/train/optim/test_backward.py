@@ -1,4 +1,4 @@
-"""Gradients of joint steps: each task's own, combined on what several losses reach, over any number of processes."""
+"""Gradients of joint steps: combined on shared parameters, each task's own elsewhere, over several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = torch.tensor([True, True, True])
 
 
 class Toy(nn.Module):
-    """A trunk for all, a branch for the first two tasks, and a head each."""
+    """A trunk shared by all tasks, a branch shared by the first two, and one head per task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Toy(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(5, 2) for _ in TASKS])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Each task's sum over the batch, of unlike sizes."""
+        """Each task's loss, summed over the batch; the losses differ in scale."""
         common = self.trunk(x).tanh()
         inputs = [self.branch(common).tanh(), self.branch(common).tanh(), common]
         outputs = [head(x) for head, x in zip(self.heads, inputs, strict=True)]
@@ -50,7 +50,7 @@ def images() -> Tensor:
 
 
 def descend(method: str, group: ProcessGroup, present: Tensor = ALL, scaler: torch.amp.GradScaler = NO_SCALER) -> Toy:
-    """The toy with the gradients of one step on this process's share of eight samples."""
+    """A toy network with the gradients of one step on this process's share of eight samples."""
     toy = Toy()
     weighting = build_gradient_weighting(LossWeightingSpec.model_validate({"name": method}), TASKS, seed=3)
     totals = toy(images()[group.rank :: group.world])
@@ -83,7 +83,7 @@ def test_shared_parameters_get_torchjds_aggregation_and_the_others_their_tasks_o
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_an_absent_task_is_as_if_it_did_not_exist(method: str) -> None:
-    """Without the second task the branch is the first one's own, and gets its plain gradient."""
+    """Without the second task only the first one reaches the branch, which gets its plain gradient."""
     stepped = gradients_of(descend(method, ALONE, torch.tensor([True, False, True])))
     assert not any(name.startswith("heads.1") for name in stepped)
     toy = Toy()
@@ -113,7 +113,7 @@ def test_the_loss_scalers_scale_is_in_the_gradients_and_not_in_the_factors(metho
 
 
 def joint_job(method: str, *, max_steps_per_epoch: int = 1) -> JobSpec:
-    """Cross-stitch, gates, and the joint layers."""
+    """MTL-Net with cross-stitch units, gates and fusion layers."""
     limits = {"max_steps_per_epoch": max_steps_per_epoch, "rounds": 1, "epochs_per_round": 2}
     job = small_job(loss_weighting={"name": method}, **limits)
     model = {"width": 0.0625, "sharing": {2: "cross_stitch", 3: "gate"}}
@@ -121,7 +121,7 @@ def joint_job(method: str, *, max_steps_per_epoch: int = 1) -> JobSpec:
 
 
 def turns_job() -> JobSpec:
-    """A batch of classes, then one of boxes and masks: each runs its own sub-networks only."""
+    """A batch with class labels, then one with boxes and masks: each runs only the sub-networks of its labels."""
     embedded = {"name": "embedded", "max_train_samples": 16, "max_val_samples": 8}
     datasets = [embedded | {"tasks": tasks} for tasks in (["classification"], ["detection", "segmentation"])]
     job = small_job(mixing={"schedule": "round_robin"}, rounds=1, epochs_per_round=2)
@@ -129,7 +129,7 @@ def turns_job() -> JobSpec:
 
 
 def gradients_of_steps(job: JobSpec, group: ProcessGroup, scratch: Path, *, steps: int = 1) -> dict[str, Tensor]:
-    """Of MTL-Net's parameters, over the whole last batch of ``steps``."""
+    """Gradients of MTL-Net's parameters for the last of ``steps`` global batches."""
     storage = MemoryStorage()
     scratch.mkdir()
     if not group.leads:
@@ -140,12 +140,12 @@ def gradients_of_steps(job: JobSpec, group: ProcessGroup, scratch: Path, *, step
             module.p = 0.0
     for step, batch in enumerate(islice(trainer.training_batches(0), steps)):
         trainer.position.step = step
-        trainer.learner.gradients(batch, size=64, tasks=trainer.step_tasks(trainer.position.step))
+        trainer.replica.gradients(batch, size=64, tasks=trainer.step_tasks(trainer.position.step))
     return {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
 
 
 def all_gradients(group: ProcessGroup, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Of the toy by every method, and of MTL-Net by a weighted sum, by a combination, and with datasets in turn."""
+    """Gradients of the toy by every method; of MTL-Net by a loss and a gradient method, and with datasets in turn."""
     toys = {f"toy {method}": gradients_of(descend(method, group)) for method in GRADIENT_METHODS}
     scratch = folder / f"{group.rank}-of-{group.world}"
     return toys | {
@@ -173,7 +173,7 @@ def test_two_processes_combine_the_gradients_of_the_whole_batch(shares: tuple[An
 
 @pytest.mark.parametrize("case", ["equal", "nash", "turns 1", "turns 2"])
 def test_a_joint_step_of_mtl_net_in_two_processes_equals_one(shares: tuple[Any, ...], case: str) -> None:
-    """Up to rounding, which the batch statistics of fifty layers on eight small images make a hundredth."""
+    """Equal up to rounding, which batch statistics of fifty layers on eight small images amplify to one hundredth."""
     alone, first, second = (share[case] for share in shares)
     assert first.keys() == alone.keys()
     torch.testing.assert_close(second, first, rtol=0, atol=0)
@@ -189,7 +189,7 @@ def test_datasets_in_turn_reach_their_own_sub_networks_only(shares: tuple[Any, .
 
 
 def test_where_nothing_is_shared_combining_gradients_is_adding_losses(make_trainer: Callable[..., Trainer]) -> None:
-    """Side by side without joint layers, every parameter is one task's own: bit for bit the plain sum."""
+    """Without sharing and fusion, only one task reaches each parameter, which gets exactly the plain sum's gradient."""
     digests = set()
     for weighting in ({"name": "fixed"}, {"name": "upgrad"}, {"name": "pcgrad"}):
         job = small_job(loss_weighting=weighting, rounds=1, epochs_per_round=1)
@@ -201,8 +201,8 @@ def test_where_nothing_is_shared_combining_gradients_is_adding_losses(make_train
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "gradnorm"])
-def test_a_killed_run_goes_on_to_the_same_parameters(make_trainer: Callable[..., Trainer], method: str) -> None:
-    """These two remember something: a generator, and the weights."""
+def test_a_killed_run_resumes_to_the_same_parameters(make_trainer: Callable[..., Trainer], method: str) -> None:
+    """These two methods have state: a random generator, and learned weights."""
     job = joint_job(method, max_steps_per_epoch=3)
     straight = make_trainer(job)
     assert straight.fit()
@@ -212,4 +212,4 @@ def test_a_killed_run_goes_on_to_the_same_parameters(make_trainer: Callable[...,
     again = make_trainer(job, storage=storage, attempt=2)
     assert again.fit()
     assert digest(again.network) == digest(straight.network)
-    assert again.learner.weighting.weights() == straight.learner.weighting.weights()
+    assert again.replica.weighting.weights() == straight.replica.weighting.weights()

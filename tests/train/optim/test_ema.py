@@ -1,4 +1,4 @@
-"""The averaged weights are torch's average with a warm-up, and are what a round's metrics speak of."""
+"""The moving average equals torch's with a warm-up, and a round's metrics are those of the averaged network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_network() -> nn.Sequential:
 
 
 def test_weights_and_statistics_are_those_of_torchs_averaged_model() -> None:
-    """The reference copies at its first update, and then averages with the decay that the warm-up gives."""
+    """The reference copies the weights at its first update, then averages them with the warm-up's decay."""
     network = small_network()
 
     def average(mean: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
@@ -42,7 +42,7 @@ def test_weights_and_statistics_are_those_of_torchs_averaged_model() -> None:
     reference = AveragedModel(network, avg_fn=average, use_buffers=True)
     reference.update_parameters(network)
     ours = MovingAverage(network, 0.5)
-    ours.update()  # of itself with itself
+    ours.update()  # averages equal weights
     for _ in range(30):
         trained_steps(network, 1)
         ours.update()
@@ -53,7 +53,7 @@ def test_weights_and_statistics_are_those_of_torchs_averaged_model() -> None:
         assert torch.equal(own, other), name
 
 
-def test_its_state_goes_on_bit_for_bit() -> None:
+def test_loaded_state_continues_bit_for_bit() -> None:
     network = small_network()
     one, other = MovingAverage(network, 0.9), MovingAverage(small_network(), 0.9)
     trained_steps(network, 3)
@@ -67,11 +67,11 @@ def test_its_state_goes_on_bit_for_bit() -> None:
     assert digest(one.network) == digest(other.network)
 
 
-def test_a_round_judges_the_averaged_network_and_commits_both(make_trainer: TrainerMaker) -> None:
+def test_a_round_validates_the_averaged_network_and_commits_both(make_trainer: TrainerMaker) -> None:
     trainer = make_trainer(small_job(rounds=1, epochs_per_round=1, ema=0.99))
     assert trainer.fit()
     (record,) = trainer.run.rounds()
-    average = trainer.learner.judged
+    average = trainer.replica.eval_network
     assert digest(average) != digest(trainer.network)
     outcomes = [
         validate(
@@ -79,7 +79,7 @@ def test_a_round_judges_the_averaged_network_and_commits_both(make_trainer: Trai
             trainer.heads,
             trainer.validation_batches(),
             group=ALONE,
-            autocast=trainer.learner.autocast,
+            autocast=trainer.replica.autocast,
             interrupted=lambda: False,
         )
         for network in (average, trainer.network)

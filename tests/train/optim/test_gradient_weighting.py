@@ -1,4 +1,4 @@
-"""Gradient methods against torchjd's own aggregators on the whole Jacobian, and against closed forms."""
+"""Gradient methods against torchjd's aggregators of the whole Jacobian, and against closed forms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weighting_of(method: str, seed: int = 0) -> GradientWeighting:
 
 
 def jacobian_of(seed: int, tasks: int = 3) -> Tensor:
-    """Gradients of unlike sizes, some of them in conflict."""
+    """Gradients of different norms, some of them in conflict."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.tensor([1.0, 30.0, 0.2], dtype=torch.float64)[:tasks, None]
     return sizes * torch.randn(tasks, 7, generator=generator, dtype=torch.float64)
@@ -157,7 +157,7 @@ def test_gradients_that_overflowed_leave_no_trace(method: str) -> None:
 
 
 @each_method
-def test_going_on_from_saved_state_equals_going_straight_on(method: str) -> None:
+def test_resuming_from_saved_state_equals_an_uninterrupted_run(method: str) -> None:
     def course(weighting: GradientWeighting, steps: range) -> list[list[float]]:
         return [
             factors_of(weighting, jacobian_of(n), torch.tensor([2.0, 3.0, 4.0]).double() / (1 + n)).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_cloud.jobspec.job import LossWeightingSpec
 from mtl_cloud.tasks import TASKS, Task
-from mtl_cloud.train.optim.loss_weighting import LossWeighting, build_weighting
+from mtl_cloud.train.optim.loss_weighting import LossWeighting, build_loss_weighting
 
 METHODS = ("equal", "fixed", "uncertainty", "dwa", "rlw", "geometric", "famo")
 EVERYWHERE = (1.0, 1.0, 1.0)
@@ -21,7 +21,7 @@ START, LATER = (2.3, 400.0, 3.0), (2.0, 100.0, 2.9)
 
 
 def weighting_of(method: str, seed: int = 0) -> LossWeighting:
-    return build_weighting(LossWeightingSpec.model_validate({"name": method}), TASKS, seed=seed)
+    return build_loss_weighting(LossWeightingSpec.model_validate({"name": method}), TASKS, seed=seed)
 
 
 def leaves(values: Iterable[float]) -> list[Tensor]:
@@ -60,7 +60,7 @@ def test_weights_are_the_factors_of_the_gradients(method: str) -> None:
 
 @each_method
 def test_an_absent_task_gets_no_gradient_and_leaves_no_trace(method: str) -> None:
-    """Whatever the absent task's loss says, everything but the random draws ends the same."""
+    """The value of an absent task's loss changes nothing."""
     outcomes = []
     for absent_loss in (0.0, 7.0):
         weighting = weighting_of(method)
@@ -85,7 +85,7 @@ def test_a_batch_without_any_label_makes_a_zero_loss(method: str) -> None:
 
 
 @each_method
-def test_going_on_from_saved_state_equals_going_straight_on(method: str) -> None:
+def test_resuming_from_saved_state_equals_an_uninterrupted_run(method: str) -> None:
     def course(weighting: LossWeighting, steps: range) -> list[tuple[float, list[float]]]:
         seen = []
         for n in steps:
@@ -103,7 +103,7 @@ def test_going_on_from_saved_state_equals_going_straight_on(method: str) -> None
 
 @each_method
 def test_two_processes_with_half_the_batch_each_equal_one(method: str) -> None:
-    """Each sees the global loss as value and its own half as gradient; gradients then add up to one process's."""
+    """With the global loss's value and its own half's gradient in each, gradients add up to those of one process."""
     alone, pair = weighting_of(method), (weighting_of(method), weighting_of(method))
     for halves in ([(1.0, 150.0, 0.0), (1.3, 250.0, 3.0)], [(0.5, 30.0, 1.4), (1.5, 70.0, 1.5)]):
         whole = [a + b for a, b in zip(*halves, strict=True)]
@@ -123,7 +123,7 @@ def test_two_processes_with_half_the_batch_each_equal_one(method: str) -> None:
 
 @each_method
 def test_combining_never_waits_for_the_device(method: str) -> None:
-    """Tensors of the meta device have no values: whatever read one on the host, as a wait would, would raise."""
+    """Tensors on the meta device have no values: reading one on the host fails."""
     weighting = weighting_of(method).to("meta")
     losses = by_task(torch.zeros((), device="meta", requires_grad=True) for _ in TASKS)
     present = by_task(torch.zeros((), device="meta") for _ in TASKS)
@@ -153,7 +153,7 @@ def test_equal_takes_the_moving_average_of_the_first_hundred_steps_and_keeps_it(
 
 
 def test_equal_weighs_a_task_alike_whatever_the_others_do() -> None:
-    joint, alone = weighting_of("equal"), build_weighting(LossWeightingSpec(), ("segmentation",))
+    joint, alone = weighting_of("equal"), build_loss_weighting(LossWeightingSpec(), ("segmentation",))
     for n in range(5):
         loss = torch.tensor(3.0 / (1 + n))
         alone.combine({"segmentation": loss}, {"segmentation": torch.tensor(1.0)})
@@ -162,7 +162,7 @@ def test_equal_weighs_a_task_alike_whatever_the_others_do() -> None:
 
 
 def test_fixed_takes_the_jobs_weights_and_one_for_the_others() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="fixed", weights={"detection": 0.25}), TASKS)
+    weighting = build_loss_weighting(LossWeightingSpec(name="fixed", weights={"detection": 0.25}), TASKS)
     assert step(weighting, (2.0, 8.0, 3.0)) == (7.0, [1.0, 0.25, 1.0])
 
 
@@ -178,7 +178,7 @@ def test_uncertainty_settles_where_the_variance_is_the_loss() -> None:
 
 
 def test_dwa_is_the_softmax_of_the_last_two_epochs_ratio() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="dwa", temperature=1.5), TASKS)
+    weighting = build_loss_weighting(LossWeightingSpec(name="dwa", temperature=1.5), TASKS)
     epochs: list[Mapping[Task, float]] = [dict(zip(TASKS, values, strict=True)) for values in (START, LATER)]
     weighting.end_epoch(epochs[0])
     assert step(weighting, START)[1] == [1, 1, 1]
@@ -188,7 +188,7 @@ def test_dwa_is_the_softmax_of_the_last_two_epochs_ratio() -> None:
 
 
 def test_dwa_takes_a_tasks_last_two_epochs_with_a_sample() -> None:
-    weighting = build_weighting(LossWeightingSpec(name="dwa", temperature=1.0), TASKS[:2])
+    weighting = build_loss_weighting(LossWeightingSpec(name="dwa", temperature=1.0), TASKS[:2])
     epochs: list[dict[Task, float]] = [
         {"classification": 4.0, "detection": 8.0},
         {"classification": 2.0},
@@ -204,7 +204,7 @@ def test_dwa_takes_a_tasks_last_two_epochs_with_a_sample() -> None:
 def test_rlw_draws_anew_each_step_from_its_own_seed() -> None:
     weighting, draws = weighting_of("rlw", seed=5), torch.Generator().manual_seed(5)
     for _ in range(3):
-        torch.rand(10)  # the process's own generator plays no part
+        torch.rand(10)  # the process's generator is not used
         assert step(weighting, START)[1] == torch.randn(3, generator=draws).softmax(0).tolist()
 
 
@@ -218,7 +218,7 @@ def test_geometric_is_the_geometric_mean_of_the_present_losses() -> None:
 
 
 def test_famo_is_the_papers_algorithm_on_the_falls_between_batches() -> None:
-    """Logits by autograd through the softmax and torch's own Adam."""
+    """The reference updates the logits by autograd through the softmax and torch's Adam."""
     weighting = weighting_of("famo")
     logits = torch.zeros(3, requires_grad=True)
     adam = torch.optim.Adam([logits], lr=0.025, weight_decay=1e-3)

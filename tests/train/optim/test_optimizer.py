@@ -1,4 +1,4 @@
-"""The optimizer of a job against torch's plain one."""
+"""A job's optimizer against torch's unfused one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def network() -> nn.Sequential:
 
 
 def gradients(step: int, net: nn.Module) -> list[Tensor | None]:
-    """Random ones; the last layer has none in the first two steps."""
+    """Random gradients; the last layer has none in the first two steps."""
     torch.manual_seed(step)
     found: list[Tensor | None] = [torch.randn_like(p) for p in net.parameters()]
     return found if step >= 2 else [*found[:-2], None, None]
@@ -51,7 +51,7 @@ def test_steps_are_those_of_torchs_plain_optimizer_also_where_a_gradient_comes_l
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_loaded_state_goes_on_bit_for_bit(name: Any) -> None:
+def test_a_loaded_state_continues_bit_for_bit(name: Any) -> None:
     spec = OptimizerSpec(name=name, lr=0.1)
     straight, resumed = network(), network()
     first = build_optimizer(straight, [], spec)

@@ -1,4 +1,4 @@
-"""VOC's average precision against published figures, a literal devkit loop, and COCO's."""
+"""VOC's average precision against published figures, a literal copy of the devkit's loop, and COCO's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbers(path: Path) -> list[list[float]]:
 
 
 def corners(x: float, y: float, w: float, h: float) -> Box:
-    """The reference counts the pixels at both ends: x to x + w is w + 1 wide."""
+    """Corners of a box in the reference's convention, which includes both end pixels: x to x + w is w + 1 wide."""
     return (x, y, x + w + 1, y + h + 1)
 
 
@@ -73,7 +73,7 @@ def test_the_reference_case_gives_its_published_figures(
 
 
 def devkit(images: list[ImageDetections], label: int, threshold: float) -> ClassPrecision:
-    """VOCevaldet.m, line by line: one detection at a time, one object at a time."""
+    """VOCevaldet.m line by line: one detection at a time, one object at a time."""
     ranked = [
         (float(i.scores[d]), i, i.boxes[d].tolist())
         for i in images
@@ -121,7 +121,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
 
 
-# Few places and sizes, so that boxes meet, coincide and compete.
+# Few places and sizes, so that boxes overlap, coincide and compete.
 boxes = st.builds(
     lambda x, y, w, h: (float(x), float(y), float(x + w), float(y + h)),
     *(st.integers(0, 3), st.integers(0, 3), st.sampled_from([2, 3, 4]), st.sampled_from([2, 3, 4])),
@@ -185,8 +185,8 @@ def test_nothing_to_find_and_nothing_found() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(image_lists)
-def test_eleven_points_agree_with_torchmetrics_where_no_object_is_claimed_twice(images: list[ImageDetections]) -> None:
-    """COCO's matching differs from VOC's for rivals only: each image keeps one detection and one object a class."""
+def test_eleven_points_agree_with_torchmetrics_where_no_object_is_matched_twice(images: list[ImageDetections]) -> None:
+    """COCO's matching differs only for competing boxes, so each image keeps one detection and one object per class."""
     from torchmetrics.detection import MeanAveragePrecision
 
     lone = [first_of_each_class(i) for i in images]
@@ -222,7 +222,7 @@ def test_coco_grades_by_overlap() -> None:
     assert values == pytest.approx({"map": 0.7, "map50_coco": 1.0, "map75": 1.0}, abs=1e-6)
 
 
-def test_coco_has_nothing_to_say_without_objects() -> None:
+def test_coco_metrics_are_none_without_objects() -> None:
     nothing = {"map": None, "map50_coco": None, "map75": None}
     assert coco_metrics([image("a", [(HERE, 0.9, 0)], [])]) == nothing
     assert coco_metrics([]) == nothing

@@ -106,7 +106,7 @@ def test_a_class_without_a_sample_has_no_recall_and_stays_out_of_the_mean() -> N
     metrics = metrics_of(head, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]), batch)
     assert metrics.per_class["recall"] == {CLASSES[0]: 1.0, CLASSES[1]: 0.0, CLASSES[2]: None}
     assert metrics.values["recall_macro"] == 0.5
-    assert metrics.values["top5"] is None  # of three classes, five guesses cannot miss
+    assert metrics.values["top5"] is None  # five guesses of three classes are always right
 
 
 def test_the_confusion_matrix_is_left_out_over_200_classes() -> None:

@@ -1,4 +1,4 @@
-"""From logits to boxes, and the evaluator's figures."""
+"""Decoding of logits to boxes, non-maximum suppression, and the evaluator's metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sigmoid(x: float) -> float:
 
 
 def by_hand(outputs: tuple[Tensor, ...], image: int) -> list[tuple[list[float], list[float]]]:
-    """Every prediction's box (left, top, right, bottom) and score of each class, one at a time."""
+    """Box (left, top, right, bottom) and class scores of every prediction, computed one at a time."""
     found = []
     for output, stride, mask in zip(outputs, STRIDES, ANCHOR_MASKS, strict=True):
         for n, anchor in enumerate(mask):
@@ -51,7 +51,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def suppressed_by_hand(found: list[tuple[list[float], list[float]]], confidence: float) -> list[tuple[float, int]]:
-    """Score and class of what darknet's ``do_nms_sort`` leaves, class by class."""
+    """Score and class of the detections that darknet's ``do_nms_sort`` keeps, class by class."""
     left = []
     for label in range(len(CLASSES)):
         ranked = sorted(((scores[label], box) for box, scores in found if scores[label] > confidence), reverse=True)
@@ -87,14 +87,14 @@ def test_an_untrained_network_leaves_a_hundred_boxes_an_image_at_most() -> None:
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
 
 
-def telling(box: tuple[float, float, float, float], label: int, logit: float = 9.0) -> tuple[Tensor, ...]:
-    """Outputs that name one 16 x 30 box (the second anchor) about ``box``'s centre, and nothing else."""
+def outputs_with(box: tuple[float, float, float, float], label: int, logit: float = 9.0) -> tuple[Tensor, ...]:
+    """Outputs that predict only ``box``, with the second anchor (16 x 30)."""
     outputs = tuple(torch.full((1, 3, SIZE // s, SIZE // s, 5 + len(CLASSES)), -20.0) for s in STRIDES)
     x, y = (box[0] + box[2]) / 2 / 8, (box[1] + box[3]) / 2 / 8
-    told = outputs[2][0, 1, int(y), int(x)]
-    told[:2] = torch.logit(torch.tensor([x - int(x), y - int(y)]))
-    told[2:4] = torch.tensor([(box[2] - box[0]) / 16, (box[3] - box[1]) / 30]).log()
-    told[4], told[5 + label] = logit, logit
+    entry = outputs[2][0, 1, int(y), int(x)]
+    entry[:2] = torch.logit(torch.tensor([x - int(x), y - int(y)]))
+    entry[2:4] = torch.tensor([(box[2] - box[0]) / 16, (box[3] - box[1]) / 30]).log()
+    entry[4], entry[5 + label] = logit, logit
     return outputs
 
 
@@ -109,18 +109,18 @@ def test_a_perfect_network_scores_one_and_predicts_the_box() -> None:
     )
     head = DetectionHead(CLASSES)
     evaluator = head.evaluator()
-    evaluator.update(telling(box, 3), batch)
+    evaluator.update(outputs_with(box, 3), batch)
     metrics = evaluator.compute()
     assert metrics.values == pytest.approx(dict.fromkeys(metrics.values, 1.0), abs=1e-6)
     assert metrics.per_class["ap50_voc"] == {name: 1.0 if name == CLASSES[3] else None for name in CLASSES}
-    ((name, score, *predicted),) = json.loads(json.dumps(head.predict(telling(box, 3))))[0]["boxes"]
+    ((name, score, *predicted),) = json.loads(json.dumps(head.predict(outputs_with(box, 3))))[0]["boxes"]
     assert name == CLASSES[3]
     assert score > 0.99
     assert predicted == pytest.approx(box, abs=1e-3)
 
 
 def test_equal_scores_rank_the_same_in_whatever_order_images_come() -> None:
-    """A hit and a false positive of one score: average precision depends on which is taken first."""
+    """A hit and a false positive have the same score, so average precision depends on their order."""
     box, elsewhere = (10.0, 12.0, 25.0, 45.0), (30.0, 12.0, 45.0, 45.0)
     lone: dict[str, Any] = {
         "box_image": torch.tensor([0]),
@@ -135,7 +135,7 @@ def test_equal_scores_rank_the_same_in_whatever_order_images_come() -> None:
     for order in ((hit, miss), (miss, hit)):
         evaluator = DetectionHead(CLASSES).evaluator()
         for batch in order:
-            evaluator.update(telling(box, 3), batch)
+            evaluator.update(outputs_with(box, 3), batch)
         outcomes.append(evaluator.compute())
     assert outcomes[0] == outcomes[1]
     assert outcomes[0].values["map50_voc"] == 0.5
@@ -143,7 +143,7 @@ def test_equal_scores_rank_the_same_in_whatever_order_images_come() -> None:
 
 @pytest.mark.parametrize("box_loss", ["darknet", "giou", "ciou"])
 def test_logits_that_descend_the_loss_find_every_object(box_loss: Literal["darknet", "giou", "ciou"]) -> None:
-    """Loss, decoding, suppression and evaluation agree on where a box is: free logits reach a perfect score."""
+    """Logits optimised with the loss get a perfect score: loss, decoding, NMS and evaluation agree on boxes."""
     batch, head = random_batch(2, images=6), DetectionHead(CLASSES, box_loss=box_loss)
     outputs = tuple(output.mul(0.1).requires_grad_() for output in outputs_of(3, images=6))
     optimizer = torch.optim.Adam(outputs, lr=0.1)
@@ -160,13 +160,13 @@ def test_logits_that_descend_the_loss_find_every_object(box_loss: Literal["darkn
 
 def test_predictions_shown_are_those_over_a_quarter() -> None:
     box = (10.0, 12.0, 25.0, 45.0)
-    # Objectness and class probability of 0.5 each make a score of just a quarter.
-    assert DetectionHead(CLASSES).predict(telling(box, 3, logit=0.0)) == [{"boxes": []}]
-    assert len(DetectionHead(CLASSES).predict(telling(box, 3, logit=0.1))[0]["boxes"]) == 1
+    # Objectness and class probability of 0.5 each give a score of exactly a quarter.
+    assert DetectionHead(CLASSES).predict(outputs_with(box, 3, logit=0.0)) == [{"boxes": []}]
+    assert len(DetectionHead(CLASSES).predict(outputs_with(box, 3, logit=0.1))[0]["boxes"]) == 1
 
 
 def test_a_grid_first_built_for_validation_serves_training() -> None:
-    """Tensors made in inference mode cannot take part in a backward pass; the remembered grid must not be one."""
+    """The cached grid must not be created in inference mode, because such tensors cannot be used in a backward pass."""
     outputs = tuple(torch.zeros(1, 3, 96 // s, 96 // s, 5 + len(CLASSES)) for s in STRIDES)
     with torch.inference_mode():
         detect(outputs, ANCHORS, confidence=0.5)

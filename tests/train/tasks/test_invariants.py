@@ -1,4 +1,4 @@
-"""What holds for every task: partial labels, order, merging, and no wait for the device."""
+"""Invariants of every task: partial labels, order, merging, and no wait for the device."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_evaluators_of_parts_merge_into_the_evaluator_of_the_whole(task: Task, m
 
 @each_task
 def test_a_loss_never_waits_for_the_device(task: Task, multi_label: bool) -> None:
-    """Tensors of the meta device have no values: whatever read one on the host, as a wait would, would raise."""
+    """Tensors on the meta device have no values: reading one on the host fails."""
     meta = torch.device("meta")
     parts = tuple(t.to(meta) for t in tensors(random_outputs(0)[task]))
     shaped: dict[str, Any] = {"segmentation": dict(zip(("out", "aux"), parts, strict=False)), "detection": parts}
@@ -114,7 +114,7 @@ def test_a_loss_never_waits_for_the_device(task: Task, multi_label: bool) -> Non
     ]
     for head in heads:
         assert head.loss(output, batch).total.shape == ()
-    if task != "detection":  # suppression decides on the host by nature
+    if task != "detection":  # NMS runs on the host
         heads[-1].evaluator().update(output, batch)
 
 

@@ -51,7 +51,7 @@ def test_metrics_are_those_of_counting_pixels_class_by_class() -> None:
     )
 
 
-def test_a_class_that_nobody_names_has_no_iou_and_a_false_alarm_has_zero() -> None:
+def test_a_class_in_neither_truth_nor_prediction_has_no_iou_and_a_false_positive_has_zero() -> None:
     batch = random_batch(0, images=1, size=32)
     batch.masks.zero_()
     logits = torch.zeros(1, len(CLASSES), 32, 32)

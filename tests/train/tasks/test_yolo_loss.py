@@ -1,4 +1,4 @@
-"""YOLOv3's loss against a slow per-box reference of what darknet writes as its deltas."""
+"""YOLOv3's loss against a slow per-box reference of darknet's deltas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logistic(x: float) -> float:
 
 
 def truths_of(batch: Batch, image: int) -> list[tuple[Box, int]]:
-    """Boxes relative to the image, and classes; without difficult ones and those of under 0.001."""
+    """Boxes relative to the image, and classes; without difficult boxes and those with a side under 0.001."""
     found = []
     for m in range(len(batch.boxes)):
         x1, y1, x2, y2 = (v / SIZE for v in batch.boxes[m].tolist())
@@ -55,7 +55,7 @@ def truths_of(batch: Batch, image: int) -> list[tuple[Box, int]]:
 
 
 def darknet_deltas(outputs: tuple[Tensor, ...], batch: Batch, threshold: float) -> list[np.ndarray[Any, Any]]:
-    """What darknet adds to the logits' gradient, times -1 in our sign, for the three scales."""
+    """Darknet's deltas for the three scales: the negative gradient at the logits."""
     logits = [output.detach().double().numpy() for output in outputs]
     deltas = [np.zeros_like(scale) for scale in logits]
     for image in range(len(batch)):
@@ -109,7 +109,7 @@ side = st.sampled_from([1e-4, 0.05, 0.07, 3.0, 10.0, 20.0, 33.0, 64.0]) | st.flo
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Two images; centres are drawn from a few places, so that objects collide in cell and anchor."""
+    """Two images. Centres are drawn from a few places, so that objects have the same cell and anchor."""
     places = draw(st.lists(st.tuples(coordinate, coordinate), min_size=1, max_size=3))
     sides = draw(st.lists(st.tuples(side, side), min_size=1, max_size=3))
     centre, extent = st.sampled_from(places), st.sampled_from(sides)
@@ -136,7 +136,7 @@ def test_the_gradient_at_the_logits_is_minus_darknets_delta(batch: Batch, seed: 
 
 
 def test_the_random_cases_reach_what_they_are_to_reach() -> None:
-    """Collisions and ignored predictions occur among them; else the comparison would show little."""
+    """The reference produces collisions and ignored predictions, so the comparison covers them."""
     box = (20.0, 20.0, 36.0, 50.0)
     batch = replace(
         random_batch(0, images=1),
@@ -205,7 +205,7 @@ def test_an_object_centred_on_the_far_edge_teaches_the_last_cell() -> None:
     assert found == [(0, 1, 7, 7)]
 
 
-def test_a_difficult_box_neither_teaches_nor_excuses() -> None:
+def test_a_difficult_box_is_not_matched_and_ignores_no_prediction() -> None:
     with_box, without = zero_outputs(), zero_outputs()
     head = DetectionHead(CLASSES[:3], ignore_threshold=0.3)
     head.loss(with_box, one_object((10, 10, 40, 50), difficult=True)).total.backward()
@@ -231,7 +231,7 @@ def test_descending_an_iou_loss_brings_the_box_to_the_truth(box_loss: Any) -> No
 
 @pytest.mark.parametrize("box_loss", ["giou", "ciou"])
 def test_iou_losses_add_one_minus_giou_scaled_by_relative_area(box_loss: Any) -> None:
-    """Of two boxes with one centre and one shape, the smaller within the larger, GIoU and CIoU are the plain IoU."""
+    """GIoU and CIoU equal IoU for two boxes with one centre and one shape, the smaller within the larger."""
     anchors = tuple(anchor if anchor == (16, 8) else (2000, 2000) for anchor in SQUARES)
     outputs, truth = zero_outputs(), one_object((16, 34, 24, 38))  # the prediction: 12, 32, 28, 40
     loss = DetectionHead(CLASSES[:3], anchors, box_loss=box_loss).loss(outputs, truth).total
