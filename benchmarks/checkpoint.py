@@ -4,9 +4,9 @@
 
 The state is MTL-Net's with the optimizer's momentum (``--width 1``: 1.9 GB). The server is a SeaweedFS with its data
 below ``--folder``: with a RAM disk the benchmark measures the client, with a disk the disk. Either needs six times the
-state's bytes for each round, plus one. The server has the lowest CPU priority (nice 19), as S3 takes no CPU time from a trainer.
-During a save, a loop runs training steps (matrix products on one thread). Rounds are interleaved; the table shows
-medians of
+state's bytes for each round, plus one. The server has the lowest CPU priority (nice 19), as S3 takes no CPU time from a
+trainer. During a save, a loop runs training steps (matrix products on one thread). Rounds are interleaved; the table
+shows medians of
 
 * *stall*: seconds that the loop waits, also as a multiple of one plain copy of the same bytes to allocated memory;
 * *durable*: seconds until all bytes are stored, also as a multiple of a raw upload of the same bytes by our client on

@@ -133,8 +133,8 @@ def _account(clients: AwsClients) -> dict[str, Any]:
 
 def _plan(run_id: str, account: dict[str, Any]) -> PlanRecord:
     compute = {"backend": "ec2", "instance_type": ["p4d.24xlarge", "p4de.24xlarge"], "gpu_count": 8, "purchase": "spot"}
-    wished = {"dataset": {"name": "embedded"}, "compute": compute, "storage": "s3://bucket/runs"}
-    job = JobSpec.model_validate(wished)
+    document = {"dataset": {"name": "embedded"}, "compute": compute, "storage": "s3://bucket/runs"}
+    job = JobSpec.model_validate(document)
     plan = plan_run(job, gather_facts(job), run_id=run_id, now=datetime.now(UTC))
     return replace(plan, facts={**plan.facts, "ec2": account})
 
