@@ -1,10 +1,14 @@
-"""The table of layers in docs/architecture.md, against the contract in pyproject.toml and against the real imports."""
+"""The tables of docs/architecture.md, compared with the contracts in pyproject.toml, the code and its imports."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import sys
 import tomllib
-from itertools import chain
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import grimp
@@ -15,90 +19,140 @@ from mtl_cloud.catalog.datasets import DATASETS
 from mtl_cloud.runs.paths import RunPaths
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mtl_cloud"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-Layers = list[list[str]]
 
 
-@pytest.fixture(scope="module")
-def documented() -> Layers:
-    """The packages of each layer, highest first."""
-    rows = re.findall(r"^\| \d+ \| (.+?) \|", PAGE, re.MULTILINE)
-    return [re.findall(r"`(\w+)`", row) for row in rows]
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the rows of the first table below a heading."""
+    table = re.search(r"(?:^\|.*\n)+", PAGE.partition(f"\n## {heading}\n")[2], re.MULTILINE)
+    assert table is not None, heading
+    return [[cell.strip() for cell in line.strip("|").split(" |")] for line in table[0].splitlines()[2:]]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+LAYERS = {quoted(package)[0]: int(number) for number, package, _contents, _libraries in rows("Layers")}
+"""Package -> its layer; 1 is the highest."""
+LIBRARIES = {quoted(package)[0]: set(quoted(libraries)) for _number, package, _contents, libraries in rows("Layers")}
+"""Package -> the top-level modules of other projects that it imports."""
 
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    return grimp.build_graph("mtl_cloud")
+    return grimp.build_graph("mtl_cloud", include_external_packages=True)
 
 
-def test_the_table_is_the_contract(documented: Layers) -> None:
+def package_of(module: str) -> str:
+    """``runs`` for ``mtl_cloud.runs.paths``; the empty text for the root package."""
+    return module.partition("mtl_cloud")[2].strip(".").partition(".")[0]
+
+
+def imported(imports: grimp.ImportGraph) -> Iterator[tuple[str, str]]:
+    """Module of ours, and a module that it imports, wherever in its code it does."""
+    for module in imports.modules:
+        if module.startswith("mtl_cloud.") and module != "mtl_cloud.__main__":
+            yield from ((module, other) for other in imports.find_modules_directly_imported_by(module))
+
+
+def test_the_table_of_layers_is_the_contract() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (contract,) = (one for one in project["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
-    assert documented == [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    assert [list(names) for _, names in groupby(LAYERS, LAYERS.__getitem__)] == [
+        re.findall(r"\w+", layer) for layer in contract["layers"]
+    ]
     assert contract["exhaustive"]
 
 
-def test_every_module_is_in_one_layer(documented: Layers, imports: grimp.ImportGraph) -> None:
-    named = list(chain.from_iterable(documented))
-    assert len(named) == len(set(named))
-    modules = {name.split(".")[1] for name in imports.modules if name != "mtl_cloud"}
-    assert modules - {"__main__"} == set(named)
+def test_every_module_is_in_one_layer(imports: grimp.ImportGraph) -> None:
+    assert list(LAYERS.values()) == sorted(LAYERS.values())
+    assert len(rows("Layers")) == len(LAYERS)
+    ours = {package_of(module) for module in imports.modules if module.startswith("mtl_cloud.")}
+    assert ours - {"__main__"} == set(LAYERS)
 
 
-def test_no_import_goes_up_or_sideways(documented: Layers, imports: grimp.ImportGraph) -> None:
-    layer = {name: number for number, names in enumerate(documented) for name in names}
-    lowest = len(documented) - 1
-    wrong = []
-    for module in imports.modules:
-        for imported in imports.find_modules_directly_imported_by(module):
-            above, below = (name.split(".")[1] if "." in name else "" for name in (module, imported))
-            if above not in layer or below not in layer or above == below:
-                continue
-            if layer[below] < layer[above] or (layer[below] == layer[above] and layer[above] != lowest):
-                wrong.append((module, imported))
+def test_no_import_goes_up_or_sideways(imports: grimp.ImportGraph) -> None:
+    lowest, wrong = max(LAYERS.values()), []
+    for module, other in imported(imports):
+        here, there = package_of(module), package_of(other)
+        if there and here != there:
+            sideways = LAYERS[here] == LAYERS[there] != lowest
+            if sideways or LAYERS[there] < LAYERS[here]:
+                wrong.append((module, other))
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(mtl_cloud/[\w/.]+)`", PAGE))))
-def test_files_in_the_page_exist(name: str) -> None:
-    assert (ROOT / name).exists()
+def test_the_table_names_the_libraries_that_each_package_imports(imports: grimp.ImportGraph) -> None:
+    found: dict[str, set[str]] = {package: set() for package in LAYERS}
+    for module, other in imported(imports):
+        library = other.partition(".")[0]
+        if library not in {"mtl_cloud", *sys.stdlib_module_names}:
+            found[package_of(module)].add(library)
+    assert found == LIBRARIES
 
 
-def test_functions_in_the_page_exist() -> None:
-    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| `(mtl_cloud/[\w/]+\.py)` \|", PAGE, re.MULTILINE)
-    assert len(rows) > 8
-    for functions, file in rows:
-        text = (ROOT / file).read_text(encoding="utf-8")
-        for function in re.findall(r"`([\w.]+)`", functions):
-            assert re.search(rf"(?:def|class) {function.rpartition('.')[2]}\b", text), f"{function} is not in {file}"
+# --- names in the page -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "cell", re.findall(r"^\| \w[\w ]+ \| ((?:[^|]*`[\w/]+\.(?:py|json)`[^|]*)) \|$", PAGE, re.MULTILINE)
-)
-def test_a_change_touches_at_most_three_files(cell: str) -> None:
-    files = [name for name in re.findall(r"`([\w/<>.]+\.(?:py|json))`", cell) if "<" not in name]
-    assert len(re.findall(r"`[\w/<>.]+\.(?:py|json)`", cell)) <= 4  # one of two alternatives counts once
-    assert all((ROOT / "mtl_cloud" / name).exists() for name in files), cell
+def functions(file: Path) -> set[str]:
+    """Functions and classes of a module, and methods as ``Class.method``."""
+    nodes = ast.parse(file.read_text(encoding="utf-8")).body
+    methods = {f"{node.name}.{member.name}" for node in nodes if isinstance(node, ast.ClassDef)
+               for member in node.body if isinstance(member, ast.FunctionDef)}  # fmt: skip
+    return methods | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize(("_step", "names", "file"), rows("The flow of a run"))
+def test_the_flow_names_functions_that_exist(_step: str, names: str, file: str) -> None:
+    assert set(quoted(names)) <= functions(ROOT / quoted(file)[0])
+
+
+def files_in(text: str) -> list[str]:
+    """Paths in backquotes, relative to the package, to the repository, or with a placeholder."""
+    return [name for name in quoted(text) if re.fullmatch(r"[\w./<>-]+(?:/|\.(?:py|json|yaml|toml|md))", name)]
+
+
+def test_paths_in_the_page_exist() -> None:
+    prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    names = [name for name in files_in(prose) if "<" not in name]
+    assert len(names) > 30
+    assert [name for name in names if not ((ROOT / name).exists() or (PACKAGE / name).exists())] == []
+
+
+@pytest.mark.parametrize(("change", "cell"), rows("Where a change goes"))
+def test_a_change_touches_at_most_three_files(change: str, cell: str) -> None:
+    """Files are separated by semicolons, and one of them may have an alternative."""
+    parts = [part for part in cell.split(";") if any(not name.startswith("infra/") for name in files_in(part))]
+    assert 1 <= len(parts) <= 3, change
+    assert all(len(files_in(part)) == 1 or " or " in part for part in parts), change
+
+
+# --- what the page says about the code -------------------------------------------------------------------------------
+
+
+def keys() -> Iterator[str]:
+    """Every key and prefix that ``RunPaths`` builds below a run, with the arguments that the page uses."""
+    paths = RunPaths("run")
+    for name, member in inspect.getmembers(RunPaths):
+        if isinstance(member, property) and name != "root":
+            yield getattr(paths, name)
+        elif inspect.isfunction(member) and not name.startswith("_") and not name.endswith("_of"):
+            parameters = list(inspect.signature(member).parameters)[1:]
+            yield member(paths, *("<instance>" if parameter == "instance" else 1 for parameter in parameters))
 
 
 def test_the_tree_shows_every_key_of_the_record() -> None:
-    paths = RunPaths("run")
     tree = PAGE.partition("<storage>/runs/<run-id>/\n")[2].partition("```")[0]
-    keys = [
-        paths.spec_yaml, paths.spec_json, paths.plan, paths.moved_plan(1), paths.cancel, paths.result, paths.attempt(1),
-        paths.start(1), paths.heartbeat(1), paths.exit(1), paths.log_segment(1, 1), paths.round(1), paths.samples(1),
-        paths.events(1), paths.backend,
-    ]  # fmt: skip
-    shown = [key.removeprefix(f"{paths.root}/") for key in keys]
-    assert [
-        key for key in shown if key.replace("moves/0001/plan.json", "moves/0001/spec.json, plan.json") not in tree
-    ] == []
-    assert all(part in tree for part in ("boots/<instance>.json", "checkpoints/<step>-<attempt>/", "manifest.json"))
+    shown = {line.split()[0] for line in tree.splitlines()}
+    found = {key.removeprefix("runs/run/").replace("0000000001-0001", "<step>-<attempt>") for key in keys()}
+    assert shown <= found
+    prefixes = {key for key in found - shown if any(whole.startswith(key) for whole in shown)}
+    assert found - shown == prefixes
 
 
-def test_every_backend_and_dataset_is_registered_once() -> None:
-    """A new one is an entry in one table, and a module of its own."""
+def test_every_backend_and_dataset_of_the_tables_has_its_module() -> None:
     for place in [*(backend.launcher for backend in BACKENDS.values()), *(known.opener for known in DATASETS.values())]:
         module = ROOT / place.partition(":")[0].replace(".", "/")
         assert module.with_suffix(".py").exists() or (module / "__init__.py").exists()

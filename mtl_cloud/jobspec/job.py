@@ -213,7 +213,7 @@ class SplitsSpec(_Spec):
 class DatasetSpec(_Spec):
     """One dataset. Several in a list are trained jointly; each labels some of the tasks."""
 
-    name: DatasetName = Field(..., description="Which dataset.")
+    name: DatasetName = Field(..., description="Name of the dataset.")
     uri: str | None = Field(
         None, description="Its folder or archive, or a dataset prepared by `mtl-cloud data prepare`."
     )
@@ -258,7 +258,7 @@ class ModelSpec(_Spec):
     """The network."""
 
     name: Literal["mtl_net", "mtl_lite", "vgg16", "alexnet", "yolov3", "fcn_resnet50"] = Field(
-        "mtl_net", description="Which network."
+        "mtl_net", description="Name of the network."
     )
     tasks: tuple[Task, ...] | None = Field(None, description="Tasks to train; default: all tasks of the network.")
     sharing: dict[Stage, SharingKind] = Field(
@@ -292,7 +292,7 @@ class ModelSpec(_Spec):
 class OptimizerSpec(_Spec):
     """The optimizer. Weight decay acts on weights only, not on biases and normalisation."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
+    name: Literal["sgd", "adamw"] = Field("sgd", description="Name of the optimizer.")
     lr: PositiveFloat = Field(0.01, description="Peak learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum, or AdamW's first beta.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay, on weights only.")
@@ -353,14 +353,14 @@ class DivergenceSpec(_Spec):
 
     loss_ratio: Annotated[float, Field(gt=1)] = Field(
         10.0,
-        description="A loss is diverged above this multiple of its running median (100 steps) and "
-        "above its first value, ...",
+        description="A loss diverges when it exceeds its first value, and this multiple of its running median over "
+        "100 steps, for `patience_steps` steps in a row.",
     )
-    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="... for this many steps in a row.")
+    patience_steps: Annotated[int, Field(ge=1, le=50)] = Field(20, description="Steps in a row; see `loss_ratio`.")
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="rewind: factor for the learning rate afterwards."
+        0.5, description="rewind: factor by which it lowers the learning rate."
     )
-    max_rewinds: PositiveInt = Field(3, description="rewind: limit for the whole job; then the run fails.")
+    max_rewinds: PositiveInt = Field(3, description="rewind: most rewinds of a job; after them the run fails.")
 
 
 class TrainingSpec(_Spec):
@@ -389,7 +389,9 @@ class TrainingSpec(_Spec):
         "(torchvision's classifiers: a random crop in training, the centre in validation).",
     )
     multi_scale: tuple[Side, Side] | None = Field(
-        None, description="Train at a new size within [least, most] every 10 steps; the last epoch is at image_size."
+        None,
+        description="Smallest and largest input side, pixels: the size changes every 10 steps; the last epoch uses "
+        "image_size.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     optimizer: OptimizerSpec = Field(OptimizerSpec(), description="The optimizer.")

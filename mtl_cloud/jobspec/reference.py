@@ -29,10 +29,24 @@ storage: mtl-runs
 ```
 
 Only `dataset` is required. A field of the file overrides the same field of the presets that `extends` names, and
-`--set training.rounds=5` overrides both for one command. Names of fields contain units: `_gib`, `_usd`, `_hours`,
-`_minutes`, `_steps`.
+`--set training.rounds=5` overrides both for one command.
 """
-_BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+_UNITS = {"gib": "GiB", "hours": "hours", "minutes": "minutes", "steps": "steps", "usd": "US dollars"}
+"""Last part of a field's name -> the unit of its value."""
+_KINDS = {
+    "boolean": "`true` or `false`",
+    "integer": "whole number",
+    "null": "`null`",
+    "number": "number",
+    "string": "text",
+}
+_BOUNDS = {
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "exclusiveMaximum": "< {}",
+    "multipleOf": "a multiple of {}",
+}
 
 
 def job_reference() -> str:
@@ -77,15 +91,18 @@ def _table(definitions: Schema, title: str, section: Schema) -> str:
 
 
 def _row(definitions: Schema, name: str, field: Schema, is_required: bool) -> str:
-    values = _values(definitions, field)
-    default = "required" if is_required and "const" not in field else _default(field)
+    unit = _UNITS.get(name.rpartition("_")[2])
+    values = _values(definitions, field) + (f"; {unit}" if unit else "")
+    default = "required" if is_required else _default(field)
     meaning = field.get("description") or "Selects this backend."
     return f"| `{name}` | {values} | {default} | {meaning} |"
 
 
 def _default(field: Schema) -> str:
+    """The default as the job file would state it; a dash for a section, whose fields have their own defaults."""
     value = field.get("default")
-    return "-" if value is None or value == [] or isinstance(value, dict) else f"`{json.dumps(value)}`"
+    is_section = isinstance(value, dict) and bool(value)
+    return "-" if is_section or "default" not in field else f"`{json.dumps(value)}`"
 
 
 def _values(definitions: Schema, field: Schema) -> str:
@@ -99,15 +116,24 @@ def _values(definitions: Schema, field: Schema) -> str:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if field.get("type") == "array":
         return _list(definitions, field)
+    if field.get("type") == "object":
+        return _mapping(definitions, field)
     bounds = ", ".join(text.format(field[key]) for key, text in _BOUNDS.items() if key in field)
-    kind = {"object": "mapping", "null": "null"}.get(field.get("type", ""), field.get("type", "any"))
-    return f"{kind} {bounds}".strip()
+    return f"{_KINDS[field['type']]} {bounds}".strip()
 
 
 def _list(definitions: Schema, field: Schema) -> str:
     if "prefixItems" in field:
-        return f"[{', '.join(_values(definitions, item) for item in field['prefixItems'])}]"
+        items = dict.fromkeys(_values(definitions, item) for item in field["prefixItems"])
+        return f"list of {len(field['prefixItems'])}: {' and '.join(items)}"
     return f"list of: {_values(definitions, field['items'])}"
+
+
+def _mapping(definitions: Schema, field: Schema) -> str:
+    """The allowed names and values. Where names follow a pattern, the field's description explains them."""
+    values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
+    names = _values(definitions, field["propertyNames"]) if "propertyNames" in field else "names"
+    return f"mapping of {names} to: {_values(definitions, values)}"
 
 
 def _presets() -> str:

@@ -56,9 +56,13 @@ def test_every_row_has_four_cells() -> None:
     "row",
     [
         '| `purchase` | `on_demand`, `spot`, `spot_then_on_demand` | `"on_demand"` |',
-        "| `batch_size` | integer > 0 | `16` |",
-        "| `budget_usd` | number > 0 or null | - |",
-        "| `image_size` | integer",
+        "| `batch_size` | whole number > 0 | `16` |",
+        "| `budget_usd` | number > 0 or `null`; US dollars | `null` |",
+        "| `image_size` | whole number ≥ 32, ≤ 1024, a multiple of 32 | `416` |",
+        "| `weights` | mapping of `classification`, `detection`, `segmentation` to: number ≥ 0 | `{}` |",
+        "| `subnets` | list of: text | `[]` |",
+        "| `optimizer` | section | - |",
+        "| `backend` | `ec2` | required |",
         "| `dataset` | section or list of: section | required |",
     ],
 )
