@@ -1,23 +1,22 @@
-"""What a checkpoint costs the training loop, beside four peers, in one run against one S3 server.
+"""Cost of a checkpoint for the training loop, compared with four peers in one run against one S3 server.
 
     python benchmarks/checkpoint.py [--width 0.25] [--rounds 3] [--folder DIR] [--s3torchconnector DIR]
 
-The state is MTL-Net's with the optimizer's momentum (``--width 1``: 1.9 GB). The server is a SeaweedFS of its own
-below ``--folder``: a RAM disk shows the client, a disk shows the disk; either needs six times the state's bytes for
-each round, and one more. It gets the processor's time that nobody else wants, for S3 takes none of a trainer's. While a
-save runs on, a loop goes through training steps (matrix products on one thread). Rounds are interleaved; the table
+The state is MTL-Net's with the optimizer's momentum (``--width 1``: 1.9 GB). The server is a SeaweedFS with its data
+below ``--folder``: with a RAM disk the benchmark measures the client, with a disk the disk. Either needs six times the
+state's bytes for each round, plus one. The server has the lowest CPU priority (nice 19), as S3 takes no CPU time from a
+trainer. During a save, a loop runs training steps (matrix products on one thread). Rounds are interleaved; the table
 shows medians of
 
-* *stall*: seconds that the loop waits, also as a multiple of one plain copy of the same bytes into memory that exists;
-* *durable*: seconds until all bytes are stored, also as a multiple of an upload of the same bytes and nothing else, by
-  the same client as ours, on an idle machine;
-* *step*: seconds of a step while a save runs on, as a multiple of a step just before it;
-* *cpu*: seconds of processor time that the save takes beside the steps. On a machine that others use too, this is the
-  figure to trust.
+* *stall*: seconds that the loop waits, also as a multiple of one plain copy of the same bytes to allocated memory;
+* *durable*: seconds until all bytes are stored, also as a multiple of a raw upload of the same bytes by our client on
+  an idle machine;
+* *step*: seconds of a step during a save, as a multiple of a step just before it;
+* *cpu*: CPU seconds of the save without the steps. On a shared machine this is the most reliable figure.
 
-Ours is measured a second time with an idle loop, where it competes with nothing, as the raw upload does. The first
-round is not counted: it makes buffers and connections. ``--s3torchconnector`` names a folder where that package is, or
-will be, installed by ``pip install --target``.
+Ours is measured a second time with an idle loop, without competition, like the raw upload. The first round is not
+counted, because it allocates buffers and opens connections. ``--s3torchconnector`` names a folder for
+``pip install --target`` of that package, which is installed if it is missing.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ from mtl_cloud.train.nets import build_network  # noqa: E402
 
 State = dict[str, Any]
 Wait = Callable[[], bool]
-"""Is the save that was begun still running? Raises when it failed."""
+"""Returns whether the save is still running. Raises if it failed."""
 COPY, RAW, OURS, IDLE = "plain copy", "raw upload", "ours", "ours, idle loop"
 BASELINE_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one save, in seconds; ``step`` as a multiple, None where the loop did nothing meanwhile."""
+    """Cost of one save, in seconds; ``step`` is a ratio, None if the loop was idle."""
 
     stall: float
     durable: float
@@ -254,7 +253,7 @@ def _s3torchconnector(state: State, folder: Path) -> Callable[[], Wait]:
 
 
 def measure(methods: dict[str, Callable[[], Wait]], state: State, rounds: int) -> dict[str, list[Cost]]:
-    """Costs of every method in every round that counts."""
+    """Costs of every method in every counted round."""
     found: dict[str, list[Cost]] = {name: [] for name in methods}
     step = _step(state)
     for round_number in range(rounds + 1):
@@ -268,7 +267,7 @@ def measure(methods: dict[str, Callable[[], Wait]], state: State, rounds: int) -
 
 
 def _step(state: State) -> Callable[[], float]:
-    """A function that trains for some 30 ms, changes the state in place, and tells its seconds."""
+    """A function that trains for about 30 ms, changes the state in place, and returns its seconds."""
     left, right = torch.randn(640, 640), torch.randn(640, 640)
     bias = min(state["network"].values(), key=lambda tensor: (not tensor.is_floating_point(), tensor.numel()))
 

@@ -1,9 +1,9 @@
-"""CPU time that a command costs before it does anything, beside the bare interpreter and two peers.
+"""CPU time of a command's start, compared with the bare interpreter and two peers.
 
     python benchmarks/cli_startup.py [--runs 15] [--no-peers | --peer sky=/venv/bin/sky --peer dstack=...]
 
-Peers are installed once, each into its own virtual environment below ``--cache``. Rounds are interleaved, so that a
-busy machine slows all commands alike; the table shows medians of user + system time of the whole process tree.
+Peers are installed once, each into its own virtual environment below ``--cache``. Rounds are interleaved, so that load
+of the machine slows all commands equally; the table shows medians of user + system time of the whole process tree.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _install(name: str, requirement: str, cache: Path) -> Path:
 
 
 def measure(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, float]:
-    """Median CPU milliseconds of each command. One unmeasured round first: it writes byte code and fills caches."""
+    """Median CPU milliseconds of each command, after one unmeasured round that writes byte code and fills caches."""
     found: dict[str, list[float]] = {name: [] for name in commands}
     for round_number in range(runs + 1):
         for name, command in commands.items():

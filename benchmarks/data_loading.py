@@ -1,20 +1,20 @@
-"""From JPEGs to batches of uint8: ours beside the decoder's own limit and four peers, in one run on the same images.
+"""Loading JPEGs as uint8 batches: ours, the decoder's limit and four peers, in one run on the same images.
 
     python benchmarks/data_loading.py VOCDEVKIT [--quick] [--workers 0 1 2] [--rounds 3] [--peers PYTHON]
 
-The images are those of a VOC year (500 x 375 pixels, some 95 kB), as class folders, as our shards, and in the peers'
-formats; S3 is a SeaweedFS of its own. Every measurement is a process of its own, rounds are interleaved, and the table
-shows medians of
+The images are those of a VOC year (500 x 375 pixels, about 95 kB), as class folders, as our shards, and in the peers'
+formats; the S3 server is a separate SeaweedFS. Every measurement runs in a new process, rounds are interleaved, and the
+table shows medians of
 
-* *images per CPU second*, of the process, its loader workers and their servers: the figure to trust on a machine that
-  others use too, and what one core gives;
-* *images/s* of wall-clock time, of a consumer that does nothing with them;
-* *of decode*: images per CPU second as a share of decoding the same JPEGs whole and nothing else, in the same round;
+* *images per CPU second* of the process, its loader workers and their servers: the throughput of one core, and the
+  most reliable figure on a shared machine;
+* *images/s* of wall-clock time, for a consumer that does nothing with them;
+* *of decode*: images per CPU second as a fraction of only decoding the same JPEGs at full size, in the same round;
 * *MiB*: memory of all the processes (proportional set size) at the end;
-* for S3, requests and bytes a sample in the first two passes over the data, which are counted in a run of their own.
+* for S3, requests and bytes per sample in the first two passes over the data, counted in a separate run.
 
-A pass goes before the measurement, so caches are warm. ``--peers`` is the interpreter that has the peers; what it lacks
-is left out, and named. ``--quick`` takes one round without workers.
+Each measurement starts after one pass, so caches are warm. ``--peers`` is the interpreter that has the peers; peers
+that it lacks are left out and listed. ``--quick`` does one round without workers.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(name: str, folder: Path, workers: int, count: int) -> Row:
-    """Of ``count`` images after a first pass; workers run as far ahead at its end as at its beginning."""
+    """Measure ``count`` images after a first pass. Workers have prefetched as much at its end as at its beginning."""
     import torch
 
     torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def _take(images: Iterator[int], count: int) -> int:
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
@@ -104,7 +104,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _cpu_s() -> float:
-    """Of this process and all below it, those that have ended included."""
+    """CPU seconds of this process and all its descendants, including those that have exited."""
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _tree(os.getpid())]
     return sum(int(ticks) for each in fields for ticks in each[11:15]) / os.sysconf("SC_CLK_TCK")
 
@@ -115,7 +115,7 @@ def _mib() -> float:
 
 
 def _leave(row: Row) -> None:
-    """At once: loaders that never end are not waited for."""
+    """Print the row, kill all descendants and exit, without waiting for loaders that never end."""
     print(json.dumps(row), flush=True)
     for pid in [*_tree(os.getpid())][1:]:
         os.kill(pid, 9)
@@ -146,7 +146,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _contenders(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Names of those that can run, and the peers that cannot."""
+    """Names of the contenders that can run, and of the peers that cannot."""
     wanted = [*loaders.LIMITS, *loaders.OURS, *loaders.PEERS]
     if options.only:
         wanted = [name for name in wanted if name == DECODE or name.startswith(tuple(options.only))]
@@ -163,7 +163,7 @@ def _lacks(python: str, module: str) -> bool:
 
 
 def _prepare(folder: Path, options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-    """The same images as class folders, as our shards, as a tar for webdataset, and as the peers want them."""
+    """Write the same images as class folders, as our shards, as a tar for webdataset, and in the peers' formats."""
     year = next(path for path in sorted(options.source.glob("VOC2*")) if (path / "JPEGImages").is_dir())
     (folder / "VOCdevkit").mkdir()
     (folder / "VOCdevkit" / year.name).symlink_to(year.resolve())
@@ -186,7 +186,7 @@ def _prepare(folder: Path, options: argparse.Namespace, environ: Mapping[str, st
 
 
 def _write_tars(folder: Path) -> None:
-    """In webdataset's naming, in random order: as many shards as ours."""
+    """Write tars with webdataset's names, in random order, as many as our shards."""
     (folder / "tars").mkdir()
     for number, shard in enumerate(sorted((folder / "shards").rglob("*.tar"))):
         (folder / "tars" / f"{number:04d}.tar").write_bytes(shard.read_bytes())
@@ -194,7 +194,7 @@ def _write_tars(folder: Path) -> None:
 
 
 def _upload(folder: Path, url: str) -> str:
-    """Everything that is read from S3; presigned URLs of webdataset's shards."""
+    """Upload everything that is read from S3. Returns presigned URLs of webdataset's shards."""
     from s3_servers import BUCKET, client
 
     s3 = client(url)
@@ -239,7 +239,7 @@ def _child(
 def _traffic(
     name: str, folder: Path, options: argparse.Namespace, environ: Mapping[str, str], url: str
 ) -> dict[str, float] | None:
-    """Requests and bytes a sample over two passes from an empty cache, without workers."""
+    """Requests and bytes per sample over two passes with an empty cache, without workers."""
     images = len(list((folder / "images").rglob("*.JPEG")))
     few = argparse.Namespace(**{**vars(options), "images": images})
     with _counting(url) as (proxied, counted):

@@ -1,15 +1,15 @@
-"""Does it cost accuracy that JPEGs are decoded no larger than the network sees them?
+"""Effect on accuracy of decoding JPEGs at the network's size.
 
     OMP_NUM_THREADS=1 python benchmarks/decode_accuracy.py ILSVRC2012 [--seeds 0 1 2] [--epochs 20] [--image-size 64]
 
-The same job is trained twice for each seed: on images as our loader decodes them (libjpeg-turbo; rows that a crop does
-not show are left out, and what is shrunk to half or less is shrunk while it is decoded), and on images that Pillow has
-decoded whole. Each network is then validated on both. Everything random is the same on both sides, and so is all that
-follows the decoder: what is left to differ is what the decoders give.
+The same job is trained twice for each seed: on images as our loader decodes them (libjpeg-turbo, which skips rows
+outside the crop, and scales during decoding if an image is shrunk to half or less), and on images that Pillow decodes
+at full size. Each network is then validated on both. Random numbers and everything after the decoder are the same on
+both sides, so only the decoders' output differs.
 
-The table has top-1 over the seeds, mean and standard deviation, and how often one network names the same class on both
-decoders' images. Below it stands the mean difference of pairs of the same seed with its standard error; above it, how
-many of the images were shrunk while they were decoded: of others every pixel is the same.
+The table shows top-1 over the seeds, mean and standard deviation, and how often one network predicts the same class on
+both decoders' images. The line below it is the mean difference of pairs with the same seed and its standard error. The
+line above it is the fraction of images that were scaled during decoding; all pixels of the others are the same.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DecodedWhole(ImageNetDataset):
-    """By Pillow, whatever of it is wanted."""
+    """A dataset that decodes whole images with Pillow, whatever the hint."""
 
     def load(self, index: int, hint_for: HintFor) -> Sample:  # noqa: ARG002
         image = np.array(Image.open(io.BytesIO(self.read(index))).convert("RGB"))
@@ -56,7 +56,7 @@ class DecodedWhole(ImageNetDataset):
 
 @dataclass(frozen=True)
 class Watched(ImageNetDataset):
-    """Remembers of each image whether it came smaller than it is stored."""
+    """A dataset that records for each image whether it was decoded smaller than it is stored."""
 
     shrunk: list[bool]
 
@@ -114,7 +114,7 @@ def _job(options: argparse.Namespace, seed: int) -> JobSpec:
 
 
 def _shrunk(data: JobData, job: JobSpec) -> dict[str, float]:
-    """Share of the images that are shrunk while they are decoded, in the first epoch and in validation."""
+    """Fraction of the images that are scaled during decoding, in the first epoch and in validation."""
     watched = {name: Watched(**vars(split), shrunk=[]) for name, split in (("train", data.train), ("val", data.val))}
     view = TrainingView(watched["train"], job.training.image_size, job.training.augment, job.training.seed, "crop")
     for index in range(len(view.dataset)):
@@ -125,7 +125,7 @@ def _shrunk(data: JobData, job: JobSpec) -> dict[str, float]:
 
 
 def measure(job: JobSpec, data: JobData) -> dict[str, dict[str, float]]:
-    """Trained on -> validated on -> top-1; and ``agree``: the share of images that it calls the same on both."""
+    """Map trained on -> validated on -> top-1; ``agree`` is the fraction of images with the same class on both."""
     whole = replace(data, train=DecodedWhole(**vars(data.train)), val=DecodedWhole(**vars(data.val)))
     assert isinstance(data.val, ImageNetDataset)
     targets = data.val.targets
@@ -142,7 +142,7 @@ def measure(job: JobSpec, data: JobData) -> dict[str, dict[str, float]]:
 
 
 def _named(trainer: Trainer, data: JobData) -> Labels:
-    """[images] the classes that the network gives to the validation split."""
+    """Predicted classes of the validation split, [images]."""
     trainer.network.eval()
     with torch.inference_mode():
         batches = (batch.to(torch.device("cpu")) for batch in _validation(data.val, trainer.job, data))

@@ -1,15 +1,15 @@
-"""The joint step of MTL-Net beside the three networks trained one after another in plain PyTorch and torchvision.
+"""MTL-Net's joint step compared with steps of the three networks in turn in plain PyTorch and torchvision.
 
     python benchmarks/joint_step.py [--device cuda] [--image-size 416] [--batch 16] [--precision bf16]
 
-Ours is the trainer's own step, as a run makes it: images to floats, forward with the joint layers, losses, backward,
-gradient clipping, optimizer, meters. The peer (``plain.py``) makes a step of each of its three networks on the same
-batch, with the same optimizer and precision, and neither clips nor joins. Steps are interleaved; the table shows
-medians: of wall-clock time on a GPU, of CPU time (one thread, unless told otherwise) on a CPU. Peak memory is taken in
-processes of their own: of the joint step, of the three networks held at once, and of the largest of the three when each
-is trained alone.
+Ours is the trainer's step in a run: images to floats, forward with the fusion layers, losses, backward, gradient
+clipping, optimizer, meters. The peer (``plain.py``) does a step of each of its three networks on the same batch, with
+the same optimizer and precision, without clipping or fusion. Steps are interleaved; the table shows medians of
+wall-clock time on a GPU, and of CPU time (one thread by default) on a CPU. Peak memory is measured in separate
+processes: for the joint step, for the three networks at the same time, and for the largest of the three when each is
+trained alone.
 
-On a GPU one more joint step runs under ``torch.cuda.set_sync_debug_mode("error")``: it fails where the host waits.
+On a GPU one more joint step runs under ``torch.cuda.set_sync_debug_mode("error")``, which fails if the host waits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from mtl_cloud.train.distributed import ProcessGroup
 from mtl_cloud.train.trainer import Trainer
 
 RECIPE = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4}
-"""So slow that nothing diverges: only time and memory are looked at."""
+"""So low that nothing diverges: only time and memory are measured."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -115,7 +115,7 @@ def _job(options: argparse.Namespace) -> JobSpec:
 
 
 def _trainer(job: JobSpec, data: JobData, device: torch.device, folder: Path) -> Trainer:
-    """As a run's first attempt has it."""
+    """The trainer of a run's first attempt."""
     now = datetime.now(UTC)
     run = RunRecord(MemoryStorage(), "benchmark")
     plan = plan_run(job, gather_facts(job), run_id="benchmark", now=now)
@@ -126,7 +126,7 @@ def _trainer(job: JobSpec, data: JobData, device: torch.device, folder: Path) ->
 
 
 def _batch(data: JobData, options: argparse.Namespace) -> Batch:
-    """Embedded scenes, without colour jitter: plain pipelines do that in the loader."""
+    """Embedded scenes without colour jitter, which plain pipelines do in the loader."""
     view = ValidationView(data.train, options.image_size)
     batches = BatchDataset(view, Collate(data.classes, data.train.info.multi_label))
     batch = batches.load(range(options.batch)).to(torch.device("cpu"))
@@ -187,7 +187,7 @@ def _speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _medians(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of each; interleaved."""
+    """Median milliseconds of each step; steps are interleaved."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.warmup + options.steps):
         for name, step in steps.items():
@@ -198,7 +198,7 @@ def _medians(steps: dict[str, Callable[[], None]], options: argparse.Namespace) 
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds until a GPU is done; on a CPU, of CPU time over all threads, because others may use the machine."""
+    """Seconds until a GPU is done; on a CPU, CPU seconds of all threads, because the machine may be shared."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     _finish(device)
     started_at = clock()
@@ -213,7 +213,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _host_waits(trainer: Trainer, batch: Batch) -> str:
-    """ "none", or what waited. The trainer's word to the supervisor, once a second, is allowed to wait."""
+    """ "none", or what waited. The trainer's progress report, once a second, may wait."""
     trainer.channel.report("training")
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -229,13 +229,13 @@ def _host_waits(trainer: Trainer, batch: Batch) -> str:
 
 
 def _child_bytes(name: str) -> int:
-    """Peak memory of a side, in a process of its own that was given the same options."""
+    """Peak memory of a side, measured in a new process with the same options."""
     command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
     return int(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["bytes"])
 
 
 def _peak_bytes(options: argparse.Namespace) -> int:
-    """Of three steps, without what the process held before it made a network."""
+    """Peak memory of three steps, without the memory that the process used before it built a network."""
     job = _job(options)
     data = open_data(job)
     batch = _batch(data, options)
@@ -259,10 +259,10 @@ def _steps_of_child(
 
 
 def _resident_bytes(device: torch.device) -> int:
-    """The highest so far: of the tensors on a GPU, else of this process."""
+    """Peak memory so far: of the tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not getrusage on Linux: what the parent held when it started us counts there.
+    # Not getrusage on Linux, which counts the parent's memory at the time it started this process.
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]

@@ -1,11 +1,11 @@
-"""The contenders of ``data_loading.py``: each a function that yields the number of images of its next batch, forever.
+"""The contenders of ``data_loading.py``: functions that yield the number of images of each batch, without end.
 
-All begin with the same JPEGs: a random crop of 8 to 100 % of the area to 224 pixels, a mirror at every second image,
-64 to a batch. The peers do it as their documentation shows it, with Pillow and torchvision, and give uint8.
-*ImageFolder, floats* also normalises on the host, as torchvision's and PyTorch's own training examples do. Those for
-detection place whole images at a random scale and offset, with their boxes. Ours hands over what is cut out, for the
-device resizes and mirrors it; *on a CPU* has that done too, by the process that trains.
-Peers import nothing of mtl_cloud, so that they may run under an interpreter of their own.
+All read the same JPEGs: a random crop of 8 to 100 % of the area to 224 pixels, mirrored for every second image, 64 to a
+batch. The peers follow their documentation, with Pillow and torchvision, and return uint8. *ImageFolder, floats* also
+normalises on the host, as torchvision's and PyTorch's training examples do. Those for detection place whole images at a
+random scale and offset, with their boxes. Ours returns crops, which the device resizes and mirrors; *on a CPU* includes
+that work, done by the training process. Peers import nothing of mtl_cloud, so that they can run under another
+interpreter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def decode_exact(folder: Path, workers: int) -> Images:  # noqa: ARG001
 
 
 def decode_as_ours(folder: Path, workers: int) -> Images:  # noqa: ARG001
-    """No more of each image than our crops show of it."""
+    """Decodes only the part of each image that our crops show."""
     from mtl_cloud.datasets.files import decode_scaled
     from mtl_cloud.jobspec.job import AugmentSpec
     from mtl_cloud.train.data.transforms import SampleRng, decode_hint, draw_crop
@@ -76,7 +76,7 @@ def decode_pillow(folder: Path, workers: int) -> Images:  # noqa: ARG001
 
 
 def _ours(name: str, uri: str, workers: int, *, whole: bool = False, **training: Any) -> Images:
-    """``whole``: with what is left to the device, done on the CPU."""
+    """``whole``: also do the device's work, on the CPU."""
     import torch
 
     from mtl_cloud.datasets import open_dataset
@@ -170,7 +170,7 @@ def _imagefolder(folder: Path, workers: int, augment: Callable[[Any], Any]) -> I
 
 
 def voc_detection(folder: Path, workers: int) -> Images:
-    """With torchvision's transforms of images and boxes at once."""
+    """Uses torchvision's joint transforms of images and boxes."""
     from torchvision.datasets import VOCDetection, wrap_dataset_for_transforms_v2
     from torchvision.transforms import v2
 
@@ -296,4 +296,4 @@ NEEDS = {
     "mosaicml": "streaming",
     "webdataset": "webdataset",
 }
-"""Beginning of a peer's name -> module."""
+"""Prefix of a peer's name -> module."""

@@ -1,7 +1,7 @@
 """The peer of ``joint_step.py``: three networks, each with its own optimizer, in plain PyTorch and torchvision.
 
-Written as their tutorials are: torchvision's vgg16_bn and fcn_resnet50 as they come, a YOLOv3 of ordinary modules, its
-loss scale by scale with a loop over images and boolean masks. Nothing of mtl_cloud is used.
+It follows the tutorials of these libraries: torchvision's vgg16_bn and fcn_resnet50 unchanged, a YOLOv3 of ordinary
+modules, and its loss scale by scale with a loop over images and boolean masks. It does not use mtl_cloud.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class PlainBatch:
     labels: Tensor
     """[B] int64."""
     boxes: list[Tensor]
-    """Of each image: [n, 4] left, top, right, bottom, pixels."""
+    """One tensor per image: [n, 4] left, top, right, bottom, pixels."""
     box_classes: list[Tensor]
-    """Of each image: [n] int64."""
+    """One tensor per image: [n] int64."""
     masks: Tensor
     """[B, S, S] int64, 255 where unknown."""
 
@@ -64,7 +64,7 @@ class PlainTraining:
     device: torch.device
     memory_format: torch.memory_format
     normalized: bool
-    """Whether the images are normalised with ImageNet's figures."""
+    """Whether the images are normalised with ImageNet's mean and standard deviation."""
 
     def step(self, host_batch: PlainBatch) -> None:
         batch = host_batch.to(self.device)
@@ -96,7 +96,7 @@ def build(
     scaled: bool,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> PlainTraining:
-    """``name``: one of ``NETWORKS``. ``classes``: object classes; the segmenter has the background beside them."""
+    """``name``: one of ``NETWORKS``. ``classes``: number of object classes; the segmenter also has background."""
     network, loss = _network(name, classes)
     network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]  # stubs lack it
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -184,7 +184,7 @@ class YOLOv3(nn.Module):
 
 
 def yolo_loss(outputs: Sequence[Tensor], batch: PlainBatch) -> Tensor:
-    """Darknet's terms: cross-entropy for place, objectness and classes, squared error for log sizes; sum over batch."""
+    """Darknet's loss: cross-entropy for place, objectness and classes, squared error for log sizes; sum over batch."""
     total = torch.zeros((), device=batch.images.device)
     for output, (stride, mask) in zip(outputs, SCALES, strict=True):
         logits = output.float()

@@ -1,10 +1,10 @@
-"""Batches of a small dataset that lives on the device, beside those that loader workers make.
+"""Batches of a small dataset that is cached on the device, compared with those of loader workers.
 
     python benchmarks/resident.py [--device cuda] [--workers 0 1 2] [--batch 128] [--image-size 32] [--turns 5] [--json]
 
-One image of noise, 32 x 32 as CIFAR-10's, again and again. All sides give the same batches, bit for bit, on the device;
-they take turns, and ratios are medians over the turns. A side's first batches, in which workers start, do not count.
-On a CPU there is nothing to gain: what spares the workers there costs the device the same core.
+The dataset repeats one image of noise, 32 x 32 like CIFAR-10's. All sides give the same batches, bit for bit, on the
+device; they take turns, and ratios are medians over the turns. A side's first batches, while workers start, are not
+counted. On a CPU the cache gains nothing, because the device and the workers use the same cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WARM_UP = 10
 
 @dataclass(frozen=True)
 class Noise:
-    """As many images as CIFAR-10 has for training."""
+    """Number of CIFAR-10's training images."""
 
     pixels: npt.NDArray[np.uint8]
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of every side in every turn, and how much faster the resident one is."""
+    """Images per second of every side in every turn, and the speed-up of the device cache."""
     device = torch.device(options.device)
     noise = Noise(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     sides = {f"{workers} workers": _batches(noise, options, workers=workers) for workers in options.workers}
@@ -114,7 +114,7 @@ def _batches(
 
 
 def _take(batches: Iterator[Batch], count: int, device: torch.device) -> float:
-    """Seconds for so many batches to be on the device."""
+    """Seconds until ``count`` batches are on the device."""
     start = time.perf_counter()
     for batch in itertools.islice(batches, count):
         batch.to(device)

@@ -1,11 +1,11 @@
-"""Seconds from a trainer's start to its first step after a restart, beside a plain read of the checkpoint's bytes.
+"""Seconds from a trainer's restart to its first step, compared with a plain read of the checkpoint's bytes.
 
     python benchmarks/resume.py [--width 0.25] [--rounds 3] [--folder DIR]
 
-A run of MTL-Net on embedded scenes (``--width 1``: a checkpoint of 1.9 GB) is stopped after its first step, its state
-committed to a SeaweedFS below ``--folder``. Then, in rounds that alternate, a new process goes on from it up to the end
-of one step, and the same parts are read by the same client, four at a time, and thrown away. The table shows medians,
-and what the process spent its time on.
+A run of MTL-Net on embedded scenes (``--width 1``: a checkpoint of 1.9 GB) is stopped after its first step, with its
+state committed to a SeaweedFS below ``--folder``. Then, in alternation, a new process resumes it for one step, and the
+same client reads the same parts, four at a time, and discards them. The table shows medians, and the stages of the
+process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAGES = ("interpreter and imports", "data, network, plan", "checkpoint read and
 def main() -> None:
     options = _arguments()
     if options.child:
-        _go_on(options.width, Path(options.folder), options.child)
+        _resume(options.width, Path(options.folder), options.child)
         return
     from s3_servers import CREDENTIALS, seaweedfs
 
@@ -72,7 +72,7 @@ def _trainer(width: float, folder: Path, attempt: int) -> Trainer:
 
 
 def _begin(width: float, folder: Path) -> int:
-    """Train one step and stop; bytes of the checkpoint."""
+    """Train one step and stop. Returns the bytes of the checkpoint."""
     from mtl_cloud.runs.scratch import Scratch, StopReason
 
     trainer = _trainer(width, folder, 1)
@@ -90,8 +90,8 @@ def _resume(width: float, folder: Path, attempt: int) -> list[float]:
     return [mark - before for before, mark in zip([started, *marks], marks, strict=False)]
 
 
-def _go_on(width: float, folder: Path, attempt: int) -> None:
-    """The child: print the moments at which its stages ended, and leave without a save."""
+def _resume(width: float, folder: Path, attempt: int) -> None:
+    """Child process: print the times at which its stages ended, and exit without a save."""
     import trainer_harness  # noqa: F401  # what a trainer imports
 
     marks = [time.time()]

@@ -1,13 +1,13 @@
-"""How well a loader mixes the samples of shards: ours beside a perfect permutation and three peers.
+"""Quality of a loader's shuffling of shards: ours compared with a perfect permutation and three peers.
 
     python benchmarks/shuffle.py [--peers PYTHON] [--samples 128000] [--shards 240] [--epochs 4] [--json]
 
-The samples are numbers, as many and in as many shards as a tenth of ImageNet. Every peer writes them in its own format
-and reads them with the shuffling that its documentation shows; the order in which they come is what is measured, from
-one epoch to the next:
+The samples are numbers, with the sample and shard counts of a tenth of ImageNet. Every peer writes them in its own
+format and reads them with the shuffling of its documentation. Two figures compare the order of consecutive epochs:
 
-* *moved*: how far a sample moves, as a share of the epoch. Independent permutations move it by a third.
-* *together*: how often a sample's next one of the epoch before is again within 100 places. By chance 200 of an epoch's.
+* *moved*: how far a sample moves, as a fraction of the epoch. Independent permutations move it by a third.
+* *together*: how often a sample's successor in the epoch before is within 100 places again. By chance that is 200 of an
+  epoch's places.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parents[1]
 Orders = npt.NDArray[np.int64]
-"""[epochs, samples]: which one came when."""
+"""Sample numbers in the order of loading, [epochs, samples]."""
 Shape = argparse.Namespace
 """``samples``, ``shards`` and ``epochs``."""
 
@@ -91,22 +91,22 @@ def _ours(shape: Shape) -> Orders:
 
 
 def _peer(name: str, options: argparse.Namespace) -> Orders | None:
-    """Its orders, from a process of its own; None, with a word, where it is not installed or fails."""
+    """The peer's orders, from a new process. Prints a message and returns None if it is not installed or fails."""
     with tempfile.TemporaryDirectory() as folder:
         shape = [f"--{what}={getattr(options, what)}" for what in ("samples", "shards", "epochs")]
         command = [options.peers, __file__, "--child", name, "--folder", folder, *shape]
-        # litdata empties folders of its own choice, unless it is told which.
+        # litdata deletes the content of its default folders, unless others are set.
         environ = os.environ | {f"DATA_OPTIMIZER_{what}FOLDER": f"{folder}/own" for what in ("CACHE_", "DATA_CACHE_")}
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environ)
         if done.returncode:
-            print(f"{name}: {(done.stderr.splitlines() or ['no word'])[-1]}", file=sys.stderr)
+            print(f"{name}: {(done.stderr.splitlines() or ['no output'])[-1]}", file=sys.stderr)
             return None
         orders: Orders = np.load(Path(folder) / "orders.npy")
         return orders
 
 
 def webdataset(shape: Shape, folder: Path) -> Orders:
-    """Shards in random order, each from its start to its end, through a buffer of 1,000."""
+    """Reads shards in random order, each from start to end, through a buffer of 1,000."""
     import webdataset
 
     for shard, numbers in enumerate(_parts(shape)):
@@ -123,7 +123,7 @@ def webdataset(shape: Shape, folder: Path) -> Orders:
 def mosaicml_streaming(shape: Shape, folder: Path) -> Orders:
     from streaming import MDSWriter, StreamingDataset
 
-    limit = 20 * shape.samples // shape.shards  # a sample takes some 20 bytes
+    limit = 20 * shape.samples // shape.shards  # a sample takes about 20 bytes
     with MDSWriter(columns={"id": "int"}, out=str(folder / "mds"), size_limit=limit) as writer:
         for number in range(shape.samples):
             writer.write({"id": number})

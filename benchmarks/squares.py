@@ -1,11 +1,11 @@
-"""The network's squares, made on the device of the parts of images that a loader hands over.
+"""Resizing a loader's image crops on the device to the network's input.
 
     python benchmarks/squares.py [--device cuda] [--batch 64] [--size 224] [--fit crop letterbox] [--turns 5] [--json]
 
-Images are noise of 500 x 375 pixels, cut at random as training cuts them, in pinned memory where the device is a GPU.
-Beside ours, the way of a plain script (each part to the device, to floats, through torch's resize, to its square), and
-the least that any way costs: a copy of squares that were made before. Sides take turns; ratios are medians over these.
-On a GPU the last line says whether the host waits for the device while ours is made.
+Images are noise of 500 x 375 pixels, randomly cropped as in training, in pinned memory if the device is a GPU. Ours is
+compared with a plain script (each crop to the device, to floats, through torch's resize) and with the lower bound, a
+copy of images that were resized before. Sides take turns; ratios are medians over these. On a GPU the last line says
+whether the host waits for the device in ours.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(fit: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of every side, what ours is of them, and MiB that ours takes on a GPU beside its result."""
+    """Images per second of every side, the ratio of ours to them, and MiB that ours uses on a GPU beside its result."""
     device = torch.device(options.device)
     crops = _crops(fit, options.batch, options.size)
     made = crops.resize(torch.device("cpu"))

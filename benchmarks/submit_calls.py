@@ -1,9 +1,9 @@
-"""Requests and wall time of submitting a run to EC2, beside the three bare requests that create the same things.
+"""Requests and wall time of submitting a run to EC2, compared with three bare requests that create the same resources.
 
     python benchmarks/submit_calls.py [--runs 15] [--json]
 
-The endpoint is moto's server in this process: the time is the client's and moto's, not that of AWS's network.
-Both sides take turns. What `plan` looks up beforehand is not counted: submitting sends what the plan holds.
+The endpoint is moto's server in this process, so the time includes the client and moto, but not AWS's network. Both
+sides take turns. Look-ups of `plan` are not counted: submitting only sends the plan's requests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BARE["put_scheduled_update_group_action"] = "autoscaling"
 
 @dataclass
 class Side:
-    """What one way of submitting has cost."""
+    """Requests and times of one way of submitting."""
 
     sent: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ def _take_turns(clients: AwsClients, runs: int) -> dict[str, Any]:
     facts, storage = _account(clients), MemoryStorage("bucket")
     launcher = Ec2Launcher(clients=lambda _: clients, storages=lambda _: storage)
     bare, ours, again = Side(), Side(), Side()
-    for turn in range(runs + 1):  # the first one fills caches, and is not counted
+    for turn in range(runs + 1):  # the first turn fills caches and is not counted
         if turn == 1:
             bare, ours, again = Side(), Side(), Side()
         bare_plan, plan = _plan(f"bare-{turn}", facts), _plan(f"ours-{turn}", facts)
@@ -133,8 +133,8 @@ def _account(clients: AwsClients) -> dict[str, Any]:
 
 def _plan(run_id: str, account: dict[str, Any]) -> PlanRecord:
     compute = {"backend": "ec2", "instance_type": ["p4d.24xlarge", "p4de.24xlarge"], "gpu_count": 8, "purchase": "spot"}
-    wished = {"dataset": {"name": "embedded"}, "compute": compute, "storage": "s3://bucket/runs"}
-    job = JobSpec.model_validate(wished)
+    document = {"dataset": {"name": "embedded"}, "compute": compute, "storage": "s3://bucket/runs"}
+    job = JobSpec.model_validate(document)
     plan = plan_run(job, gather_facts(job), run_id=run_id, now=datetime.now(UTC))
     return replace(plan, facts={**plan.facts, "ec2": account})
 

@@ -1,4 +1,4 @@
-"""A trainer outside of a run, for benchmarks that train: its record is in memory."""
+"""A trainer for benchmarks, with a run record in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["first_attempt"]
 
 
 def first_attempt(job: JobSpec, data: JobData, folder: Path) -> Trainer:
-    """As a run's first attempt has it, on the CPU; its scratch is in ``folder``."""
+    """The trainer of a run's first attempt, on the CPU; its scratch folder is in ``folder``."""
     now = datetime.now(UTC)
     run = RunRecord(MemoryStorage(), "benchmark")
     run.create(plan_run(job, gather_facts(job), run_id="benchmark", now=now), spec_yaml=b"", spec_json=job_to_json(job))

@@ -1,11 +1,11 @@
-"""What more loader workers give a training step: the published experiment's 1 against 4, and 0 and 2, on this machine.
+"""Effect of loader workers on training speed: 1 and 4 as in the published experiment, and 0 and 2.
 
     python benchmarks/workers.py VOCDEVKIT [--workers 0 1 2 4] [--steps 60] [--rounds 3]
 
-Trains a narrow VGG16 as a run does (the trainer's own step, batches of 16 from the loader) on the classes of a VOC
-year, random crops. Rounds are interleaved. The table, in Markdown, shows medians over the rounds of
-images/s, of the median and the 95th percentile of a step (data wait included), of the share of the time that the step
-waits for its batch, and of the processor's seconds an image, of trainer and workers together.
+Trains a narrow VGG16 as a run does (the trainer's step, batches of 16 from the loader) on random crops with the classes
+of a VOC year. Rounds are interleaved. The Markdown table shows medians over the rounds of images/s, of the median and
+the 95th percentile of a step (including data wait), of the fraction of time that a step waits for its batch, and of CPU
+time per image of trainer and workers together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     options = _arguments()
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: that is asked
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is intended
     data = open_data(_job(options, 0))
     found: dict[int, list[Row]] = defaultdict(list)
     for _ in range(options.rounds):
@@ -82,7 +82,7 @@ def _job(options: argparse.Namespace, workers: int) -> JobSpec:
 
 
 def measure(job: JobSpec, data: JobData, steps: int) -> Row:
-    """Of ``steps`` steps, after those in which workers start."""
+    """Measure ``steps`` steps, after those in which workers start."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = first_attempt(job, data, Path(folder))
         batches = trainer.training_batches(0)

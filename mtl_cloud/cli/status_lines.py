@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mtl_cloud.report.formatting import dollars, duration, number, percent
-from mtl_cloud.report.metrics import headlines, label, written
+from mtl_cloud.report.metrics import format_metric, headlines, label
 
 if TYPE_CHECKING:
     from mtl_cloud.json_types import Json
@@ -53,7 +53,9 @@ def speed_words(progress: Mapping[str, Json]) -> str:
 
 def round_words(record: RoundRecord, rounds: int) -> str:
     """``round 2/5: classification top-1 accuracy 72.8 %, … · 812 images/s · 5 min 02 s · $1.90``."""
-    metrics = [f"{task} {label(metric, task)} {written(metric, last)}" for task, metric, _, last in headlines([record])]
+    metrics = [
+        f"{task} {label(metric, task)} {format_metric(metric, last)}" for task, metric, _, last in headlines([record])
+    ]
     parts = [
         ", ".join(metrics),
         f"{number(record.images_per_s)} images/s",

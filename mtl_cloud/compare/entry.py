@@ -1,4 +1,4 @@
-"""One run as far as a comparison looks at it, and what runs must have in common to be compared."""
+"""The data of one run that a comparison uses, and the fields that comparable runs must share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import RoundRecord
 from mtl_cloud.tasks import NETWORK_TASKS, Task, mean_headline
 
-__all__ = ["At", "Entry", "differences", "read_entry", "unlike_budget"]
+__all__ = ["Entry", "RoundChoice", "budget_differences", "differences", "read_entry"]
 
-At: TypeAlias = Literal["last", "best"]
-"""Which round speaks for a run: its last, or the one with the best mean of the tasks' headline metrics."""
+RoundChoice: TypeAlias = Literal["last", "best"]
+"""The round whose metrics represent a run: its last, or the one with the best mean of the tasks' headline metrics."""
 
 _BUDGET = ("dataset", "image size", "length", "batch size")
 _ALL_MUST_SHARE = ("dataset", "image size", "length")
@@ -25,20 +25,20 @@ _ALL_MUST_SHARE = ("dataset", "image size", "length")
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as far as a comparison looks at it."""
+    """The data of one run that a comparison uses."""
 
     run_id: str
     job: JobSpec
     rounds: tuple[RoundRecord, ...]
     devices: tuple[str, ...] = ()
-    """What its attempts ran on, each once."""
+    """Devices of its attempts, without duplicates."""
     outcome: str | None = None
-    """None while the run goes on."""
+    """None while the run is not finished."""
     usd: float | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Those that the network learns and the data labels."""
+        """The tasks that the network learns and the data labels."""
         return trained_tasks(self.job)
 
     @property
@@ -48,23 +48,25 @@ class Entry:
 
     @property
     def budget(self) -> dict[str, str | int]:
-        """What a run was given to learn from: equal budgets make metrics comparable."""
+        """Data, image size, length and batch size. Metrics of runs with equal budgets are comparable."""
         training = self.job.training
-        dataset = " + ".join(map(_dataset_words, self.job.datasets))
+        dataset = " + ".join(map(_dataset_text, self.job.datasets))
         values = (dataset, training.image_size, self._length, training.batch_size)
         return dict(zip(_BUDGET, values, strict=True))
 
     @property
     def _length(self) -> str:
-        """Epochs: how often each labelled sample was seen. A segmenter alone, whose epochs hold only the images that
-        have masks, sees those as often as a joint network does. Where epochs are cut short, the images seen.
+        """Epochs, or images seen if epochs are cut short.
+
+        Epochs count how often each labelled sample was seen: a single segmenter, whose epochs have only the images with
+        masks, sees these as often as a joint network does.
         """
         cut = self.job.training.max_steps_per_epoch is not None
         return f"{self.images} images" if cut else f"{self.rounds[-1].epoch} epochs"
 
     @property
     def images(self) -> int:
-        """Seen in training, each as often as it was."""
+        """Number of images seen in training, with repetitions."""
         return sum(record.images for record in self.rounds)
 
     @property
@@ -77,12 +79,12 @@ class Entry:
 
     @property
     def data_wait(self) -> float | None:
-        """Share (0..1) of the training time that the loop waited for data."""
+        """Fraction (0..1) of the training time that the loop waited for data."""
         waited_s = sum(record.data_wait * record.seconds for record in self.rounds)
         return waited_s / self.training_s if self.training_s else None
 
-    def chosen(self, at: At) -> RoundRecord:
-        """The round that speaks for the run: one for all tasks, because one network has to serve them all."""
+    def selected_round(self, at: RoundChoice) -> RoundRecord:
+        """The round whose metrics represent the run: one for all tasks, because all tasks use the same network."""
         if at == "last":
             return self.rounds[-1]
         return max(self.rounds, key=lambda record: (self._mean_headline(record), -record.round))
@@ -93,14 +95,14 @@ class Entry:
 
 
 def read_entry(run: RunRecord) -> Entry:
-    """Read what a comparison needs.
+    """Read the data of a run that a comparison uses.
 
     Raises
     ------
     StorageError
-        The run's record cannot be read.
+        The run record cannot be read.
     SpecError
-        Its job is one that only another mtl-cloud knows.
+        The job is not valid in this version of mtl-cloud.
     """
     rounds, result = tuple(run.rounds()), run.result()
     paid = [record.usd for record in rounds if record.usd is not None]
@@ -114,18 +116,18 @@ def read_entry(run: RunRecord) -> Entry:
     )
 
 
-def _dataset_words(spec: DatasetSpec) -> str:
-    """Name, splits and limits; not where it lies, which may differ from machine to machine."""
+def _dataset_text(spec: DatasetSpec) -> str:
+    """Name, splits and limits, without the location, which may differ between machines."""
     limits = [f"{n}" if n else "all" for n in (spec.max_train_samples, spec.max_val_samples)]
     limited = f" ({' / '.join(limits)} images)" if spec.max_train_samples or spec.max_val_samples else ""
     return f"{spec.name} {spec.splits.train}/{spec.splits.val}{limited}"
 
 
 def differences(entries: Sequence[Entry]) -> dict[str, dict[str, list[str]]]:
-    """field -> value -> ids of the runs that have it, for every field that all runs must share and do not.
+    """Map field -> value -> ids of the runs that have it, for every field that comparable runs must share and do not.
 
-    Beside the data, the image size and the length these are, for each task that several runs learn, its classes and
-    the number of samples that it was validated on.
+    These fields are the data, the image size, the length and, for each task that several runs learn, its classes and
+    its number of validation samples.
     """
     values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
@@ -134,7 +136,7 @@ def differences(entries: Sequence[Entry]) -> dict[str, dict[str, list[str]]]:
     return {field: dict(found) for field, found in values.items() if len(found) > 1}
 
 
-def unlike_budget(one: Entry, other: Entry) -> tuple[str, ...]:
+def budget_differences(one: Entry, other: Entry) -> tuple[str, ...]:
     """The fields of the budget in which two runs differ."""
     return tuple(field for field in _BUDGET if one.budget[field] != other.budget[field])
 

@@ -1,4 +1,4 @@
-"""A comparison for people: one table as text, as Markdown and as a page of its own."""
+"""Rendering of a comparison: its table as columns of text, as Markdown and as an HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtl_cloud.tasks import HEADLINE
 __all__ = ["TEXT_COLUMNS", "columns", "markdown", "render_comparison", "worker_columns"]
 
 TEXT_COLUMNS = frozenset({"configuration", "tasks", "dataset", "differs in"})
-"""Titles of the columns that hold words; all others are numbers."""
+"""Titles of the columns that hold text; all others hold numbers."""
 
 _SHORT = {"classification": "cls", "detection": "det", "segmentation": "seg"}
 
@@ -25,52 +25,52 @@ class _Quantity(NamedTuple):
 
     title: str
     of: Callable[[Row], Measure | None]
-    written: Callable[[float | None], str]
+    format_value: Callable[[float | None], str]
     strong: bool = False
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """The table, a row for each configuration; columns that no row has a value for are left out."""
+    """The columns of the table, which has a row for each configuration. Columns without a value are left out."""
     rows = comparison.rows
     found = [
-        Column("configuration", [_word(row.label) for row in rows]),
-        Column("tasks", [_word("+".join(_SHORT[task] for task in row.tasks)) for row in rows]),
-        Column("dataset", [_word(row.dataset) for row in rows]),
-        Column("workers", [_whole(row.workers) for row in rows]),
-        Column("runs", [_whole(len(row.run_ids)) for row in rows]),
+        Column("configuration", [_text_cell(row.label) for row in rows]),
+        Column("tasks", [_text_cell("+".join(_SHORT[task] for task in row.tasks)) for row in rows]),
+        Column("dataset", [_text_cell(row.dataset) for row in rows]),
+        Column("workers", [_integer_cell(row.workers) for row in rows]),
+        Column("runs", [_integer_cell(len(row.run_ids)) for row in rows]),
         *(_measured(quantity, rows) for quantity in _quantities(comparison)),
-        Column("epochs", [_whole(row.epochs) for row in rows]),
-        Column("differs in", [_word(", ".join(row.differs)) for row in rows]),
+        Column("epochs", [_integer_cell(row.epochs) for row in rows]),
+        Column("differs in", [_text_cell(", ".join(row.differs)) for row in rows]),
     ]
     return [column for column in found if any(cell.value not in {None, ""} for cell in column.cells)]
 
 
 def worker_columns(comparison: Comparison) -> list[Column]:
-    """Few against more loader workers; no columns when no configuration ran with both."""
+    """Columns that compare few with more loader workers; empty if no configuration ran with both."""
     effects = comparison.workers
     if not effects:
         return []
     speeds = [(effect.fewer.images_per_s.mean, effect.more.images_per_s.mean) for effect in effects]
     waits = [(effect.fewer.data_wait.mean, effect.more.data_wait.mean) for effect in effects]
     return [
-        Column("configuration", [_word(effect.more.label) for effect in effects]),
-        Column("dataset", [_word(effect.more.dataset) for effect in effects]),
-        Column("workers", [_word(f"{effect.fewer.workers} → {effect.more.workers}") for effect in effects]),
-        Column("images/s", [_word(f"{number(few)} → {number(more)}") for few, more in speeds]),
-        Column("data wait", [_word(f"{percent(few)} → {percent(more)}") for few, more in waits]),
+        Column("configuration", [_text_cell(effect.more.label) for effect in effects]),
+        Column("dataset", [_text_cell(effect.more.dataset) for effect in effects]),
+        Column("workers", [_text_cell(f"{effect.fewer.workers} → {effect.more.workers}") for effect in effects]),
+        Column("images/s", [_text_cell(f"{number(few)} → {number(more)}") for few, more in speeds]),
+        Column("data wait", [_text_cell(f"{percent(few)} → {percent(more)}") for few, more in waits]),
         Column("speed-up", [Cell(_times(effect.speedup), effect.speedup) for effect in effects], strong=True),
     ]
 
 
 def markdown(comparison: Comparison) -> str:
-    """The tables and the notes, as GitHub reads them."""
+    """The tables and the notes in GitHub's Markdown."""
     tables = [_markdown_table(found) for found in (columns(comparison), worker_columns(comparison)) if found]
     notes = "".join(f"- {note}\n" for note in comparison.notes)
     return "\n".join([*tables, notes])
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The whole page, self-contained, the same text for the same comparison.
+    """Render the self-contained page. The same comparison gives the same text.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def render_comparison(comparison: Comparison) -> str:
             comparison=comparison,
             columns=columns(comparison),
             workers=worker_columns(comparison),
-            words=TEXT_COLUMNS,
+            text_columns=TEXT_COLUMNS,
         )
     )
 
@@ -115,20 +115,20 @@ def _measured(quantity: _Quantity, rows: Sequence[Row]) -> Column:
 def _cell(quantity: _Quantity, measure: Measure | None) -> Cell:
     if measure is None or measure.mean is None:
         return Cell("", None)
-    spread = "" if measure.std is None else f" ± {quantity.written(measure.std).lstrip('+')}"
-    return Cell(quantity.written(measure.mean) + spread, measure.mean)
+    spread = "" if measure.std is None else f" ± {quantity.format_value(measure.std).lstrip('+')}"
+    return Cell(quantity.format_value(measure.mean) + spread, measure.mean)
 
 
-def _word(text: str) -> Cell:
+def _text_cell(text: str) -> Cell:
     return Cell(text, text)
 
 
-def _whole(value: int) -> Cell:
+def _integer_cell(value: int) -> Cell:
     return Cell(str(value), value)
 
 
 def _points(value: float | None) -> str:
-    """A share of one in per cent, without the sign: the column's title has it."""
+    """A fraction in per cent, without the sign, which is in the column's title."""
     return number(None) if value is None else f"{100 * value:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""The table of a comparison as a value: a row for each configuration, measures over its seeds, delta_m."""
+"""The table of a comparison as a value: a row for each configuration, with measures over its seeds and delta_m."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from mtl_cloud.compare.entry import At
+from mtl_cloud.compare.entry import RoundChoice
 from mtl_cloud.tasks import Task
 
 __all__ = ["RECALL", "Comparison", "Delta", "Measure", "Row", "WorkerEffect", "delta_m"]
 
 RECALL: dict[Task, str] = {"classification": "recall_macro", "detection": "recall50", "segmentation": "recall_macro"}
-"""Task -> the recall that stands beside its headline metric."""
+"""Task -> the recall that is shown beside its headline metric."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity over runs that differ in their seed only."""
+    """A quantity over runs that differ only in their seed."""
 
     mean: float | None
     std: float | None
-    """Sample standard deviation (over n - 1); None of fewer than two values."""
+    """Sample standard deviation (over n - 1); None for fewer than two values."""
     n: int
-    """Runs that have a value."""
+    """Number of runs that have a value."""
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Measure:
@@ -34,23 +34,23 @@ class Measure:
 
 @dataclass(frozen=True)
 class Delta:
-    """Multi-task performance of joint runs, per cent. The spread is theirs; the baselines' stands in their own rows."""
+    """Multi-task performance of joint runs, in per cent. Its deviation is over the joint runs, not the baselines."""
 
     measure: Measure
-    """Empty (n = 0) where a task has no baseline."""
+    """Empty (n = 0) if a task has no baseline."""
     baselines: dict[str, tuple[str, ...]]
-    """task -> the single-task runs that it was measured against."""
+    """task -> the single-task runs that it was compared with."""
     differs: tuple[str, ...] = ()
-    """Fields of the budget in which they differ: not empty only where the user insisted."""
+    """Fields of the budget in which they differ; empty without ``--force``."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: runs that differ in their seed only."""
+    """One configuration: runs that differ only in their seed."""
 
     model: str
     variant: dict[str, str]
-    """The fields, as in a job file, that tell it from other rows of the same model."""
+    """The fields, as in a job file, that distinguish it from other rows of the same model."""
     tasks: tuple[Task, ...]
     dataset: str
     workers: int
@@ -63,9 +63,9 @@ class Row:
     run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
     rounds: tuple[int, ...]
-    """The round of each run that the metrics are of."""
+    """The round of each run whose metrics are shown."""
     metrics: dict[str, dict[str, Measure]]
-    """task -> metric -> value: the task's headline and its recall."""
+    """task -> metric -> value: the task's headline metric and its recall."""
     training_s: Measure
     images_per_s: Measure
     data_wait: Measure
@@ -73,11 +73,11 @@ class Row:
     delta: Delta | None = None
     """None for a network of one task."""
     differs: tuple[str, ...] = ()
-    """Fields in which it cannot be compared with the first row: not empty only where the user insisted."""
+    """Fields that make it incomparable with the first row; empty without ``--force``."""
 
     @property
     def label(self) -> str:
-        """The model with what tells it from others of its name."""
+        """The model and the fields that distinguish it from other rows of the same model."""
         return " ".join([self.model, *(f"{name}={value}" for name, value in self.variant.items())])
 
 
@@ -90,7 +90,7 @@ class WorkerEffect:
 
     @property
     def speedup(self) -> float | None:
-        """Images a second with more workers over those with fewer."""
+        """Images per second with more workers divided by those with fewer."""
         slow, fast = self.fewer.images_per_s.mean, self.more.images_per_s.mean
         return fast / slow if slow and fast is not None else None
 
@@ -99,15 +99,15 @@ class WorkerEffect:
 class Comparison:
     """The table, in the order in which the runs were named."""
 
-    at: At
+    at: RoundChoice
     tasks: tuple[Task, ...]
     rows: tuple[Row, ...]
     workers: tuple[WorkerEffect, ...]
     notes: tuple[str, ...]
-    """What a reader must know to trust it."""
+    """Limitations that a reader must know."""
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The comparison as JSON values."""
         effects = [
             {
                 "model": effect.more.label,

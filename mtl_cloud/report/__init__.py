@@ -1,3 +1,4 @@
-"""What a run came to, for people: ``build.build_report`` reads its record into a value, ``render.render_html`` makes
-one self-contained HTML file of it. Nothing is imported here, because commands need ``formatting`` alone.
+"""HTML report of a run: ``build.build_report`` reads the run record, ``render.render_html`` renders one HTML file.
+
+Nothing is imported here, because some commands need only ``formatting``.
 """

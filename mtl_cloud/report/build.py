@@ -1,4 +1,4 @@
-"""The report as a value: everything of a run's record that a reader may want to see, read once."""
+"""The report as a value: the parts of a run record that the page shows, read once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol
 
 from mtl_cloud.runs.schema import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
 
-__all__ = ["Life", "Report", "RunSource", "build_report"]
+__all__ = ["AttemptView", "Report", "RunSource", "build_report"]
 
 
 @dataclass(frozen=True)
-class Life:
-    """One attempt with its end, None while it lives (or when it vanished without a word)."""
+class AttemptView:
+    """One attempt and its exit record, which is None while it runs or if it stopped without writing one."""
 
     attempt: AttemptRecord
     exit: ExitRecord | None = None
@@ -21,27 +21,27 @@ class Life:
 
 @dataclass(frozen=True)
 class Report:
-    """A run as its record shows it. ``rounds`` and ``lives`` are sorted by number; both may be empty."""
+    """A run as its record shows it. ``rounds`` and ``attempts`` are sorted by number; both may be empty."""
 
     plan: PlanRecord
     spec_yaml: str
     """The job file as submitted."""
     rounds: tuple[RoundRecord, ...] = ()
-    lives: tuple[Life, ...] = ()
+    attempts: tuple[AttemptView, ...] = ()
     result: ResultRecord | None = None
     samples: RoundSamples | None = None
-    """Of the newest round that has some."""
+    """Samples of the newest round that has any."""
 
     @property
     def outcome(self) -> str:
-        """The result's outcome; before there is one ``waiting`` (no attempt yet) or ``unfinished``."""
+        """The result's outcome; without a result ``waiting`` (no attempt yet) or ``unfinished``."""
         if self.result is not None:
             return self.result.outcome
-        return "unfinished" if self.lives else "waiting"
+        return "unfinished" if self.attempts else "waiting"
 
     @property
     def usd(self) -> float | None:
-        """The result's dollars; before there is one the sum over rounds; None where nothing has a price."""
+        """The result's dollars; without a result the sum over rounds; None if nothing has a price."""
         if self.result is not None and self.result.usd is not None:
             return self.result.usd
         priced = [record.usd for record in self.rounds if record.usd is not None]
@@ -49,14 +49,14 @@ class Report:
 
     @property
     def seconds(self) -> float | None:
-        """The result's seconds over all attempts; before there is one those of the rounds."""
+        """The result's seconds over all attempts; without a result those of the rounds."""
         if self.result is not None:
             return self.result.seconds
         return sum(record.seconds + record.validation_s for record in self.rounds) if self.rounds else None
 
 
 class RunSource(Protocol):
-    """What ``build_report`` asks of a run's record."""
+    """The part of a run record that ``build_report`` reads."""
 
     def plan(self) -> PlanRecord: ...
     def spec_yaml(self) -> bytes: ...
@@ -68,14 +68,14 @@ class RunSource(Protocol):
 
 
 def build_report(run: RunSource) -> Report:
-    """Read the record. Raises ``StorageError`` when it cannot be read."""
+    """Read the record. Raises ``StorageError`` if it cannot be read."""
     rounds = tuple(run.rounds())
     newest_first = (run.samples(record.round) for record in reversed(rounds))
     return Report(
         plan=run.plan(),
         spec_yaml=run.spec_yaml().decode("utf-8", "replace"),
         rounds=rounds,
-        lives=tuple(Life(attempt, run.exit(attempt.number)) for attempt in run.attempts()),
+        attempts=tuple(AttemptView(attempt, run.exit(attempt.number)) for attempt in run.attempts()),
         result=run.result(),
         samples=next((samples for samples in newest_first if samples is not None), None),
     )

@@ -1,7 +1,7 @@
-"""Figures as SVG text to put into a page: no sizes, no fonts and no colours of their own.
+"""Figures as SVG text to embed in a page, which sets their sizes, fonts and colours.
 
 Colours are CSS variables of the page, so that a figure follows its light and dark theme: matplotlib draws with
-placeholder colours, which are exchanged in the text. Ids are prefixed with the figure's name, since several figures
+placeholder colours, which are replaced in the text. Ids are prefixed with the figure's name, because several figures
 share a page.
 """
 
@@ -66,10 +66,10 @@ def curves(
     bands: Mapping[str, tuple[Series, Series]] | None = None,
     scale: Scale = "linear",
 ) -> str:
-    """Lines over rounds, one for each series, gaps where a value is None or not finite.
+    """Draw one line over rounds for each series, with gaps where a value is None or not finite.
 
-    ``bands``: title of a series -> lower and upper bound, drawn as a shade around its line. ``scale``: of the vertical
-    axis; ``share`` is a linear one that never goes below zero.
+    ``bands``: title of a series -> lower and upper bound, drawn as a shaded band around its line. ``scale``: of the
+    vertical axis; ``share`` is linear and starts at zero or above.
     """
     from matplotlib import rc_context
 
@@ -99,7 +99,7 @@ def heat_map(
     alt: str,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """Cells in 0..1 as depth of one colour, with ``texts`` in them; rows run downwards."""
+    """Draw cells in 0..1 as shades of one colour, with ``texts`` in them. The first row is at the top."""
     from matplotlib import rc_context
 
     with rc_context({**_STYLE, "axes.grid": False}):

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one way each for shares, losses, durations, dollars and rates."""
+"""Number formats: one each for percentages, plain numbers, durations, dollars and times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MISSING = "—"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, integers whole: ``0.1235``, ``12.35``, ``1204``."""
+    """Four significant digits, all digits of integers: ``0.1235``, ``12.35``, ``1204``."""
     if value is None:
         return _MISSING
     if isinstance(value, int) or abs(value) >= 1000:
@@ -22,12 +22,12 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share of one as ``91.3 %``."""
+    """A fraction as ``91.3 %``."""
     return _MISSING if value is None else f"{100 * value:.1f} %"
 
 
 def dollars(value: float | None) -> str:
-    """``$12.40``; under a dollar with a tenth of a cent, so that short runs do not all read ``$0.00``."""
+    """``$12.40``; under a dollar ``$0.123``, so that short runs do not all show ``$0.00``."""
     if value is None:
         return _MISSING
     return f"${value:.2f}" if value >= 0.9995 or value == 0 else f"${value:.3f}"
@@ -48,7 +48,7 @@ def duration(seconds: float | None) -> str:
 
 
 def instant(text: str) -> str:
-    """An ISO 8601 time as ``2026-11-23 14:55 UTC``; what cannot be parsed stays as it is."""
+    """An ISO 8601 time as ``2026-11-23 14:55 UTC``; text that cannot be parsed is returned unchanged."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -57,7 +57,7 @@ def instant(text: str) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 24) -> str:
-    """The course of a series in block characters, lowest to highest; the newest ``width`` values, gaps as spaces."""
+    """A series in block characters from lowest to highest: the newest ``width`` values, with spaces for gaps."""
     shown = values[-width:]
     known = [value for value in shown if value is not None and math.isfinite(value)]
     if not known:

@@ -1,4 +1,4 @@
-"""Names of the metrics, which of them speaks for a task, and how their values are written."""
+"""Labels of the metrics, the headline metric of each task, and the format of values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mtl_cloud.tasks import HEADLINE, TASKS
 
 __all__ = [
     "Headline",
-    "best_words",
     "curve_names",
+    "describe_best",
+    "format_metric",
     "headline_metric",
     "headlines",
-    "is_share",
+    "is_fraction",
     "label",
     "metric_names",
     "metric_series",
     "tasks_of",
-    "written",
 ]
 
 _LABELS = {
@@ -51,7 +51,7 @@ _BOUNDS = ("_low", "_high")
 
 
 class Headline(NamedTuple):
-    """A task's one figure: its newest value and the value after the first round."""
+    """A task's headline metric: its value in the newest round and in the first round."""
 
     task: str
     metric: str
@@ -60,12 +60,12 @@ class Headline(NamedTuple):
 
 
 def label(metric: str, task: str = "") -> str:
-    """The metric's name for people; unknown ones lose their underscores."""
+    """The metric's label; underscores of unknown names are replaced by spaces."""
     return _LABELS_OF_TASK.get((task, metric)) or _LABELS.get(metric) or metric.replace("_", " ")
 
 
 def tasks_of(rounds: Iterable[RoundRecord]) -> list[str]:
-    """The run's tasks in their fixed order, unknown ones behind; those only of which something was labelled."""
+    """The run's tasks with any labelled sample, in the order of ``TASKS``, unknown ones last."""
     found = {task for record in rounds for task in record.metrics}
     found |= {
         task
@@ -83,7 +83,7 @@ def metric_names(rounds: Iterable[RoundRecord], task: str) -> list[str]:
 
 
 def curve_names(rounds: Iterable[RoundRecord], task: str) -> list[str]:
-    """Those of them that are curves of their own: no counts, and no bounds of an interval."""
+    """The task's metrics without counts and interval bounds, which are not drawn as curves."""
     return [name for name in metric_names(rounds, task) if name not in _COUNTS and not name.endswith(_BOUNDS)]
 
 
@@ -92,7 +92,7 @@ def metric_series(rounds: Iterable[RoundRecord], task: str, metric: str) -> list
 
 
 def headline_metric(rounds: Sequence[RoundRecord], task: str) -> str | None:
-    """The task's headline metric, or its first one that has a value; None when it has none."""
+    """The task's headline metric if it has a value, else the first metric with a value; None without metrics."""
     names = curve_names(rounds, task)
     valued = (name for name in names if any(value is not None for value in metric_series(rounds, task, name)))
     return next(valued, next(iter(names), None))
@@ -109,22 +109,22 @@ def _headline(rounds: Sequence[RoundRecord], task: str, metric: str) -> Headline
     return Headline(task, metric, series[0], series[-1])
 
 
-def is_share(values: Iterable[float | None]) -> bool:
-    """Whether all known values lie in 0..1, and so can be read as percentages."""
+def is_fraction(values: Iterable[float | None]) -> bool:
+    """Whether all known values are in 0..1, so that they can be shown as percentages."""
     return all(0 <= value <= 1 for value in values if value is not None)
 
 
-def written(metric: str, value: float | None) -> str:
-    """Shares as percentages; counts and whatever lies outside of 0..1 as plain numbers."""
-    return number(value) if metric in _COUNTS or not is_share([value]) else percent(value)
+def format_metric(metric: str, value: float | None) -> str:
+    """Fractions as percentages; counts and values outside of 0..1 as plain numbers."""
+    return number(value) if metric in _COUNTS or not is_fraction([value]) else percent(value)
 
 
-def best_words(best: BestRound) -> str:
+def describe_best(best: BestRound) -> str:
     """``round 3, detection mAP@.5 41.2 %``."""
     if best.value is None:
         return f"round {best.round}"
     if best.metric is None:
         return f"round {best.round}, mean of the headline metrics {percent(best.value)}"
     task, _, name = best.metric.partition("/")
-    value = number(best.value) if name == "loss" else written(name, best.value)
+    value = number(best.value) if name == "loss" else format_metric(name, best.value)
     return f"round {best.round}, {task} {label(name, task)} {value}"

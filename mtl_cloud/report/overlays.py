@@ -20,14 +20,14 @@ _SIDE = 320
 _IGNORED = 255
 _MASK_SHARE = 0.5
 _MOST_BOXES = 20
-"""An untrained detector predicts hundreds: the surest of them, the surest on top."""
+"""Boxes to draw, those with the highest scores: an untrained detector predicts hundreds."""
 _GOLDEN_RATIO = 0.618034
 
 Color = tuple[int, int, int]
 
 
 def class_colors(names: Sequence[str]) -> dict[str, Color]:
-    """A colour for each class name, hues a golden section apart; equal names in two tasks share theirs."""
+    """A colour for each class name, with hues a golden section apart. Equal names of two tasks have one colour."""
     objects = [name for name in dict.fromkeys(names) if name != "background"]
     return {name: _hue(0.58 + number * _GOLDEN_RATIO) for number, name in enumerate(objects)}
 
@@ -42,8 +42,8 @@ def overlay(
 ) -> str:
     """The image (PNG, base64) with the boxes and the mask of ``labels`` as a ``data:`` URI.
 
-    Small images are enlarged, so that lines and words are readable. Raises ``RecordError`` naming the sample when an
-    image cannot be decoded.
+    Small images are enlarged, so that lines and text are readable. Raises ``RecordError``, which names the sample, if
+    an image cannot be decoded.
     """
     picture = _decoded(image, key).convert("RGB")
     if labels.get("mask"):
@@ -90,7 +90,7 @@ def _draw_box(picture: Image, box: Sequence[Any], factor: int, color: Color) -> 
 
     name, score = box[0], box[1]
     left, top, right, bottom = (float(value) * factor for value in box[2:6])
-    size = max(12, max(picture.size) // 22)  # words stay readable where the page shows the picture at half its size
+    size = max(12, max(picture.size) // 22)  # text stays readable when the page shows the picture at half its size
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=max(2, size // 6))
     text = name if score is None or score == 1 else f"{name} {score:.2f}"

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, no scripts, readable in light and in dark, printable."""
+"""The report as one HTML file: without network access or scripts, with light and dark theme, printable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["page_environment", "render_html"]
 
 
 def render_html(report: Report) -> str:
-    """The whole page, the same text for the same report.
+    """Render the page. The same report gives the same text.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def render_html(report: Report) -> str:
 
 
 def page_environment() -> Environment:
-    """The templates, with our ways of writing numbers as filters. Raises ``MissingExtraError``."""
+    """The templates, with the number formats as filters. Raises ``MissingExtraError`` without the extra ``report``."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Sample images for the page: truth and prediction side by side, with a legend and a text alternative each."""
+"""Sample images for the page: truth and prediction side by side, with text alternatives and a legend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Panel", "SampleView", "SampleViews", "sample_views"]
 
 
 class Panel(NamedTuple):
-    """One side of a sample: the picture, its classes in words, and a text alternative."""
+    """One side of a sample: the picture, its classes as text, and a text alternative."""
 
     title: str
     image: str
@@ -31,11 +31,11 @@ class SampleViews(NamedTuple):
     round: int
     samples: list[SampleView]
     legend: list[tuple[str, str]]
-    """Class name and CSS colour of everything that boxes or masks may show."""
+    """Class name and CSS colour of every class that boxes or masks may show."""
 
 
 def sample_views(samples: RoundSamples | None) -> SampleViews | None:
-    """Truth and prediction side by side; None when the run left no samples."""
+    """Truth and prediction of each sample; None if the run has no samples."""
     if samples is None or not samples.samples:
         return None
     masks = samples.classes.get("segmentation", [])
@@ -51,10 +51,10 @@ def sample_views(samples: RoundSamples | None) -> SampleViews | None:
 def _panel(sample: Mapping[str, Any], side: str, colors: Mapping[str, Color], masks: Sequence[str]) -> Panel:
     labels = sample.get(side) or {}
     image = overlay(sample["image"], labels, colors, masks, key=sample["key"])
-    return Panel(side, image, _class_words(labels, scored=side == "prediction"), _alt(sample["key"], side, labels))
+    return Panel(side, image, _class_text(labels, scored=side == "prediction"), _alt(sample["key"], side, labels))
 
 
-def _class_words(labels: Mapping[str, Any], *, scored: bool) -> str:
+def _class_text(labels: Mapping[str, Any], *, scored: bool) -> str:
     classes = (labels.get("classes") or [])[:3]
     if not scored:
         return ", ".join(name for name, _ in classes)

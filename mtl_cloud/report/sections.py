@@ -1,4 +1,4 @@
-"""What the page shows, section by section: plain values for the template, figures as SVG text."""
+"""Content of the page, section by section: plain values for the template, figures as SVG text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mtl_cloud.report import figures
 from mtl_cloud.report.formatting import dollars, duration, instant, number, percent
 from mtl_cloud.report.metrics import (
     Headline,
-    best_words,
     curve_names,
+    describe_best,
+    format_metric,
     headline_metric,
     headlines,
-    is_share,
+    is_fraction,
     label,
     metric_names,
     metric_series,
     tasks_of,
-    written,
 )
 from mtl_cloud.runs.schema import RoundRecord
 
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 _MAP_CLASSES = 30
-"""Classes up to which a confusion matrix is drawn; beyond, its largest confusions are listed."""
+"""Maximum number of classes for drawing a confusion matrix; with more, the largest confusions are listed."""
 _MAP_COUNTS = 16
-"""Classes up to which the cells of a confusion matrix carry their counts."""
+"""Maximum number of classes for counts in the cells of a confusion matrix."""
 _LISTED_CONFUSIONS = 20
 _LOG_RATIO = 100
-"""Losses that differ by more than this factor are drawn on a logarithmic axis."""
+"""Losses that vary by more than this factor are drawn on a logarithmic axis."""
 
 
 class Tile(NamedTuple):
-    """A headline figure."""
+    """A number at the top of the page."""
 
     title: str
     value: str
@@ -58,7 +58,7 @@ class Tile(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A table cell: what is read, and the number as recorded."""
+    """A table cell: its text, and the recorded value."""
 
     text: str
     value: float | str | None
@@ -94,7 +94,7 @@ class TaskSection:
 
 
 def tiles(report: Report) -> list[Tile]:
-    """One for each task with a metric, then time, speed and dollars where they are known."""
+    """One tile for each task with a metric, then time, speed and cost if they are known."""
     found = [_headline_tile(headline, len(report.rounds)) for headline in headlines(report.rounds)]
     if report.seconds is not None:
         done = f"{len(report.rounds)} of {report.plan.rounds} rounds"
@@ -109,8 +109,8 @@ def tiles(report: Report) -> list[Tile]:
 
 def _headline_tile(headline: Headline, rounds: int) -> Tile:
     task, metric, first, last = headline
-    note = f"{written(metric, first)} after round 1" if rounds > 1 else "after round 1"
-    return Tile(task, written(metric, last), [label(metric, task), note])
+    note = f"{format_metric(metric, first)} after round 1" if rounds > 1 else "after round 1"
+    return Tile(task, format_metric(metric, last), [label(metric, task), note])
 
 
 def _price(report: Report) -> list[str]:
@@ -118,19 +118,19 @@ def _price(report: Report) -> list[str]:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """Where and how it ran, as name and value; what is unknown is left out."""
-    plan, lives = report.plan, report.lives
-    devices = dict.fromkeys(life.attempt.device for life in lives if life.attempt.device)
+    """Where and how the run was executed, as name and value. Unknown values are left out."""
+    plan, attempts = report.plan, report.attempts
+    devices = dict.fromkeys(view.attempt.device for view in attempts if view.attempt.device)
     best = report.rounds[-1].best if report.rounds else None
     rows = [
         ("Backend", plan.backend),
         ("Device", ", ".join(devices)),
-        ("Host", ", ".join(dict.fromkeys(life.attempt.host for life in lives))),
+        ("Host", ", ".join(dict.fromkeys(view.attempt.host for view in attempts))),
         ("Trainer processes", number(plan.processes)),
         ("Planned", instant(plan.created_at)),
-        ("Started", instant(lives[0].attempt.started_at) if lives else ""),
+        ("Started", instant(attempts[0].attempt.started_at) if attempts else ""),
         ("Ended", instant(report.result.ended_at) if report.result else ""),
-        ("Best", best_words(best) if best else ""),
+        ("Best", describe_best(best) if best else ""),
         ("Time limit", duration(plan.deadline_s) if plan.deadline_s else ""),
         ("Price", f"{dollars(plan.usd_per_hour)} an hour" if plan.usd_per_hour is not None else ""),
         ("Budget", dollars(plan.budget_usd) if plan.budget_usd is not None else ""),
@@ -144,7 +144,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
-    """The table of rounds: where each stands, every task's headline metric, speed, time and dollars."""
+    """The table of rounds: progress, every task's headline metric, speed, time and cost."""
     columns = [
         _round_column(rounds),
         _column("epoch", (Cell(number(r.epoch), r.epoch) for r in rounds)),
@@ -163,7 +163,7 @@ def round_columns(rounds: Sequence[RoundRecord]) -> list[Column]:
         _column("skipped samples", (Cell(number(r.bad_samples), r.bad_samples) for r in rounds)),
         _column("attempt", (Cell(number(r.attempt), r.attempt) for r in rounds)),
     ]
-    return [column for column in columns if _says_something(column)]
+    return [column for column in columns if _has_values(column)]
 
 
 def _round_column(rounds: Sequence[RoundRecord]) -> Column:
@@ -176,11 +176,11 @@ def _column(title: str, cells: Iterator[Cell]) -> Column:
 
 
 def _metric_column(rounds: Sequence[RoundRecord], task: str, metric: str, title: str, *, strong: bool) -> Column:
-    cells = [Cell(written(metric, value), value) for value in metric_series(rounds, task, metric)]
+    cells = [Cell(format_metric(metric, value), value) for value in metric_series(rounds, task, metric)]
     return Column(title, cells, strong)
 
 
-def _says_something(column: Column) -> bool:
+def _has_values(column: Column) -> bool:
     if column.title == "skipped samples":
         return any(cell.value for cell in column.cells)
     return any(cell.value is not None for cell in column.cells)
@@ -195,7 +195,7 @@ def speed_figure(rounds: Sequence[RoundRecord]) -> str | None:
 
 
 def weights_figure(rounds: Sequence[RoundRecord]) -> str | None:
-    """The weights of the tasks' losses over rounds; None when they never differ from one."""
+    """The weights of the tasks' losses over rounds; None if they are always 1."""
     tasks = list(dict.fromkeys(task for record in rounds for task in record.weights))
     series = {task: [record.weights.get(task) for record in rounds] for task in tasks}
     if all(value in {None, 1.0} for values in series.values() for value in values):
@@ -205,7 +205,7 @@ def weights_figure(rounds: Sequence[RoundRecord]) -> str | None:
 
 
 def sharing_figure(rounds: Sequence[RoundRecord]) -> str | None:
-    """The learned sharing coefficients over rounds, one row each; None when nothing is shared."""
+    """The learned sharing coefficients over rounds, one row each; None if nothing is shared."""
     leaves = [dict(_coefficients(record.sharing)) for record in rounds]
     names = list(dict.fromkeys(name for found in leaves for name in found))
     if not names:
@@ -232,7 +232,7 @@ def _coefficients(sharing: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _thinned(titles: list[str]) -> list[str]:
-    """Every title, or, of many, only some: the others are blank."""
+    """The titles, with some left blank if there are more than ``_MAP_COUNTS``."""
     every = -(-len(titles) // _MAP_COUNTS)
     return [title if index % every == 0 else "" for index, title in enumerate(titles)]
 
@@ -245,7 +245,7 @@ def _numbers(rounds: Sequence[RoundRecord]) -> list[int]:
 
 
 def task_sections(rounds: Sequence[RoundRecord]) -> list[TaskSection]:
-    """In the tasks' fixed order."""
+    """One section per task, in the order of ``TASKS``."""
     return [_task_section(rounds, task) for task in tasks_of(rounds)]
 
 
@@ -284,11 +284,12 @@ def _loss_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
 
 
 def _metric_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
-    drawn = {label(name, task): values for name in curve_names(rounds, task) if (values := _share(rounds, task, name))}
+    names = curve_names(rounds, task)
+    drawn = {label(name, task): values for name in names if (values := _percentages(rounds, task, name))}
     bands = {
         label(name, task): (low, high)
-        for name in curve_names(rounds, task)
-        if (low := _share(rounds, task, f"{name}_low")) and (high := _share(rounds, task, f"{name}_high"))
+        for name in names
+        if (low := _percentages(rounds, task, f"{name}_low")) and (high := _percentages(rounds, task, f"{name}_high"))
     }
     if not drawn:
         return None
@@ -298,10 +299,10 @@ def _metric_figure(rounds: Sequence[RoundRecord], task: str) -> str | None:
     )
 
 
-def _share(rounds: Sequence[RoundRecord], task: str, metric: str) -> list[float | None]:
-    """The metric in per cent; empty when it is no share, or has no value."""
+def _percentages(rounds: Sequence[RoundRecord], task: str, metric: str) -> list[float | None]:
+    """The metric in per cent; empty if it is not a fraction or has no value."""
     values = metric_series(rounds, task, metric)
-    if not is_share(values) or all(value is None for value in values):
+    if not is_fraction(values) or all(value is None for value in values):
         return []
     return [None if value is None else 100 * value for value in values]
 
@@ -318,7 +319,7 @@ def _task_columns(rounds: Sequence[RoundRecord], task: str) -> list[Column]:
 
 
 def _class_columns(per_class: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> list[Column]:
-    """Classes in their own order; the weakest first where there are too many to see at once."""
+    """Columns of the class table. With more than ``_MAP_CLASSES`` classes, the weakest come first."""
     found = dict.fromkeys([*names, *(name for values in per_class.values() for name in values)])
     shown = [name for name in found if any(name in values for values in per_class.values())]
     if len(shown) > _MAP_CLASSES:
@@ -328,7 +329,7 @@ def _class_columns(per_class: Mapping[str, Mapping[str, float | None]], names: S
         return []
     columns = [Column("class", [Cell(name, name) for name in shown])]
     return columns + [
-        Column(label(metric), [Cell(written(metric, values.get(name)), values.get(name)) for name in shown])
+        Column(label(metric), [Cell(format_metric(metric, values.get(name)), values.get(name)) for name in shown])
         for metric, values in per_class.items()
     ]
 

@@ -35,7 +35,7 @@ def write(folder: Path, run_id: str, model: str, metrics: dict[str, float], **tr
         plan=replace(example.plan, run_id=run_id),
         spec_yaml="",
         rounds=(round_record(1, metrics=values, classes={}),),
-        lives=example.lives,
+        attempts=example.attempts,
         result=example.result,
     )
     write_run(FolderStorage(folder), run, spec_json=job_to_json(job))

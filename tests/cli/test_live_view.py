@@ -40,7 +40,7 @@ def lines(*events: RunEvent) -> list[str]:
 
 def test_a_run_without_a_terminal_is_told_in_lines() -> None:
     report = example_report()
-    first, second = report.lives
+    first, second = report.attempts
     assert report.result is not None
     assert lines(
         AttemptStarted(first.attempt),

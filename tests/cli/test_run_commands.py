@@ -20,7 +20,7 @@ from waiting import PATIENCE_S
 
 from mtl_cloud.jobspec.job import JobSpec
 from mtl_cloud.json_types import Json
-from mtl_cloud.report.build import Life, Report
+from mtl_cloud.report.build import AttemptView, Report
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, Heartbeat
 from mtl_cloud.storage import FolderStorage
@@ -49,7 +49,7 @@ def living(tmp_path: Path, storage: str) -> RunRecord:
         plan=replace(example_report().plan, run_id="living-1", name="living", created_at=now),
         spec_yaml="",
         rounds=(round_record(1),),
-        lives=(Life(attempt),),
+        attempts=(AttemptView(attempt),),
     )
     run = write_run(FolderStorage(storage), report)
     progress: dict[str, Json] = {

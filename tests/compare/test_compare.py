@@ -20,7 +20,7 @@ CLASSES = {"classification": ["cat", "dog"], "detection": ["cat", "dog"], "segme
 HEADLINES = {"classification": "top1", "detection": "map50_voc", "segmentation": "miou"}
 
 ASTMT_SINGLE = {"edge": 72.7, "seg": 68.30, "parts": 60.70, "normals": 14.61, "sal": 65.40}
-"""Single-task ResNet-101 on PASCAL-Context: the table in the README of facebookresearch/astmt, as are the next two."""
+"""Single-task ResNet-101 on PASCAL-Context. These three tables are in the README of facebookresearch/astmt."""
 ASTMT_PLAIN = {"edge": 69.2, "seg": 63.20, "parts": 55.10, "normals": 16.04, "sal": 63.60}
 ASTMT = {"edge": 72.4, "seg": 68.00, "parts": 61.12, "normals": 14.68, "sal": 65.71}
 
@@ -31,7 +31,7 @@ def job(model: str = "mtl_net", **training: Any) -> JobSpec:
 
 
 def entry(run_id: str, job: JobSpec, *courses: dict[str, float], images: int = 80, **changes: Any) -> Entry:
-    """A finished run of as many rounds as ``courses`` has headline metrics for."""
+    """A finished run with one round for each entry of ``courses``, its headline metrics."""
     rounds = [
         round_record(
             number,
@@ -96,9 +96,9 @@ def test_a_single_run_has_no_deviation() -> None:
     assert Measure.of([None]) == Measure(None, None, 0)
 
 
-def test_equal_seeds_in_a_row_are_told() -> None:
+def test_equal_seeds_in_a_row_are_noted() -> None:
     runs = [single("classification", 0.1, run_id="a"), single("classification", 0.2, run_id="b")]
-    assert any("share a seed" in note for note in compare(runs).notes)
+    assert any("same seed" in note for note in compare(runs).notes)
 
 
 def test_a_recipe_that_differs_is_another_row_and_the_field_names_it() -> None:
@@ -118,7 +118,7 @@ def test_time_speed_waiting_and_cost_are_those_of_all_rounds() -> None:
     assert (row.usd.mean, row.epochs, row.steps, row.images) == (1.5, 2, 20, 160)
 
 
-def test_the_best_round_is_one_for_all_tasks_and_is_said_to_be_optimistic() -> None:
+def test_the_best_round_is_one_for_all_tasks_and_is_noted_as_optimistic() -> None:
     run = joint("a", (0.9, 0.5, 0.1), (0.8, 0.6, 0.4), (0.7, 0.2, 0.5))
     comparison = compare([run], at="best")
     assert comparison.rows[0].rounds == (2,)
@@ -126,7 +126,7 @@ def test_the_best_round_is_one_for_all_tasks_and_is_said_to_be_optimistic() -> N
     assert "optimistic" in comparison.notes[0]
 
 
-def test_the_last_round_speaks_by_default() -> None:
+def test_the_last_round_is_the_default() -> None:
     assert compare([joint("a", (0.9, 0.9, 0.9), (0.1, 0.2, 0.3))]).rows[0].rounds == (2,)
 
 
@@ -184,10 +184,10 @@ def test_without_a_baseline_of_its_budget_there_is_no_delta_m_and_a_note_says_wh
     delta = comparison.rows[0].delta
     assert delta is not None
     assert (delta.measure, "segmentation" in delta.baselines) == (Measure(None, None, 0), False)
-    assert any("for lack of a single-task run of segmentation" in note for note in comparison.notes)
+    assert any("delta_m needs single-task runs of segmentation" in note for note in comparison.notes)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused comparisons ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_without_a_baseline_of_its_budget_there_is_no_delta_m_and_a_note_says_wh
     ],
 )
 def test_runs_that_learnt_from_something_else_are_refused_by_name(other: Entry, field: str) -> None:
-    with pytest.raises(UsageError, match="cannot be compared truthfully") as raised:
+    with pytest.raises(UsageError, match="are not comparable") as raised:
         compare([single("detection", 0.5, run_id="a"), other])
     assert field in str(raised.value)
     assert raised.value.hint is not None
@@ -262,9 +262,9 @@ def test_a_run_without_a_round_is_refused() -> None:
         compare([Entry("early", job(), ())])
 
 
-def test_a_run_that_is_not_done_is_told() -> None:
+def test_a_run_that_is_not_done_is_noted() -> None:
     notes = compare([entry("cut", job(), {"classification": 0.5}, outcome="cancelled")]).notes
-    assert "cut is not done (cancelled): it stands as far as it came." in notes
+    assert "cut is not done (cancelled): its metrics are those of the rounds it completed." in notes
 
 
 def test_the_document_is_json() -> None:

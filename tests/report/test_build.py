@@ -1,4 +1,4 @@
-"""The report's value is what the run record says."""
+"""The report has the content of the run record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtl_cloud.report.build import build_report
 from mtl_cloud.storage import MemoryStorage
 
 
-def test_a_report_is_read_back_from_the_record_whole() -> None:
+def test_a_report_is_read_back_completely_from_the_record() -> None:
     assert build_report(write_run(MemoryStorage("example"), example_report())) == example_report()
 
 
@@ -21,8 +21,8 @@ def test_the_newest_samples_are_shown_although_later_rounds_have_none() -> None:
     assert build_report(write_run(MemoryStorage("example"), report)).samples == report.samples
 
 
-def test_a_run_that_nobody_has_begun_is_waiting() -> None:
-    empty = replace(example_report(0), lives=(), result=None, samples=None)
+def test_a_run_without_an_attempt_is_waiting() -> None:
+    empty = replace(example_report(0), attempts=(), result=None, samples=None)
     report = build_report(write_run(MemoryStorage("example"), empty))
     assert (report.outcome, report.usd, report.seconds) == ("waiting", None, None)
 
@@ -34,7 +34,7 @@ def test_time_and_cost_of_an_unfinished_run_are_those_of_its_rounds() -> None:
     assert running.seconds == sum(record.seconds + record.validation_s for record in running.rounds)
 
 
-def test_a_run_without_prices_costs_nobody_knows_what() -> None:
+def test_a_run_without_prices_has_no_cost() -> None:
     rounds = tuple(replace(record, usd=None) for record in example_report().rounds)
     report = replace(example_report(), plan=replace(PLAN, usd_per_hour=None), rounds=rounds, result=None)
     assert report.usd is None

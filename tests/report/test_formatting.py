@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats of numbers, durations, dollars and times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tasks a run has something to say about, and which round is its best."""
+"""The tasks of a run with labels, and the text for its best round."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from run_example import example_report
 
-from mtl_cloud.report.metrics import best_words, tasks_of
+from mtl_cloud.report.metrics import describe_best, tasks_of
 from mtl_cloud.runs.schema import BestRound
 
 
 def test_a_task_of_which_nothing_was_labelled_is_left_out() -> None:
-    """MTL-Net on CIFAR-10: the detector and the segmenter are trained through the fusion alone."""
+    """In MTL-Net on CIFAR-10, the detector and the segmenter are trained only through the fusion."""
     (record, *_) = example_report().rounds
     silent = {"detection": None, "segmentation": None}
     only = replace(
@@ -34,8 +34,8 @@ def test_a_task_of_which_nothing_was_labelled_is_left_out() -> None:
         (BestRound(3, "detection/map50_voc", 0.4123), "round 3, detection mAP@.5 41.2 %"),
         (BestRound(3, "detection/loss", 0.4123), "round 3, detection loss 0.4123"),
         (BestRound(2, None, 0.5), "round 2, mean of the headline metrics 50.0 %"),
-        (BestRound(2, None, None), "round 2"),  # of a trainer that did not tell more
+        (BestRound(2, None, None), "round 2"),  # written by an older trainer
     ],
 )
-def test_the_best_round_is_told_with_what_it_is_the_best_by(best: BestRound, words: str) -> None:
-    assert best_words(best) == words
+def test_the_best_round_is_described_with_its_metric(best: BestRound, words: str) -> None:
+    assert describe_best(best) == words

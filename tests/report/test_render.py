@@ -1,4 +1,4 @@
-"""The page, read back by a parser: what it shows, what it says without pictures, and that it needs no network."""
+"""The page, parsed: its content, its text alternatives, and that it needs no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_cloud.runs.schema import RoundSamples
 
 
 class Page(HTMLParser):
-    """Collects what tests ask of a page."""
+    """Parses a page into tags, words and open tags."""
 
     _VOID = frozenset({"meta", "img", "link", "br", "hr", "input"})
 
@@ -159,8 +159,8 @@ def test_the_same_report_gives_the_same_page() -> None:
     assert render_html(example_report()) == render_html(example_report())
 
 
-def test_a_run_without_a_round_says_so() -> None:
-    report = replace(example_report(0), samples=None, result=None, lives=())
+def test_a_run_without_a_round_is_shown_as_waiting() -> None:
+    report = replace(example_report(0), samples=None, result=None, attempts=())
     page = Page(render_html(report))
     assert page.sections == ["headline", "warnings", "rounds", "run", "spec"]
     assert "No round is complete yet" in page.text
@@ -182,7 +182,7 @@ def test_a_task_without_a_label_and_metrics_without_a_value_are_dashes_not_error
     }
     page = Page(render_html(replace(example_report(), rounds=(round_record(1, **absent),), samples=None)))
     assert page.sections == ["headline", "warnings", "rounds", "classification", "detection", "run", "spec"]
-    assert "No sample carried a label of this task." in page.text
+    assert "No sample has a label of this task." in page.text
     assert "nan" not in page.text.lower()
 
 
@@ -231,12 +231,12 @@ def test_a_damaged_sample_is_named() -> None:
         render_html(report)
 
 
-def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match="'report'") as caught:
         render_html(example_report())
     assert caught.value.hint == "pip install 'mtl-cloud[report]'"
 
 
-def test_what_the_plan_stands_on_is_on_the_page(page: Page) -> None:
+def test_the_facts_used_by_the_plan_are_on_the_page(page: Page) -> None:
     assert any(json.loads(word) == PLAN.facts for word in page.words if word.strip().startswith('{\n  "prices"'))

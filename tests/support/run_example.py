@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtl_cloud.report.build import Life, Report
+from mtl_cloud.report.build import AttemptView, Report
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, ExitRecord, PlanRecord, ResultRecord, RoundRecord, RoundSamples
 from mtl_cloud.storage import Storage
@@ -150,7 +150,7 @@ def example_report(rounds: int = 4) -> Report:
         plan=PLAN,
         spec_yaml=SPEC,
         rounds=tuple(round_record(number) for number in range(1, rounds + 1)),
-        lives=(Life(first, cut), Life(second, end)),
+        attempts=(AttemptView(first, cut), AttemptView(second, end)),
         result=ResultRecord(
             ended_at="2026-11-23T16:00:00+00:00",
             outcome="done",
@@ -170,18 +170,18 @@ def write_run(storage: Storage, report: Report, *, spec_json: bytes = b"{}") -> 
     """Write the run of ``report`` into a storage, in the order of a real run."""
     run = RunRecord(storage, report.plan.run_id)
     run.create(report.plan, spec_yaml=report.spec_yaml.encode(), spec_json=spec_json)
-    for life in report.lives:
-        number = life.attempt.number
-        run.claim(life.attempt)
+    for view in report.attempts:
+        number = view.attempt.number
+        run.claim(view.attempt)
         run.append_log(number, 1, f"attempt {number} begins\n".encode())
         run.append_log(number, 2, f"attempt {number} éng\n".encode())
         for record in report.rounds:
             if record.attempt == number:
                 run.write_round(record)
-        if life.exit:
-            run.write_exit(number, life.exit)
+        if view.exit:
+            run.write_exit(number, view.exit)
     if report.samples:
-        run.write_samples(report.samples, attempt=report.lives[-1].attempt.number)
+        run.write_samples(report.samples, attempt=report.attempts[-1].attempt.number)
     if report.result:
-        run.write_result(report.result, attempt=report.lives[-1].attempt.number)
+        run.write_result(report.result, attempt=report.attempts[-1].attempt.number)
     return run

@@ -14,7 +14,7 @@ from mtl_cloud.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mtl_cloud.compare import At, Comparison
+    from mtl_cloud.compare import Comparison, RoundChoice
     from mtl_cloud.report.sections import Column
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def command(  # noqa: PLR0917  # click passes them by name
     runs: tuple[str, ...],
     storage: str | None,
-    at: At,
+    at: RoundChoice,
     force: bool,
     output: str | None,
     markdown: str | None,

@@ -40,11 +40,11 @@ def command(run: str, storage: str | None, as_json: bool) -> None:
 
 
 def _print_rounds(run_id: str, rounds: Sequence[RoundRecord], best: BestRound | None) -> None:
-    from mtl_cloud.report.metrics import best_words, tasks_of
+    from mtl_cloud.report.metrics import describe_best, tasks_of
 
     click.echo(f"{run_id}: {len(rounds)} rounds, metrics of the validation split")
     if best is not None:
-        click.echo(f"* best: {best_words(best)}")
+        click.echo(f"* best: {describe_best(best)}")
     for task in tasks_of(rounds):
         click.echo(f"\n{click.style(task, bold=True)}{_course(rounds, task)}")
         print_table(*_table(rounds, task, best), right=range(1, 100))
@@ -52,18 +52,18 @@ def _print_rounds(run_id: str, rounds: Sequence[RoundRecord], best: BestRound | 
 
 def _course(rounds: Sequence[RoundRecord], task: str) -> str:
     from mtl_cloud.report.formatting import sparkline
-    from mtl_cloud.report.metrics import headline_metric, label, metric_series, written
+    from mtl_cloud.report.metrics import format_metric, headline_metric, label, metric_series
 
     metric = headline_metric(rounds, task)
     if metric is None:
         return ""
     series = metric_series(rounds, task, metric)
-    return f"  {label(metric, task)} {sparkline(series)} {written(metric, series[-1])}"
+    return f"  {label(metric, task)} {sparkline(series)} {format_metric(metric, series[-1])}"
 
 
 def _table(rounds: Sequence[RoundRecord], task: str, best: BestRound | None) -> tuple[list[str], list[list[str]]]:
     from mtl_cloud.report.formatting import number
-    from mtl_cloud.report.metrics import curve_names, label, written
+    from mtl_cloud.report.metrics import curve_names, format_metric, label
 
     names = curve_names(rounds, task)
     rows = [
@@ -71,7 +71,7 @@ def _table(rounds: Sequence[RoundRecord], task: str, best: BestRound | None) -> 
             f"{record.round} *" if best and best.round == record.round else str(record.round),
             number(record.train_losses.get(task)),
             number(record.val_losses.get(task)),
-            *(written(name, record.metrics.get(task, {}).get(name)) for name in names),
+            *(format_metric(name, record.metrics.get(task, {}).get(name)) for name in names),
         ]
         for record in rounds
     ]

@@ -58,7 +58,7 @@ def _follow(record: RunRecord, clock: Clock) -> None:
 
 def _print_summary(record: RunRecord, summary: RunSummary) -> None:
     from mtl_cloud.report.formatting import dollars, duration, instant
-    from mtl_cloud.report.metrics import best_words
+    from mtl_cloud.report.metrics import describe_best
 
     plan, result = record.plan(), record.result()
     print_pairs(
@@ -70,7 +70,7 @@ def _print_summary(record: RunRecord, summary: RunSummary) -> None:
             *(("machine", words) for words in _machine(record, summary)),
             ("rounds", f"{summary.round} of {summary.rounds}"),
             *((task, value) for task, value in _metrics(summary)),
-            ("best", best_words(summary.best) if summary.best else ""),
+            ("best", describe_best(summary.best) if summary.best else ""),
             ("attempt", str(summary.attempt or "none yet")),
             ("created", instant(summary.created_at)),
             ("time", duration(summary.seconds)),
@@ -116,8 +116,9 @@ def _last(news: list[MachineNews]) -> list[MachineNews]:
 
 
 def _metrics(summary: RunSummary) -> list[tuple[str, str]]:
-    from mtl_cloud.report.metrics import label, written
+    from mtl_cloud.report.metrics import format_metric, label
     from mtl_cloud.tasks import HEADLINE
 
     names = {str(task): metric for task, metric in HEADLINE.items()}
-    return [(task, f"{label(names[task], task)} {written(names[task], v)}") for task, v in summary.metrics.items()]
+    values = summary.metrics.items()
+    return [(task, f"{label(names[task], task)} {format_metric(names[task], value)}") for task, value in values]
