@@ -37,7 +37,7 @@ STAGES = ("interpreter and imports", "data, network, plan", "checkpoint read and
 def main() -> None:
     options = _arguments()
     if options.child:
-        _resume(options.width, Path(options.folder), options.child)
+        _resume_in_child(options.width, Path(options.folder), options.child)
         return
     from s3_servers import CREDENTIALS, seaweedfs
 
@@ -90,7 +90,7 @@ def _resume(width: float, folder: Path, attempt: int) -> list[float]:
     return [mark - before for before, mark in zip([started, *marks], marks, strict=False)]
 
 
-def _resume(width: float, folder: Path, attempt: int) -> None:
+def _resume_in_child(width: float, folder: Path, attempt: int) -> None:
     """Child process: print the times at which its stages ended, and exit without a save."""
     import trainer_harness  # noqa: F401  # what a trainer imports
 

@@ -52,8 +52,8 @@ def test_the_real_subset_has_its_published_counts(samples: dict[str, list[Sample
 def test_boxes_and_masks_are_those_that_were_drawn(samples: dict[str, list[Sample]]) -> None:
     for number, sample in enumerate(samples["train"] + samples["val"]):
         scene = draw_scene(np.random.default_rng(number))
-        assert [CLASSES[c] for c in sample.detection.classes] == [VOC_NAMES[thing] for thing in scene.things]
-        assert sample.detection.xyxy.tolist() == [list(box) for _, box in scene.objects()]
+        assert [CLASSES[c] for c in present(sample.detection).classes] == [VOC_NAMES[thing] for thing in scene.things]
+        assert present(sample.detection).xyxy.tolist() == [list(box) for _, box in scene.objects()]
         assert sample.segmentation is None or np.array_equal(sample.segmentation, scene.mask())
     assert [sum(s.segmentation is None for s in samples[split]) for split in samples] == [2, 0]
 
