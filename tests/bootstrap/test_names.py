@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from iam_evaluator import decide
+from iam_evaluator import ACCOUNT, REGION, arn, as_list, decide
 
 from mtl_cloud.bootstrap.policies import policies
 from mtl_cloud.bootstrap.template import resolved, template
@@ -45,7 +45,6 @@ from mtl_cloud.names import (
 from mtl_cloud.planning.lookup.account import AMI_PARAMETER
 from mtl_cloud.runs.paths import RUNS, RunPaths
 
-ACCOUNT, REGION = "123456789012", "eu-west-1"
 PROSE = {"Description", "GroupDescription", "Reasons"}
 
 
@@ -59,10 +58,6 @@ class Symbols(dict[str, str]):
 RESOURCES: dict[str, Any] = resolved(
     template()["Resources"], Symbols({"AWS::AccountId": ACCOUNT, "AWS::Region": REGION, "AWS::Partition": "aws"})
 )
-
-
-def arn(service: str, resource: str, *, region: str = REGION, account: str = ACCOUNT) -> str:
-    return f"arn:aws:{service}:{region}:{account}:{resource}"
 
 
 def role(name: str) -> str:
@@ -89,10 +84,6 @@ def statements() -> Iterator[tuple[str, dict[str, Any]]]:
         for document in ("PolicyDocument", "AssumeRolePolicyDocument"):
             for statement in resource["Properties"].get(document, {}).get("Statement", []):
                 yield f"{name}.{statement['Sid']}", statement
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 # --- the stack's resources, parameters and outputs ---

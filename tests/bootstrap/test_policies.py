@@ -14,7 +14,7 @@ import pytest
 import s3_servers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iam_evaluator import Context, Decision, decide
+from iam_evaluator import ACCOUNT, REGION, Context, Decision, arn, decide
 from moto.iam.access_control import IAMPolicy, PermissionResult
 from run_harness import make_run, supervisor_argv
 from stack_double import Account
@@ -25,15 +25,10 @@ from mtl_cloud.bootstrap.policies import POLICIES, ROLES, policies, trust_policy
 from mtl_cloud.names import KEY_TAG, PURCHASE_TAG, RUN_TAG, aws_name
 from mtl_cloud.storage import open_storage
 
-ACCOUNT, REGION = "123456789012", "eu-west-1"
 BUCKET = f"arn:aws:s3:::mtl-cloud-{ACCOUNT}-{REGION}"
 OURS = {"aws:ResourceAccount": ACCOUNT}
 TAG = f"aws:ResourceTag/{RUN_TAG}"
 ASKED = f"aws:RequestTag/{RUN_TAG}"
-
-
-def arn(service: str, resource: str, *, region: str = REGION, account: str = ACCOUNT) -> str:
-    return f"arn:aws:{service}:{region}:{account}:{resource}"
 
 
 def group(name: str) -> str:

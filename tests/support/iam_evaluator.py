@@ -10,13 +10,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-__all__ = ["Context", "Decision", "decide"]
+__all__ = ["ACCOUNT", "REGION", "Context", "Decision", "arn", "as_list", "decide"]
+
+ACCOUNT, REGION = "123456789012", "eu-west-1"
+"""Of the requests that are decided."""
 
 Decision = Literal["allowed", "denied", "explicitly denied"]
 Context = Mapping[str, str]
 
 _VARIABLE = re.compile(r"\$\{([^}]+)\}")
 _WILDCARDS = {"*": ".*", "?": "."}
+
+
+def arn(service: str, resource: str, *, region: str = REGION, account: str = ACCOUNT) -> str:
+    return f"arn:aws:{service}:{region}:{account}:{resource}"
 
 
 def _like(pattern: str, text: str) -> bool:
@@ -51,7 +58,7 @@ def decide(
     effects = {
         statement["Effect"]
         for document in documents
-        for statement in _list(document["Statement"])
+        for statement in as_list(document["Statement"])
         if _applies(statement, action, resource, known) and _concerns(statement, principal)
     }
     if "Deny" in effects:
@@ -74,14 +81,14 @@ def _concerns(statement: Mapping[str, Any], principal: str) -> bool:
     """An identity policy applies to the principal it is attached to."""
     named = statement.get("Principal", {})
     return "Principal" not in statement or any(
-        one in {principal, "*"} for kind in named.values() for one in _list(kind)
+        one in {principal, "*"} for kind in named.values() for one in as_list(kind)
     )
 
 
 def _names(statement: Mapping[str, Any], element: str, fits: Callable[[str], bool]) -> bool:
     if element in statement:
-        return any(map(fits, _list(statement[element])))
-    return not any(map(fits, _list(statement[f"Not{element}"])))
+        return any(map(fits, as_list(statement[element])))
+    return not any(map(fits, as_list(statement[f"Not{element}"])))
 
 
 def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
@@ -94,7 +101,7 @@ def _holds(operator: str, key: str, wanted: Any, context: Context) -> bool:
     if found is None:
         return bool(if_exists) or negated
     test = _OPERATORS[name.replace("Not", "")]
-    return any(_fits(test, str(value), found, context) for value in _list(wanted)) != negated
+    return any(_fits(test, str(value), found, context) for value in as_list(wanted)) != negated
 
 
 def _fits(test: Callable[[str, str], bool], wanted: str, found: str, context: Context) -> bool:
@@ -105,5 +112,6 @@ def _fits(test: Callable[[str, str], bool], wanted: str, found: str, context: Co
     return test(_VARIABLE.sub(lambda match: context[match[1].lower()], wanted), found)
 
 
-def _list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A policy may give one value where it may give several."""
     return value if isinstance(value, list) else [value]
