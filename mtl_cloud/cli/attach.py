@@ -22,11 +22,10 @@ __all__ = ["attach", "renting_launcher", "require_done", "watch"]
 
 def renting_launcher(run: RunRecord) -> Watchable | None:
     """The launcher of a run that is not over, where its backend brings the machine, and has to take it away."""
-    from mtl_cloud.backends import BACKENDS
-    from mtl_cloud.launch import Watchable, get_launcher
+    from mtl_cloud.launch import Watchable, find_launcher
 
     backend = run.plan().backend
-    launcher = get_launcher(backend) if backend in BACKENDS and run.result() is None else None
+    launcher = find_launcher(backend) if run.result() is None else None
     return launcher if isinstance(launcher, Watchable) else None
 
 

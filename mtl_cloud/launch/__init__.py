@@ -24,6 +24,7 @@ __all__ = [
     "RunHandle",
     "Submission",
     "Watchable",
+    "find_launcher",
     "get_launcher",
 ]
 
@@ -38,3 +39,8 @@ def get_launcher(backend: str) -> Launcher:
     module, name = BACKENDS[backend].launcher.split(":")
     launcher: Launcher = getattr(import_module(module), name)()
     return launcher
+
+
+def find_launcher(backend: str) -> Launcher | None:
+    """``get_launcher`` for a recorded run: None for a backend that this version does not have."""
+    return get_launcher(backend) if backend in BACKENDS else None

@@ -6,16 +6,16 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from mtl_cloud.backends import BACKENDS
 from mtl_cloud.clock import Clock
 from mtl_cloud.errors import AlreadyExistsError, LaunchError
+from mtl_cloud.launch import find_launcher
 from mtl_cloud.launch.base import BackendState, Launcher, RunHandle
 from mtl_cloud.runs.lifecycle import end_as_cancelled
 from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import CancelRecord, PlanRecord
 from mtl_cloud.storage import Storage
 
-__all__ = ["cancel_run", "release_run", "submit_run", "with_requests"]
+__all__ = ["cancel_run", "release_run", "submit_run", "with_requests", "with_requests_if_known"]
 
 _CANCEL_GRACE_S = 300.0
 """The supervisor sees a request within seconds, and gives the trainer two minutes to save."""
@@ -25,6 +25,17 @@ _LOOK_S = 5.0
 def with_requests(plan: PlanRecord, launcher: Launcher) -> PlanRecord:
     """The plan with the exact requests to its backend. Pure."""
     return replace(plan, requests=launcher.prepare(plan).request)
+
+
+def with_requests_if_known(plan: PlanRecord) -> tuple[PlanRecord, LaunchError | None]:
+    """The plan with its exact requests; as it was, with the reason, where the account is not known."""
+    launcher = find_launcher(plan.backend)
+    if launcher is None:
+        return plan, None
+    try:
+        return with_requests(plan, launcher), None
+    except LaunchError as error:
+        return plan, error
 
 
 def submit_run(
@@ -75,16 +86,3 @@ def release_run(run: RunRecord, request: CancelRecord, *, launcher: Launcher, cl
         clock.sleep(_LOOK_S)
     launcher.stop(handle)
     cancel_run(run, request, launcher=launcher)
-
-
-def with_requests_if_known(plan: PlanRecord) -> tuple[PlanRecord, LaunchError | None]:
-    """The plan with its exact requests; as it was, with the reason, where the account is not known."""
-    from mtl_cloud.launch import get_launcher
-    from mtl_cloud.launch.submit import with_requests
-
-    if plan.backend not in BACKENDS:
-        return plan, None
-    try:
-        return with_requests(plan, get_launcher(plan.backend)), None
-    except LaunchError as error:
-        return plan, error

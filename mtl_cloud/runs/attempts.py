@@ -97,32 +97,33 @@ def bill_of(
 
     ``billed`` maps a backend to the charges that the backend itself reports; they replace those of its attempts.
     """
-    return bill_of_attempts(run, read_attempts(run), billed, now=now)
+    return bill_of_attempts(run.plan(), run.boots(), read_attempts(run), billed, now=now)
 
 
 def bill_of_attempts(
-    run: RunRecord,
+    plan: PlanRecord,
+    boots: Sequence[BootRecord],
     attempts: Sequence[AttemptState],
     billed: Mapping[str, Sequence[Charge]] | None = None,
     *,
     now: datetime | None = None,
     lost_after_s: float = LOST_BY_CLOCK_S,
 ) -> Bill:
-    """``bill_of``, for attempts that were read already."""
+    """``bill_of``, for a record that was read already. Pure."""
     reported = {backend: charges for backend, charges in (billed or {}).items() if charges}
-    plan, boots = run.plan(), {boot.instance: boot for boot in run.boots()}
+    booted = {boot.instance: boot for boot in boots}
     charges, seen = [charge for own in reported.values() for charge in own], set[str]()
     for attempt in attempts:
         if attempt.claim.backend in reported:
             continue
         alive = now is not None and attempt is attempts[-1] and not attempt.is_lost(now, lost_after_s)
         seconds = attempt.seconds(now if alive else None)
-        boot = boots.get(attempt.claim.host)
+        boot = booted.get(attempt.claim.host)
         if boot is not None and boot.instance not in seen:
             seconds += max(0.0, _between(boot.started_at, attempt.claim.started_at))
         seen.add(attempt.claim.host)
         charges.append(_charge_of_attempt(plan, boot, attempt.claim, seconds))
-    failed = [boot for name, boot in boots.items() if name not in seen]
+    failed = [boot for name, boot in booted.items() if name not in seen]
     charges += [_charge_of_boot(plan, boot, None, _between(boot.started_at, boot.at)) for boot in failed]
     return Bill(tuple(charges))
 
@@ -140,8 +141,7 @@ def _charge_of_boot(
     plan: PlanRecord, boot: BootRecord, attempt: int | None, seconds: float, *, backend: str = "ec2"
 ) -> Charge:
     market = boot.market.replace("-", "_")
-    on_demand = _price(plan, boot.instance_type, boot.zone, "on_demand")
-    paid = on_demand if market == "on_demand" else _price(plan, boot.instance_type, boot.zone, market)
+    paid, on_demand = (_price(plan, boot.instance_type, boot.zone, one) for one in (market, "on_demand"))
     return Charge(attempt, boot.instance, boot.instance_type, boot.zone, market, seconds, paid, on_demand, backend)
 
 
@@ -182,9 +182,7 @@ class AttemptOutcome:
 
 def attempt_outcomes(run: RunRecord) -> list[AttemptOutcome]:
     """The outcome of each of the run's attempts, oldest first."""
-    committed: dict[int, int] = {}
-    for checkpoint in run.checkpoints():
-        committed[checkpoint.attempt] = max(checkpoint.step, committed.get(checkpoint.attempt, 0))
+    committed = {checkpoint.attempt: checkpoint.step for checkpoint in run.checkpoints()}  # sorted: the newest stays
     return [_outcome(attempt, committed.get(attempt.number, 0)) for attempt in read_attempts(run)]
 
 

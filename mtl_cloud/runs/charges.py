@@ -70,8 +70,7 @@ class Bill:
 
         Never less than ``usd``.
         """
-        rented = (charge for charge in self.charges if charge.is_rented or charge.usd_per_hour is not None)
-        return sum(charge.seconds * (charge.usd_per_hour or usd_per_hour) / 3600 for charge in rented)
+        return sum(charge.seconds * (charge.usd_per_hour or usd_per_hour) / 3600 for charge in self._priced())
 
     def _priced(self) -> list[Charge]:
         """Charges that count toward the total: your own machine costs nothing unless its plan gives it a price."""

@@ -43,7 +43,7 @@ class RunSummary:
 def summarize(run: RunRecord, now: datetime, *, lost_after_s: float = LOST_BY_CLOCK_S) -> RunSummary:
     """The state of ``run`` at ``now``: lost when its attempt has not ended and stopped reporting (see ``attempts``)."""
     plan, result, attempts, rounds = run.plan(), run.result(), read_attempts(run), run.rounds()
-    bill = None if result else bill_of_attempts(run, attempts, now=now, lost_after_s=lost_after_s)
+    bill = None if result else bill_of_attempts(plan, run.boots(), attempts, now=now, lost_after_s=lost_after_s)
     return RunSummary(
         run_id=run.run_id,
         name=plan.name,

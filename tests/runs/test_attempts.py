@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from ec2_harness import World, ec2_plan
 from hypothesis import given
 from hypothesis import strategies as st
-from run_harness import FAST, FakeClock, make_run
+from run_harness import FAST, START, FakeClock, at, make_run
 
 from mtl_cloud import cli
 from mtl_cloud.catalog import Price
@@ -33,13 +33,8 @@ from mtl_cloud.supervise.attempt import Attempt
 from mtl_cloud.supervise.context import SupervisorContext
 from mtl_cloud.supervise.stop_conditions import DeadlineWatcher
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 USD_PER_HOUR = 36.0
 """A cent a second."""
-
-
-def at(seconds: float) -> str:
-    return (START + timedelta(seconds=seconds)).isoformat()
 
 
 def claim(run: RunRecord, number: int, start: float, *, host: str = "elsewhere") -> None:

@@ -6,11 +6,11 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from narrowing import result_of
-from run_harness import make_run
+from run_harness import START, make_run
 
 from mtl_cloud.errors import AlreadyExistsError, RunTakenOverError
 from mtl_cloud.runs.lifecycle import cancel_message, claim_attempt, end_as_cancelled, finish_run
@@ -19,7 +19,6 @@ from mtl_cloud.runs.record import RunRecord
 from mtl_cloud.runs.schema import AttemptRecord, CancelRecord, ExitRecord, Outcome, PlanRecord, ResultRecord
 from mtl_cloud.storage import MemoryStorage
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = START + timedelta(hours=1)
 SPEC = b'{"compute": {"max_restarts": 3}}'
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from ec2_harness import World, ec2_plan
-from run_harness import make_run
+from run_harness import START, at, make_run
 
 from mtl_cloud.catalog import Price
 from mtl_cloud.runs.attempts import AttemptState, attempt_outcomes, bill_of, bill_of_attempts, read_attempts
@@ -26,14 +26,9 @@ from mtl_cloud.runs.schema import (
 )
 from mtl_cloud.storage import MemoryStorage
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 MACHINE = "p4d.24xlarge"
 LISTED = 21.957642
 """On demand, by the shipped table."""
-
-
-def at(seconds: float) -> str:
-    return (START + timedelta(seconds=seconds)).isoformat()
 
 
 def claim(run: RunRecord, number: int, start: float, **fields: Any) -> AttemptRecord:
@@ -210,8 +205,8 @@ def test_only_the_newest_attempt_may_be_alive_and_by_the_readers_own_patience() 
     attempts, now = read_attempts(run), START + timedelta(seconds=100)
     assert bill_of(run, now=now).seconds == 100
     assert bill_of(run).seconds == 0
-    assert bill_of_attempts(run, attempts, now=now, lost_after_s=100).seconds == 100
-    assert bill_of_attempts(run, attempts, now=now, lost_after_s=99).seconds == 0
+    assert bill_of_attempts(run.plan(), [], attempts, now=now, lost_after_s=100).seconds == 100
+    assert bill_of_attempts(run.plan(), [], attempts, now=now, lost_after_s=99).seconds == 0
 
 
 # --- sums ---

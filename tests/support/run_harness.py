@@ -23,10 +23,19 @@ from mtl_cloud.storage import Storage
 FAST = SupervisorOptions(grace_s=60, kill_after_s=0.3, tick_s=0.02, poll_s=0.1, first_s=0.1, last_s=0.1, patience_s=60)
 """Short intervals. The grace is long: a trainer that saves at once ends it, on however busy a machine."""
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
+"""The time at which a handmade run begins, and ``FakeClock`` too."""
+
+
+def at(seconds: float) -> str:
+    """ISO 8601, ``seconds`` after ``START``."""
+    return (START + timedelta(seconds=seconds)).isoformat()
+
+
 PLAN = PlanRecord(
     run_id="digits-1",
     name="digits",
-    created_at="2026-01-01T00:00:00+00:00",
+    created_at=START.isoformat(),
     backend="local",
     storage="",
     command=["python", "-c", "print('done')"],
@@ -112,7 +121,7 @@ def no_cloud_environ() -> dict[str, str]:
 class FakeClock(Clock):
     """A clock that advances only by ``sleep``. Actions scheduled with ``at`` run when a sleep passes their time."""
 
-    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+    def __init__(self, start: datetime = START) -> None:
         self._start = start
         self._planned: list[tuple[float, Callable[[], object]]] = []
         self.seconds = 0.0

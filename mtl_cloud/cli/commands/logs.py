@@ -56,12 +56,11 @@ def _text(record: RunRecord, attempt: int) -> str:
 
 def _backend_log(record: RunRecord) -> dict[int, str]:
     """What the backend kept of a run that has logged nothing, as if of its first attempt; empty if it keeps nothing."""
-    from mtl_cloud.backends import BACKENDS
-    from mtl_cloud.launch import RunHandle, get_launcher
+    from mtl_cloud.launch import RunHandle, find_launcher
     from mtl_cloud.launch.base import LogSource
 
     handle = RunHandle.of(record.plan())
-    launcher = get_launcher(handle.backend) if handle.backend in BACKENDS else None
+    launcher = find_launcher(handle.backend)
     if not isinstance(launcher, LogSource):
         return {}
     return {1: "".join(f"{line}\n" for line in launcher.log_lines(handle))}
