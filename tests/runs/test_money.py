@@ -224,6 +224,17 @@ def test_a_bill_adds_up_what_is_rented_and_what_has_a_price() -> None:
     assert (own.usd, own.saved_usd, own.budgeted_usd(1000.0)) == (2.0, 0.0, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("backend", "budgeted"),
+    [("local", 0), ("docker", 0), ("ec2", 50), ("sagemaker", 50), ("of a newer version", 50)],
+)
+def test_a_machine_without_a_price_counts_against_the_budget_unless_it_is_the_users_own(
+    backend: str, budgeted: float
+) -> None:
+    bill = Bill((charge(3600, None, None, backend),))
+    assert (bill.usd, bill.budgeted_usd(50.0)) == (None, budgeted)
+
+
 def test_one_unknown_price_makes_the_sum_unknown_but_not_what_counts_against_the_budget() -> None:
     bill = Bill((charge(3600, 10.0, 30.0), charge(1800, None, 30.0)))
     assert (bill.usd, bill.saved_usd) == (None, None)

@@ -70,6 +70,36 @@ def test_a_stop_that_was_requested_keeps_the_trainers_exit_code(exit_code: int |
     assert classify(exit_code, stop, None, []) == expected
 
 
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [(StopReason.MAINTENANCE, Outcome.INTERRUPTED), (StopReason.HANG, Outcome.MACHINE_ERROR)],
+)
+def test_maintenance_is_an_interruption_and_a_hang_the_machines_error(reason: StopReason, outcome: Outcome) -> None:
+    assert classify(-9, Stop(reason, "because"), None, []).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: [gloo/transport/tcp/pair.cc:1] Write error [10.0.0.7]:5519: Broken pipe",
+        "RuntimeError: Application timeout caused pair closure",
+        "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection has failed.",
+        "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1.",
+        "torch.distributed.DistBackendError: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9)",
+    ],
+)
+def test_each_backends_message_of_a_lost_peer_is_the_machines_error(error: str) -> None:
+    """As gloo, torchrun's rendezvous and NCCL word it."""
+    assert classify(1, None, None, [error]).outcome == Outcome.MACHINE_ERROR
+
+
+@pytest.mark.parametrize("error", ["Exception: too few classes", "SystemExit: 3", "KeyboardInterrupt", "a.b.OwnError"])
+def test_the_last_exception_is_the_cause_though_other_lines_follow_it(error: str) -> None:
+    """Libraries print as the interpreter ends."""
+    expected = AttemptEnd(Outcome.USER_ERROR, 1, f"the trainer ended with code 1: {error}")
+    assert classify(1, None, None, [error, "wandb: run ended"]) == expected
+
+
 def test_a_lost_peer_keeps_the_trainers_exit_code() -> None:
     error = "RuntimeError: Connection closed by peer"
     expected = AttemptEnd(Outcome.MACHINE_ERROR, 1, f"the trainer lost another process of its training: {error}")
